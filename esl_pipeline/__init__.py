@@ -1,0 +1,3 @@
+"""Shopify products to Hipoink electronic shelf labels, through Supabase and Dagster."""
+
+__version__ = "0.1.0"
