@@ -1,0 +1,1 @@
+"""Supabase or Postgres as inbox, validation buffer, queue and audit: SQL functions behind one Python class."""

@@ -1,0 +1,1 @@
+"""Where products come from. Each source turns what it receives into the same plain facts."""

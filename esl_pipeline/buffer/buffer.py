@@ -1,0 +1,204 @@
+"""The one door to the buffer: each method is one SQL function, whatever the transport."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.migrate import code_version
+from esl_pipeline.buffer.transports import Transport
+
+Row = dict[str, Any]
+
+# supabase.md 3.2: about 2.5 MB a call, and no gain from larger ones.
+MAX_ROWS_PER_CALL = 5_000
+
+
+class BufferVersionError(BufferError):
+    """The buffer is older or newer than this code."""
+
+
+class Buffer:
+    """Inbox, variants, labels, queue and audit. Rows are plain dicts; every call is one round trip.
+
+    Every method may raise BufferError (BufferUnavailable when the database cannot be reached). Every function
+    behind them may be called again with the same arguments, so transports repeat calls whose answer was lost.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def __repr__(self) -> str:
+        return f"Buffer({self.transport.describe()})"
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.transport.close()
+
+    def ping(self) -> None:
+        """Raise BufferUnavailable when the buffer cannot be reached."""
+        self.transport.call("esl_version", {})
+
+    def check_version(self) -> None:
+        """Raise BufferVersionError unless the buffer is exactly at the version of this code."""
+        found = self.transport.call("esl_version", {})["version"]
+        wanted = code_version()
+        if found < wanted:
+            raise BufferVersionError(
+                f"the buffer is at version {found}, this code needs {wanted}: run `esl-pipeline migrate`"
+            )
+        if found > wanted:
+            raise BufferVersionError(
+                f"the buffer is at version {found}, newer than this code ({wanted}): update esl_pipeline"
+            )
+
+    # Inbox
+
+    def inbox_add(self, deliveries: Sequence[Mapping[str, Any]]) -> Row:
+        """Keep deliveries as received -> {received, inserted}."""
+        return self._call("esl_inbox_add", deliveries=list(deliveries))
+
+    def inbox_claim(
+        self,
+        *,
+        run_id: str,
+        limit: int = 200,
+        max_bytes: int = 8_000_000,
+        lease_seconds: float = 60,
+        max_attempts: int = 8,
+        shop: Mapping[str, str] | None = None,
+    ) -> tuple[str, list[Row]]:
+        """Lease the oldest open deliveries of mapped shops -> (claim id, events)."""
+        claim_id = str(uuid4())
+        answer = self._call(
+            "esl_inbox_claim",
+            claim_id=claim_id,
+            run_id=run_id,
+            limit=limit,
+            max_bytes=max_bytes,
+            lease_seconds=lease_seconds,
+            max_attempts=max_attempts,
+            shop=shop,
+        )
+        return claim_id, answer["events"]
+
+    # Variants
+
+    def variants_merge(
+        self,
+        *,
+        claim_id: str | None,
+        products: Sequence[Row],
+        variants: Sequence[Row],
+        levels: Sequence[Row],
+        events: Sequence[Row],
+    ) -> Row:
+        """Store what the source says, newest version first, and finish the events, in one transaction."""
+        return self._call(
+            "esl_variants_merge",
+            claim_id=claim_id,
+            products=list(products),
+            variants=list(variants),
+            levels=list(levels),
+            events=list(events),
+        )
+
+    def variants_due(self, *, limit: int = MAX_ROWS_PER_CALL, shop: Mapping[str, str] | None = None) -> Row:
+        """Variants that are not evaluated yet and the active mappings of their shops -> {variants, mappings}."""
+        return self._call("esl_variants_due", limit=limit, shop=shop)
+
+    # Labels and queue
+
+    def labels_stage(
+        self, *, labels: Sequence[Row], findings: Sequence[Row], evaluated: Sequence[Row]
+    ) -> Row:
+        """Store evaluated labels and queue the places that differ from the ledger."""
+        return self._call(
+            "esl_labels_stage", labels=list(labels), findings=list(findings), evaluated=list(evaluated)
+        )
+
+    def push_claim(
+        self,
+        *,
+        limit: int,
+        lease_seconds: float,
+        max_attempts: int,
+        run_id: str,
+        asset: str,
+        shop: Mapping[str, str] | None = None,
+    ) -> Row:
+        """Lease one batch for one label-server call, intents written -> {push_id, store_code, operation, rows}."""
+        return self._call(
+            "esl_push_claim",
+            claim_id=str(uuid4()),
+            limit=limit,
+            lease_seconds=lease_seconds,
+            max_attempts=max_attempts,
+            run_id=run_id,
+            asset=asset,
+            shop=shop,
+        )
+
+    def push_finish(self, **result: Any) -> Row:
+        """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}."""
+        return self._call("esl_push_finish", **result)
+
+    def rate_take(self, *, server: str, rate_per_second: float, slots: int = 1) -> float:
+        """Reserve call slots of one label server; seconds to wait before the first."""
+        answer = self._call("esl_rate_take", server=server, rate_per_second=rate_per_second, slots=slots)
+        return float(answer["wait_seconds"])
+
+    # The drain run
+
+    def due(self) -> Row:
+        """What the sensor asks -> {due, inbox, variants, queue, drain, shops}."""
+        return self._call("esl_due")
+
+    def lease_take(self, *, name: str, holder: str, seconds: float) -> Row:
+        """Take or renew a lease -> {held, holder, until}."""
+        return self._call("esl_lease_take", name=name, holder=holder, seconds=seconds)
+
+    def lease_release(self, *, name: str, holder: str) -> Row:
+        """Give a lease back, if it is still this holder's -> {released}."""
+        return self._call("esl_lease_release", name=name, holder=holder)
+
+    # Store mappings
+
+    def mapping_create(self, fields: Mapping[str, Any]) -> Row:
+        """A new store mapping; BufferError with code 23505 when shop and store are mapped already."""
+        return self._call("esl_mapping_create", **fields)
+
+    def mapping_list(self) -> list[Row]:
+        """All store mappings, oldest first."""
+        return list(self._call("esl_mapping_list")["mappings"])
+
+    def mapping_get(self, mapping_id: str) -> Row | None:
+        """One store mapping, or None."""
+        found = self._call("esl_mapping_list", id=mapping_id)["mappings"]
+        return found[0] if found else None
+
+    def mapping_update(self, mapping_id: str, changes: Mapping[str, Any]) -> Row | None:
+        """Change a mapping and have its shop's labels evaluated again; None when there is none."""
+        return self.transport.call("esl_mapping_update", {"id": mapping_id, **changes})  # type: ignore[no-any-return]
+
+    # For people
+
+    def status(self) -> Row:
+        """Counts per store and shop, and open findings by check."""
+        return self._call("esl_status")
+
+    def findings(self, *, mapping_id: str | None = None, limit: int = 1_000) -> list[Row]:
+        """Open findings."""
+        return list(self._call("esl_findings", mapping_id=mapping_id, limit=limit)["findings"])
+
+    def trace(self, code: str, *, store: str | None = None, limit: int = 20) -> list[Row]:
+        """From a label back to its pushes, variant and webhooks, one row per store."""
+        return list(self._call("esl_trace", code=code, store=store, limit=limit)["places"])
+
+    def redrive(self, *, store: str | None = None, code: str | None = None) -> Row:
+        """Make failed and dead pushes due again -> {labels, deliveries}."""
+        return self._call("esl_redrive", store=store, code=code)
+
+    def _call(self, function: str, **p: Any) -> Row:
+        answer: Row = self.transport.call(function, {k: v for k, v in p.items() if v is not None})
+        return answer

@@ -1,0 +1,68 @@
+-- The inbox: one insert per delivery, leased claims, completion.
+
+-- {deliveries: [...]} -> {received, inserted}. A delivery that is already there is not an error.
+create or replace function public.esl_inbox_add(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    with added as (
+        insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
+                                       api_version, order_key, body, body_sha256, state, reason, finished_at)
+        select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
+               d.api_version, d.order_key, decode(d.body_base64, 'base64'), d.body_sha256, d.state, d.reason,
+               case when d.state = 'unusable' then now() end
+        from jsonb_to_recordset(p -> 'deliveries') as d (
+            source_system text, source_store_id text, topic text, webhook_id text, event_id text,
+            triggered_at timestamptz, api_version text, order_key text, body_base64 text, body_sha256 text,
+            state text, reason text)
+        on conflict do nothing
+        returning 1
+    )
+    select jsonb_build_object('received', jsonb_array_length(p -> 'deliveries'), 'inserted', (select count(*) from added))
+$$;
+
+-- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}
+-- -> {events: [...]}, oldest first. Only shops with a mapping: the others' events wait.
+-- The same claim_id again returns the same rows, so that a lost answer parks nothing.
+create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+    v_claim uuid := (p ->> 'claim_id')::uuid;
+    v_now   timestamptz := clock_timestamp();
+begin
+    if not exists (select from esl.webhook_inbox where claim_id = v_claim and state = 'leased') then
+        with shops as (
+            select distinct m.source_system, m.source_store_id from esl.store_mappings m
+            where p -> 'shop' is null
+               or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}')
+        ), open_events as (
+            select i.id, i.attempts, octet_length(i.body) as bytes
+            from shops s
+            cross join lateral (
+                select e.id, e.attempts, e.body from esl.webhook_inbox e
+                where e.source_system = s.source_system and e.source_store_id = s.source_store_id
+                  and (e.state = 'ready' or (e.state = 'leased' and e.lease_until < v_now))
+                order by e.id limit (p ->> 'limit')::int for update skip locked
+            ) i
+            order by i.id limit (p ->> 'limit')::int
+        ), sized as (
+            select id, attempts, sum(bytes) over (order by id) - bytes as bytes_before from open_events
+        ), exhausted as (
+            update esl.webhook_inbox i
+            set state = 'dead', finished_at = v_now, claim_id = null, lease_until = null,
+                reason = format('given up after %s attempts: the run that read it never finished', i.attempts)
+            from sized s where s.id = i.id and s.attempts >= (p ->> 'max_attempts')::int
+        )
+        update esl.webhook_inbox i
+        set state = 'leased', attempts = i.attempts + 1, claim_id = v_claim, run_id = p ->> 'run_id',
+            lease_until = v_now + make_interval(secs => (p ->> 'lease_seconds')::float8)
+        from sized s
+        where s.id = i.id and s.attempts < (p ->> 'max_attempts')::int and s.bytes_before < (p ->> 'max_bytes')::bigint;
+    end if;
+    return jsonb_build_object('events', coalesce((
+        select jsonb_agg(jsonb_build_object(
+                   'id', id, 'source_system', source_system, 'source_store_id', source_store_id, 'topic', topic,
+                   'webhook_id', webhook_id, 'triggered_at', triggered_at, 'received_at', received_at,
+                   'body_sha256', body_sha256, 'body_base64', encode(body, 'base64')) order by id)
+        from esl.webhook_inbox where claim_id = v_claim and state = 'leased'), '[]'));
+end $$;
+
+select esl.restrict_functions();

@@ -1,0 +1,266 @@
+-- The queue at work: claim a batch (with its intents), finish it (with its results), shared pace and leases.
+
+-- What may be pushed now. A removal waits until its variant's new label is accepted, so that the shelf is never
+-- empty between; nothing is written for a paused mapping or to a store that the mapping has left.
+create or replace view esl.pushable as
+select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.state,
+       m.source_system, m.source_store_id
+from esl.sync_queue q
+join esl.store_mappings m on m.id = q.mapping_id and m.is_active
+where ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased' and q.lease_until < now()))
+  and (q.operation = 'delete' or m.hipoink_store_code = q.store_code)
+  and (q.operation = 'upsert' or not exists (
+       select from esl.sync_queue u
+       where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert'))
+  and not exists (select from esl.store_pauses s where s.store_code = q.store_code and s.until > now());
+
+-- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?} ->
+-- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}]} (rows empty: nothing due).
+-- One batch is one call at the label server: one store, one operation. The rises first. Writes an intent per label.
+-- The same claim_id again returns the same rows.
+create or replace function public.esl_push_claim(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+    v_push  uuid := (p ->> 'claim_id')::uuid;
+    v_max   int := (p ->> 'max_attempts')::int;
+    v_head  record;
+begin
+    if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
+        -- A worker that died after its claim leaves an intent without a result: what became of it is unknown.
+        with lost as (
+            select q.store_code, q.code from esl.sync_queue q
+            where q.state = 'leased' and q.lease_until < now()
+            order by q.store_code, q.code for update skip locked
+        ), released as (
+            update esl.sync_queue q
+            set state = case when q.attempts >= v_max then 'dead' else 'ready' end, next_attempt_at = now(),
+                lease_until = null, last_error = 'the run ended before the answer of the label server was recorded'
+            from lost where q.store_code = lost.store_code and q.code = lost.code
+            returning q.*
+        )
+        insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
+                                  attempt, run_id, outcome, message)
+        select 'result', push_id, store_code, code, mapping_id, variant_id, operation, label_hash, attempts,
+               p ->> 'run_id', 'lost', last_error
+        from released where push_id is not null;
+
+        select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
+        where v.state = 'ready'
+          and (p -> 'shop' is null or (v.source_system, v.source_store_id)
+               = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+        order by v.priority, v.next_attempt_at, v.created_at limit 1;
+
+        if found then
+            with batch as (
+                select q.store_code, q.code from esl.pushable v join esl.sync_queue q using (store_code, code)
+                where q.state = 'ready' and v.store_code = v_head.store_code and v.operation = v_head.operation
+                  and v.max_batch = v_head.max_batch
+                  and (p -> 'shop' is null or (v.source_system, v.source_store_id)
+                       = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+                order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C"
+                limit least((p ->> 'limit')::int, v_head.max_batch)
+                for update of q skip locked
+            )
+            update esl.sync_queue q
+            set state = 'leased', push_id = v_push, attempts = q.attempts + 1, in_doubt = true,
+                lease_until = clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8)
+            from batch b where q.store_code = b.store_code and q.code = b.code;
+
+            insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label,
+                                      label_hash, attempt, run_id, asset, partition, event_ids)
+            select 'intent', v_push, q.store_code, q.code, q.mapping_id, q.variant_id, q.operation, q.label,
+                   q.label_hash, q.attempts, p ->> 'run_id', p ->> 'asset',
+                   m.source_system || ':' || m.source_store_id, q.event_ids
+            from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
+            where q.push_id = v_push and q.state = 'leased';
+        end if;
+    end if;
+    return (select jsonb_build_object(
+        'push_id', v_push, 'store_code', min(q.store_code), 'operation', min(q.operation),
+        'rows', coalesce(jsonb_agg(jsonb_build_object(
+            'code', q.code, 'label', q.label, 'generation', q.generation, 'attempt', q.attempts,
+            'source_system', m.source_system, 'source_store_id', m.source_store_id, 'variant_id', q.variant_id,
+            'event_ids', q.event_ids) order by q.code collate "C"), '[]'))
+        from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
+        where q.push_id = v_push and q.state = 'leased');
+end $$;
+
+-- {push_id, outcome, http_status, error_code, message, answer, duration_ms, retry_after_seconds, pause_seconds,
+--  max_attempts, initial_delay_seconds, multiplier, max_delay_seconds, run_id,
+--  rows: [{code, generation}], store_code, operation}
+-- -> {accepted, retried, failed, dead, stale}
+-- accepted: the ledger takes the pushed labels. transient/unknown: again later, with growing delay. rejected: a batch
+-- is halved until the refused label stands alone, which is then failed. authentication: the store pauses.
+-- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
+create or replace function public.esl_push_finish(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+    v_push    uuid := (p ->> 'push_id')::uuid;
+    v_store   text := p ->> 'store_code';
+    v_outcome text := p ->> 'outcome';
+    v_now     timestamptz := clock_timestamp();
+    v_codes   text[];
+    v_mine    text[];
+    v_stale   text[];
+    v_again   text[];
+    v_result  jsonb;
+begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+
+    -- A repeated call (its first answer was lost) finds its results and changes nothing.
+    select coalesce(array_agg(r.code), '{}') into v_codes from jsonb_to_recordset(p -> 'rows') as r (code text)
+    where not exists (select from esl.sync_log l where l.push_id = v_push and l.kind = 'result'
+                      and l.code = r.code and l.outcome <> 'lost');
+    select coalesce(array_agg(q.code), '{}') into v_mine from esl.sync_queue q
+    where q.store_code = v_store and q.code = any (v_codes) and q.push_id = v_push and q.state = 'leased';
+    select coalesce(array_agg(c), '{}') into v_stale from unnest(v_codes) c where c <> all (v_mine);
+
+    insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
+        attempt, run_id, asset, partition, event_ids, outcome, http_status, error_code, message, answer, duration_ms)
+    select 'result', v_push, i.store_code, i.code, i.mapping_id, i.variant_id, i.operation, i.label_hash,
+           i.attempt, i.run_id, i.asset, i.partition, i.event_ids, v_outcome, (p ->> 'http_status')::int,
+           (p ->> 'error_code')::int, p ->> 'message', p ->> 'answer', (p ->> 'duration_ms')::int
+    from esl.sync_log i
+    where i.push_id = v_push and i.kind = 'intent' and i.code = any (v_codes);
+
+    if v_outcome = 'accepted' then
+        insert into esl.hipoink_products as s (store_code, code, mapping_id, variant_id, label, label_hash, push_id,
+                                               accepted_at)
+        select i.store_code, i.code, i.mapping_id, i.variant_id, i.label, i.label_hash, v_push, v_now
+        from esl.sync_log i
+        where i.push_id = v_push and i.kind = 'intent' and i.operation = 'upsert' and i.code = any (v_mine)
+        on conflict (store_code, code) do update
+        set mapping_id = excluded.mapping_id, variant_id = excluded.variant_id, label = excluded.label,
+            label_hash = excluded.label_hash, push_id = excluded.push_id, accepted_at = excluded.accepted_at;
+
+        delete from esl.hipoink_products s using esl.sync_log i
+        where i.push_id = v_push and i.kind = 'intent' and i.operation = 'delete' and i.code = any (v_mine)
+          and s.store_code = i.store_code and s.code = i.code;
+
+        -- Done, unless the label has changed while it was on its way (generation moved on) or must go out again.
+        delete from esl.sync_queue q using jsonb_to_recordset(p -> 'rows') as r (code text, generation bigint)
+        where q.store_code = v_store and q.code = r.code and q.code = any (v_mine)
+          and q.generation = r.generation and not q.redo;
+        update esl.sync_queue q
+        set state = 'ready', in_doubt = q.redo, redo = false, attempts = 0, next_attempt_at = v_now,
+            lease_until = null, last_error = null
+        where q.store_code = v_store and q.code = any (v_mine);
+        perform esl.requeue(array_fill(v_store, array[cardinality(v_mine)]), v_mine);
+    else
+        -- A label that changed while it was on its way starts afresh. Neither a batch that has to be halved nor
+        -- refused credentials count as an attempt of the label.
+        update esl.sync_queue q
+        set lease_until = null,
+            redo = false, last_error = p ->> 'message',
+            max_batch = case when v_outcome = 'rejected'
+                             then greatest(1, (cardinality(v_codes) + 1) / 2) else q.max_batch end,
+            attempts = case when q.generation <> r.generation then 0
+                            when v_outcome = 'authentication' or (v_outcome = 'rejected' and cardinality(v_codes) > 1)
+                            then q.attempts - 1 else q.attempts end,
+            state = case when q.generation <> r.generation or v_outcome = 'authentication'
+                           or (v_outcome = 'rejected' and cardinality(v_codes) > 1) then 'ready'
+                         when v_outcome = 'rejected' then 'failed'
+                         when q.attempts >= (p ->> 'max_attempts')::int then 'dead'
+                         else 'ready' end,
+            next_attempt_at = case
+                when v_outcome in ('rejected', 'authentication') or q.generation <> r.generation then v_now
+                else v_now + make_interval(secs => greatest(
+                    coalesce((p ->> 'retry_after_seconds')::float8, 0),
+                    least((p ->> 'max_delay_seconds')::float8, (p ->> 'initial_delay_seconds')::float8
+                        * power((p ->> 'multiplier')::float8, least(q.attempts - 1, 60)))
+                    * (0.75 + random() / 2))) end
+        from jsonb_to_recordset(p -> 'rows') as r (code text, generation bigint)
+        where q.store_code = v_store and q.code = r.code and q.code = any (v_mine);
+
+        if v_outcome = 'authentication' then
+            insert into esl.store_pauses as s (store_code, until, reason)
+            values (v_store, v_now + make_interval(secs => (p ->> 'pause_seconds')::float8), p ->> 'message')
+            on conflict (store_code) do update set until = excluded.until, reason = excluded.reason;
+        end if;
+    end if;
+
+    -- What a late worker pushed may stand on the label now: queue what the ledger says (or a removal), in doubt,
+    -- and let requeue put the wanted label in its place.
+    if cardinality(v_stale) > 0 and v_outcome in ('accepted', 'unknown') then
+        insert into esl.sync_queue as q (store_code, code, mapping_id, variant_id, operation, label, label_hash,
+                                         priority, in_doubt, event_ids)
+        select i.store_code, i.code, i.mapping_id, i.variant_id,
+               case when s.code is null then 'delete' else 'upsert' end, s.label, s.label_hash, 0, true, i.event_ids
+        from esl.sync_log i left join esl.hipoink_products s using (store_code, code)
+        where i.push_id = v_push and i.kind = 'intent' and i.code = any (v_stale)
+        on conflict (store_code, code) do update set in_doubt = true, redo = q.state = 'leased';
+        perform esl.requeue(array_fill(v_store, array[cardinality(v_stale)]), v_stale);
+    end if;
+
+    select jsonb_build_object(
+        'accepted', case when v_outcome = 'accepted' then cardinality(v_mine) else 0 end,
+        'retried', count(*) filter (where v_outcome <> 'accepted' and q.state = 'ready'),
+        'failed', count(*) filter (where q.state = 'failed'),
+        'dead', count(*) filter (where q.state = 'dead'),
+        'stale', cardinality(v_stale))
+    into v_result
+    from (select 1) one left join esl.sync_queue q on q.store_code = v_store and q.code = any (v_mine);
+    return v_result;
+end $$;
+
+-- {server, rate_per_second, slots} -> {wait_seconds}: reserves call slots of one label server for whoever asks.
+create or replace function public.esl_rate_take(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+    v_now  timestamptz := clock_timestamp();
+    v_step interval := make_interval(secs => (p ->> 'slots')::float8 / (p ->> 'rate_per_second')::float8);
+    v_slot timestamptz;
+begin
+    insert into esl.rate_limits as r (server, next_slot) values (p ->> 'server', v_now + v_step)
+    on conflict (server) do update set next_slot = greatest(r.next_slot, clock_timestamp()) + v_step
+    returning next_slot - v_step into v_slot;
+    return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
+end $$;
+
+-- {name, holder, seconds} -> {held, holder, until}: takes or renews; refused while another holder's runs.
+create or replace function public.esl_lease_take(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare v_held boolean;
+begin
+    insert into esl.leases as l (name, holder, until)
+    values (p ->> 'name', p ->> 'holder', clock_timestamp() + make_interval(secs => (p ->> 'seconds')::float8))
+    on conflict (name) do update set holder = excluded.holder, until = excluded.until
+    where l.holder = excluded.holder or l.until < clock_timestamp();
+    v_held := found;
+    return (select jsonb_build_object('held', v_held, 'holder', l.holder, 'until', l.until)
+            from esl.leases l where l.name = p ->> 'name');
+end $$;
+
+-- {name, holder} -> {released}
+create or replace function public.esl_lease_release(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    with gone as (
+        delete from esl.leases where name = p ->> 'name' and holder = p ->> 'holder' returning 1
+    ) select jsonb_build_object('released', exists (select from gone))
+$$;
+
+-- {} -> {due, inbox, variants, queue, drain, shops}: what the sensor asks. due: a drain run would find work now.
+create or replace function public.esl_due(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    with mapped as (
+        select source_system, source_store_id, bool_or(is_active) as is_active
+        from esl.store_mappings group by 1, 2
+    ), found as (
+        select
+            exists (select from mapped s join esl.webhook_inbox i using (source_system, source_store_id)
+                    where i.state = 'ready' or (i.state = 'leased' and i.lease_until < now())) as inbox,
+            exists (select from mapped s join esl.products o using (source_system, source_store_id)
+                    where s.is_active and o.due) as variants,
+            exists (select from esl.pushable) as queue
+    )
+    select jsonb_build_object(
+        'due', f.inbox or f.variants or f.queue, 'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue,
+        'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases
+                  where name = 'event_sync' and until > clock_timestamp()),
+        'shops', (select coalesce(jsonb_agg(jsonb_build_object(
+                      'source_system', source_system, 'source_store_id', source_store_id)
+                      order by source_system, source_store_id), '[]') from mapped))
+    from found f
+$$;
+
+select esl.restrict_functions();

@@ -1,0 +1,171 @@
+-- For people: store mappings, status, trace, findings, sending dead letters again.
+
+-- A shop's variants are evaluated again: its labels follow the mapping, no webhook needed.
+create or replace function esl.evaluate_again(p_source_system text, p_source_store_id text) returns void
+language sql set search_path = '' as $$
+    update esl.products set due = true, revision = nextval('esl.revision')
+    where source_system = p_source_system and source_store_id = p_source_store_id
+$$;
+
+-- {source_system, source_store_id, hipoink_store_code, is_active?, settings?} -> the mapping. 23505: exists already.
+create or replace function public.esl_mapping_create(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare m esl.store_mappings;
+begin
+    insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, settings)
+    values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
+            coalesce((p ->> 'is_active')::boolean, true), coalesce(p -> 'settings', '{}'))
+    returning * into m;
+    perform esl.evaluate_again(m.source_system, m.source_store_id);
+    return to_jsonb(m);
+end $$;
+
+-- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, settings?} -> the mapping, or null.
+create or replace function public.esl_mapping_update(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare m esl.store_mappings;
+begin
+    update esl.store_mappings set
+        source_system = coalesce(p ->> 'source_system', source_system),
+        source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
+        hipoink_store_code = coalesce(p ->> 'hipoink_store_code', hipoink_store_code),
+        is_active = coalesce((p ->> 'is_active')::boolean, is_active),
+        settings = coalesce(p -> 'settings', settings),
+        updated_at = now()
+    where id = (p ->> 'id')::uuid
+    returning * into m;
+    if not found then
+        return null;
+    end if;
+    perform esl.evaluate_again(m.source_system, m.source_store_id);
+    return to_jsonb(m);
+end $$;
+
+-- {id?} -> {mappings: [...]}
+create or replace function public.esl_mapping_list(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object('mappings', coalesce(jsonb_agg(to_jsonb(m) order by m.created_at, m.id), '[]'))
+    from esl.store_mappings m where p ->> 'id' is null or m.id = (p ->> 'id')::uuid
+$$;
+
+-- {store?, code?} -> {labels, deliveries}: failed and dead pushes, and dead deliveries (without store and code),
+-- are due again with a clean count of attempts.
+create or replace function public.esl_redrive(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare v_labels int; v_deliveries int := 0;
+begin
+    update esl.sync_queue set state = 'ready', attempts = 0, next_attempt_at = now(), max_batch = 1000
+    where state in ('failed', 'dead')
+      and (p ->> 'store' is null or store_code = p ->> 'store') and (p ->> 'code' is null or code = p ->> 'code');
+    get diagnostics v_labels = row_count;
+    if p ->> 'store' is null and p ->> 'code' is null then
+        update esl.webhook_inbox set state = 'ready', attempts = 0, reason = null, finished_at = null
+        where state = 'dead';
+        get diagnostics v_deliveries = row_count;
+        delete from esl.store_pauses;
+    end if;
+    return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
+end $$;
+
+-- {} -> {stores: [...], shops: [...], findings: [...]}: counts for operators.
+create or replace function public.esl_status(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object(
+        'stores', (select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
+            select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active,
+                (select count(*) from esl.hipoink_products s where s.mapping_id = m.id) as on_labels,
+                (select count(*) from esl.labels l
+                 where l.mapping_id = m.id and (l.state = 'held' or l.collides)) as held_back,
+                (select jsonb_build_object(
+                    'waiting', count(*) filter (where q.state in ('ready', 'leased')),
+                    'failed', count(*) filter (where q.state = 'failed'),
+                    'dead', count(*) filter (where q.state = 'dead'),
+                    'oldest', min(q.created_at) filter (where q.state in ('ready', 'leased')),
+                    'last_error', max(q.last_error))
+                 from esl.sync_queue q where q.mapping_id = m.id) as queue,
+                (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_pauses s
+                 where s.store_code = m.hipoink_store_code and s.until > now()) as paused,
+                (select max(s.accepted_at) from esl.hipoink_products s where s.mapping_id = m.id) as last_accepted_at
+            from esl.store_mappings m) t),
+        'shops', (select coalesce(jsonb_agg(to_jsonb(t) order by t.source_system, t.source_store_id), '[]') from (
+            select i.source_system, i.source_store_id,
+                count(*) as deliveries,
+                count(*) filter (where i.state in ('ready', 'leased')) as waiting,
+                count(*) filter (where i.state = 'done') as done,
+                count(*) filter (where i.state = 'superseded') as superseded,
+                count(*) filter (where i.state = 'unusable') as unusable,
+                count(*) filter (where i.state = 'dead') as dead,
+                min(i.received_at) filter (where i.state in ('ready', 'leased')) as oldest_waiting,
+                max(i.received_at) as last_received_at,
+                exists (select from esl.store_mappings m where m.source_system = i.source_system
+                        and m.source_store_id = i.source_store_id) as mapped,
+                (select coalesce(sum(v.missing_variants), 0) from esl.product_versions v
+                 where v.source_system = i.source_system and v.source_store_id = i.source_store_id
+                   and not v.deleted) as variants_to_fetch
+            from esl.webhook_inbox i group by 1, 2) t),
+        'findings', (select coalesce(jsonb_agg(to_jsonb(t) order by t.level, t.n desc, t.check_name), '[]') from (
+            select f.check_name, f.level, count(*) as n from esl.findings f
+            where f.resolved_at is null group by 1, 2) t))
+$$;
+
+-- {mapping_id?, limit} -> {findings: [...]}: the open ones, with the variant they are about.
+create or replace function public.esl_findings(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object('findings', coalesce(jsonb_agg(to_jsonb(t)), '[]')) from (
+        select f.*, o.title, o.variant_title, m.source_store_id, m.hipoink_store_code
+        from esl.findings f join esl.store_mappings m on m.id = f.mapping_id
+        left join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
+                                and o.variant_id = f.variant_id
+        where f.resolved_at is null and (p ->> 'mapping_id' is null or f.mapping_id = (p ->> 'mapping_id')::uuid)
+        order by f.level, f.check_name, f.variant_id limit (p ->> 'limit')::int) t
+$$;
+
+-- {code, store?, limit} -> {places: [{store_code, ledger, queue, variants, log, deliveries}]}: from a label back to
+-- its pushes, runs, variant and webhooks. Newest log rows first.
+create or replace function public.esl_trace(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    with places as (
+        select distinct store_code from (
+            select store_code, code from esl.labels
+            union all select store_code, code from esl.hipoink_products
+            union all select store_code, code from esl.sync_log) x
+        where x.code = p ->> 'code' and (p ->> 'store' is null or x.store_code = p ->> 'store')
+    ), log as (
+        select s.store_code, l.* from places s cross join lateral (
+            select l.id, l.at, l.kind, l.push_id, l.mapping_id, l.variant_id, l.operation, l.label, l.attempt,
+                   l.run_id, l.asset, l.partition, l.event_ids, l.outcome, l.http_status, l.error_code, l.message,
+                   l.answer, l.duration_ms
+            from esl.sync_log l where l.store_code = s.store_code and l.code = p ->> 'code'
+            order by l.id desc limit (p ->> 'limit')::int) l
+    )
+    select jsonb_build_object('places', coalesce(jsonb_agg(jsonb_build_object(
+        'store_code', s.store_code,
+        'ledger', (select to_jsonb(h) from esl.hipoink_products h
+                   where h.store_code = s.store_code and h.code = p ->> 'code'),
+        'queue', (select to_jsonb(q) from esl.sync_queue q
+                  where q.store_code = s.store_code and q.code = p ->> 'code'),
+        'variants', (select coalesce(jsonb_agg(to_jsonb(o) || jsonb_build_object(
+                             'mapping_id', m.id, 'label_state', b.state, 'collides', b.collides,
+                             'findings', (select coalesce(jsonb_agg(to_jsonb(f) order by f.check_name), '[]')
+                                 from esl.findings f where f.mapping_id = m.id and f.variant_id = o.variant_id
+                                   and f.resolved_at is null))), '[]')
+                     from esl.store_mappings m
+                     join esl.products o on o.source_system = m.source_system
+                                        and o.source_store_id = m.source_store_id
+                     left join esl.labels b on b.mapping_id = m.id and b.variant_id = o.variant_id
+                     where (m.id, o.variant_id) in (
+                         select l.mapping_id, l.variant_id from log l where l.store_code = s.store_code
+                         union select l.mapping_id, l.variant_id from esl.labels l
+                         where l.store_code = s.store_code and l.code = p ->> 'code')),
+        'log', (select coalesce(jsonb_agg(to_jsonb(l) order by l.id desc), '[]') from log l
+                where l.store_code = s.store_code),
+        'deliveries', (select coalesce(jsonb_agg(jsonb_build_object(
+                               'id', i.id, 'topic', i.topic, 'webhook_id', i.webhook_id, 'event_id', i.event_id,
+                               'triggered_at', i.triggered_at, 'received_at', i.received_at, 'state', i.state,
+                               'run_id', i.run_id) order by i.id desc), '[]')
+                       from esl.webhook_inbox i where i.id in (
+                           select unnest(l.event_ids) from log l where l.store_code = s.store_code))
+        ) order by s.store_code), '[]')) from places s
+$$;
+
+select esl.restrict_functions();

@@ -1,0 +1,166 @@
+"""Stage 3: queued labels go to the label server, one batch a call, with an intent before and a result after."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.hipoink.answers import Answer
+from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.hipoink.errors import (
+    AuthenticationError,
+    HipoinkError,
+    RejectedError,
+    UnknownOutcomeError,
+)
+from esl_pipeline.stages.shops import Shop, shop_key
+
+RESULT_COLUMNS = [
+    "store_code",
+    "code",
+    "operation",
+    "outcome",
+    "message",
+    "shop",
+    "variant_id",
+    "event_ids",
+    "attempt",
+    "push_id",
+    "duration_ms",
+]
+
+
+@dataclass(frozen=True)
+class PushRules:
+    """How pushes are batched and repeated. Delays in seconds; attempt n waits initial x multiplier^(n-1)."""
+
+    batch_size: int = 100
+    max_attempts: int = 25
+    initial_delay: float = 2
+    multiplier: float = 2
+    max_delay: float = 900
+    # Longer than the client's longest call with its own retries, so that a live worker never loses its claim.
+    lease: float = 60
+    pause: float = 60
+
+
+class SharedLimiter:
+    """The label server's call rate, shared by all runs through one row in the buffer (hipoink.limiter.Limiter)."""
+
+    def __init__(
+        self, buffer: Buffer, *, server: str, rate_per_second: float, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._buffer, self._server, self._rate, self._sleep = buffer, server, rate_per_second, sleep
+
+    def acquire(self) -> None:
+        """Wait for the next free call slot."""
+        self._sleep(self._buffer.rate_take(server=self._server, rate_per_second=self._rate))
+
+
+def push_batch(
+    buffer: Buffer,
+    client: HipoinkClient,
+    rules: PushRules,
+    *,
+    run_id: str,
+    asset: str,
+    shop: Shop | None = None,
+) -> pd.DataFrame:
+    """Claim one batch, make one call, record the outcome: two round trips beside the limiter's.
+
+    Returns one row per code (RESULT_COLUMNS; outcome accepted, transient, unknown, rejected or authentication), no
+    row when nothing is due. Raises BufferError only; a failing label server is an outcome.
+    """
+    claimed_at = time.monotonic()
+    claim = buffer.push_claim(
+        limit=rules.batch_size,
+        lease_seconds=rules.lease,
+        max_attempts=rules.max_attempts,
+        run_id=run_id,
+        asset=asset,
+        shop=shop,
+    )
+    rows = claim["rows"]
+    if not rows:
+        return pd.DataFrame(columns=RESULT_COLUMNS)
+    if time.monotonic() - claimed_at < rules.lease:
+        result = _call(client, claim)
+    else:
+        # The process was stopped for so long that somebody else may have pushed newer labels: send nothing.
+        result = {"outcome": "transient", "message": "the claim ran out before the call was made"}
+    buffer.push_finish(
+        push_id=claim["push_id"],
+        store_code=claim["store_code"],
+        operation=claim["operation"],
+        rows=[{"code": row["code"], "generation": row["generation"]} for row in rows],
+        max_attempts=rules.max_attempts,
+        initial_delay_seconds=rules.initial_delay,
+        multiplier=rules.multiplier,
+        max_delay_seconds=rules.max_delay,
+        pause_seconds=rules.pause,
+        **result,
+    )
+    return pd.DataFrame(
+        [
+            {
+                "store_code": claim["store_code"],
+                "code": row["code"],
+                "operation": claim["operation"],
+                "outcome": result["outcome"],
+                "message": result["message"],
+                "shop": shop_key(row),
+                "variant_id": row["variant_id"],
+                "event_ids": row["event_ids"],
+                "attempt": row["attempt"],
+                "push_id": claim["push_id"],
+                "duration_ms": result.get("duration_ms"),
+            }
+            for row in rows
+        ],
+        columns=RESULT_COLUMNS,
+    )
+
+
+def _call(client: HipoinkClient, claim: dict[str, Any]) -> dict[str, Any]:
+    """One call; its outcome as the arguments of Buffer.push_finish."""
+    started = time.monotonic()
+    try:
+        if claim["operation"] == "upsert":
+            answer = client.create_multiple(claim["store_code"], [row["label"] for row in claim["rows"]])
+        else:
+            answer = client.del_multiple(claim["store_code"], [row["code"] for row in claim["rows"]])
+    except HipoinkError as error:
+        return {
+            "outcome": _outcome(error),
+            "http_status": error.http_status,
+            "error_code": error.error_code,
+            "message": str(error),
+            "answer": error.answer,
+            "retry_after_seconds": error.retry_after,
+            "duration_ms": int((time.monotonic() - started) * 1000),
+        }
+    return _accepted(answer)
+
+
+def _accepted(answer: Answer) -> dict[str, Any]:
+    return {
+        "outcome": "accepted",
+        "http_status": answer.http_status,
+        "error_code": answer.error_code,
+        "message": answer.error_msg,
+        "answer": answer.body,
+        "duration_ms": answer.duration_ms,
+    }
+
+
+def _outcome(error: HipoinkError) -> str:
+    if isinstance(error, AuthenticationError):
+        return "authentication"
+    if isinstance(error, RejectedError):
+        return "rejected"
+    if isinstance(error, UnknownOutcomeError):
+        return "unknown"
+    return "transient"

@@ -1,0 +1,89 @@
+"""Stage 2: variants become labels under each store's policy, and the differences are queued."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, evaluate
+from esl_pipeline.labels.policy import Policy
+
+
+@dataclass
+class Evaluation:
+    """labels: one row per variant and store (LABEL_COLUMNS). findings: FINDING_COLUMNS.
+
+    problems: mappings whose settings are not a valid policy; their labels stay as they are.
+    """
+
+    labels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LABEL_COLUMNS))
+    findings: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FINDING_COLUMNS))
+    problems: list[str] = field(default_factory=list)
+
+
+def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> Evaluation:
+    """Evaluate variants (read.VARIANT_COLUMNS) for every mapping of their shops. Pure."""
+    labels, findings, problems = [], [], []
+    for mapping in mappings:
+        ours = variants[
+            (variants["source_system"] == mapping["source_system"])
+            & (variants["source_store_id"] == mapping["source_store_id"])
+        ]
+        if ours.empty:
+            continue
+        try:
+            policy = Policy.model_validate(mapping["settings"])
+        except ValidationError as error:
+            problems.append(
+                f"store {mapping['hipoink_store_code']} ({mapping['id']}): its settings are not valid, "
+                f"its labels stay as they are: {error.errors(include_url=False, include_input=False)}"
+            )
+            continue
+        evaluated = evaluate(
+            ours, mapping_id=mapping["id"], store_code=mapping["hipoink_store_code"], policy=policy
+        )
+        labels.append(evaluated[0])
+        findings.append(evaluated[1])
+    evaluation = Evaluation(problems=problems)
+    if labels:
+        evaluation.labels = pd.concat(labels, ignore_index=True)
+        evaluation.findings = pd.concat(findings, ignore_index=True)
+    return evaluation
+
+
+def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dict[str, int]:
+    """Store the evaluation and queue what differs from the ledger, in calls of at most 5,000 rows.
+
+    Returns summed counts: labels_changed, stale, upserts_queued, removals_queued, colliding. Staging an old frame is
+    harmless: variants that have changed since are left out (stale).
+    """
+    labels, findings = evaluation.labels, evaluation.findings
+    stores = max(1, labels["mapping_id"].nunique())
+    step = max(1, MAX_ROWS_PER_CALL // stores)
+    total = dict.fromkeys(("labels_changed", "stale", "upserts_queued", "removals_queued", "colliding"), 0)
+    for start in range(0, len(variants), step):
+        chunk = variants.iloc[start : start + step]
+        ids = set(chunk["variant_id"])
+        counts = buffer.labels_stage(
+            labels=[_label_row(row) for row in _records(labels[labels["variant_id"].isin(ids)])],
+            findings=_records(findings[findings["variant_id"].isin(ids)]),
+            evaluated=_records(chunk[["source_system", "source_store_id", "variant_id", "revision"]]),
+        )
+        for key in total:
+            total[key] += counts[key]
+    return total
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _label_row(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {
+        "label": json.loads(row["label"]) if row["label"] else None,
+        "event_ids": [int(i) for i in row["event_ids"]],
+    }
