@@ -103,9 +103,11 @@ class Buffer:
             events=list(events),
         )
 
-    def variants_due(self, *, limit: int = MAX_ROWS_PER_CALL, shop: Mapping[str, str] | None = None) -> Row:
+    def variants_due(
+        self, *, limit: int = MAX_ROWS_PER_CALL, shop: Mapping[str, str] | None = None, after: int = 0
+    ) -> Row:
         """Variants that are not evaluated yet and the active mappings of their shops -> {variants, mappings}."""
-        return self._call("esl_variants_due", limit=limit, shop=shop)
+        return self._call("esl_variants_due", limit=limit, shop=shop, after=after)
 
     # Labels and queue
 

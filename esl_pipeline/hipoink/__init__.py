@@ -1,0 +1,25 @@
+"""Where labels go: the client of a Hipoink label server, and what its answers mean."""
+
+from esl_pipeline.hipoink.answers import Answer, parse_retry_after
+from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.hipoink.errors import (
+    AuthenticationError,
+    HipoinkError,
+    RejectedError,
+    TransientError,
+    UnknownOutcomeError,
+)
+from esl_pipeline.hipoink.limiter import Limiter, LocalLimiter
+
+__all__ = [
+    "Answer",
+    "AuthenticationError",
+    "HipoinkClient",
+    "HipoinkError",
+    "Limiter",
+    "LocalLimiter",
+    "RejectedError",
+    "TransientError",
+    "UnknownOutcomeError",
+    "parse_retry_after",
+]

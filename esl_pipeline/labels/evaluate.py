@@ -1,5 +1,7 @@
 """From variants and a store's policy to labels: published, held back or withdrawn."""
 
+import json
+import math
 from typing import Any
 
 import pandas as pd
@@ -43,12 +45,14 @@ def evaluate(
     """Evaluate the variants of one shop for one store.
 
     In: rows of the buffer's variants (text columns as Shopify sent them, removed: bool, revision: int64,
-    stock: dict of location id to quantity, or null). Out: one label row per variant (LABEL_COLUMNS; state is
+    stock: JSON text {location id: quantity}, or null). Out: one label row per variant (LABEL_COLUMNS; state is
     publish, held or withdrawn; label is canonical JSON text, null unless published) and the findings
     (FINDING_COLUMNS). No content of a row raises.
     """
     rows: list[dict[str, Any]] = variants.to_dict("records")  # type: ignore[assignment]
     rows = [{k: None if _is_null(v) else v for k, v in row.items()} for row in rows]
+    for row in rows:
+        row["stock"] = json.loads(row["stock"]) if row["stock"] else {}
     on_shelf = [not row["removed"] and row["status"] not in WITHDRAWN_STATUSES for row in rows]
     candidates = pd.DataFrame(
         {
@@ -90,4 +94,4 @@ def evaluate(
 
 
 def _is_null(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

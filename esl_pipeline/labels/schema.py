@@ -4,13 +4,16 @@ ERROR holds the variant back (the old label stays), WARNING lets it flow; both l
 shopkeeper's words. Sources: data-quality.md section 3.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
+
+from esl_pipeline.labels.policy import LABEL_SERVER_DECIMALS
 
 # [0-9], never \d: Python's takes Arabic digits. Checked before Decimal, which takes NaN, Infinity and 1e3.
 PRICE_PATTERN = r"^[0-9]{1,9}(?:\.[0-9]{1,4})?$"
@@ -101,12 +104,15 @@ def _well_formed_price(frame: pd.DataFrame) -> pd.Series:
 
 def _price_fits(frame: pd.DataFrame) -> pd.Series:
     """Digits beyond what currency and label server keep are zeros only; malformed prices pass (another rule)."""
-    fits = pd.Series(True, index=frame.index)
-    checked = _well_formed_price(frame)
-    for decimals, rows in frame[checked].groupby("decimals"):
-        kept = Decimal(1).scaleb(-min(int(str(decimals)), 2))
-        fits[rows.index] = [Decimal(price) % kept == 0 for price in rows["price"]]
-    return fits
+    prices = frame["price"].where(_well_formed_price(frame), "0")
+    return pd.Series(
+        [
+            Decimal(price) % Decimal(1).scaleb(-min(decimals, LABEL_SERVER_DECIMALS)) == 0
+            for price, decimals in zip(prices, frame["decimals"], strict=True)
+        ],
+        index=frame.index,
+        dtype=bool,
+    )
 
 
 def _price_not_zero(frame: pd.DataFrame) -> pd.Series:
@@ -119,35 +125,28 @@ def _gtin_ok(codes: pd.Series) -> pd.Series:
     return codes.where(shaped_like_one, "0").map(gtin_is_valid).astype(bool)
 
 
-def _check(rule: str, function: object) -> pa.Check:
+def _check(rule: str, function: Callable[..., Any]) -> pa.Check:
     return pa.Check(function, error=rule, ignore_na=False)
 
 
-_TEXT = {"dtype": "str", "nullable": True, "coerce": True}
+def _text(*checks: pa.Check) -> pa.Column:
+    return pa.Column("str", list(checks), nullable=True, coerce=True)
+
 
 ERRORS = pa.DataFrameSchema(
     {
-        "code": pa.Column(
-            checks=[
-                _check("code_missing", _filled),
-                _check("code_form", lambda s: ~_filled(s) | s.fillna("").str.match(CODE_PATTERN)),
-                _check("code_zero", lambda s: ~s.fillna("").str.match("^0+$")),
-            ],
-            **_TEXT,
+        "code": _text(
+            _check("code_missing", _filled),
+            _check("code_form", lambda s: ~_filled(s) | s.fillna("").str.match(CODE_PATTERN)),
+            _check("code_zero", lambda s: ~s.fillna("").str.match("^0+$")),
         ),
-        "title": pa.Column(
-            checks=[
-                _check("title_missing", lambda s: s.fillna("").str.strip().ne("")),
-                _check("title_unreadable", lambda s: ~s.fillna("").str.contains(UNREADABLE, regex=False)),
-            ],
-            **_TEXT,
+        "title": _text(
+            _check("title_missing", lambda s: s.fillna("").str.strip().ne("")),
+            _check("title_unreadable", lambda s: ~s.fillna("").str.contains(UNREADABLE, regex=False)),
         ),
-        "price": pa.Column(
-            checks=[
-                _check("price_missing", _filled),
-                _check("price_form", lambda s: ~_filled(s) | s.fillna("").str.match(PRICE_PATTERN)),
-            ],
-            **_TEXT,
+        "price": _text(
+            _check("price_missing", _filled),
+            _check("price_form", lambda s: ~_filled(s) | s.fillna("").str.match(PRICE_PATTERN)),
         ),
         "decimals": pa.Column("int64", coerce=True),
     },
@@ -156,13 +155,10 @@ ERRORS = pa.DataFrameSchema(
 
 WARNINGS = pa.DataFrameSchema(
     {
-        "code": pa.Column(checks=[_check("gtin_check_digit", _gtin_ok)], **_TEXT),
-        "status": pa.Column(checks=[_check("status_unknown", lambda s: s.isin(STATUSES))], **_TEXT),
-        "image_url": pa.Column(
-            checks=[
-                _check("image_not_https", lambda s: ~_filled(s) | s.fillna("").str.startswith("https://"))
-            ],
-            **_TEXT,
+        "code": _text(_check("gtin_check_digit", _gtin_ok)),
+        "status": _text(_check("status_unknown", lambda s: s.isin(STATUSES))),
+        "image_url": _text(
+            _check("image_not_https", lambda s: ~_filled(s) | s.fillna("").str.startswith("https://"))
         ),
     },
 )
@@ -181,7 +177,9 @@ def findings(candidates: pd.DataFrame) -> pd.DataFrame:
             schema.validate(candidates, lazy=True)
         except SchemaErrors as failed:
             cases = failed.failure_cases
-            if cases["index"].isna().any():  # not a row's fault: a check itself raised, or a column is missing
+            if (
+                cases["index"].isna().any()
+            ):  # not a row's fault: a check itself raised, or a column is missing
                 raise ValueError(f"the schema could not be applied: {cases.to_dict('records')}") from failed
             found.append(cases[["check", "index"]].drop_duplicates())
     columns = ["row", "check_name", "level", "column_name", "value", "reason", "action"]
@@ -192,8 +190,9 @@ def findings(candidates: pd.DataFrame) -> pd.DataFrame:
         columns={"name": "check_name", "column": "column_name"}
     )
     cases = cases.merge(rules, on="check_name", how="left", validate="many_to_one")
+    texts = candidates.astype(object).where(candidates.notna(), None).to_dict("index")
     cases["value"] = [
-        None if pd.isna(value := candidates.at[row, column]) else str(value)[:200]
+        None if texts[row][column] is None else str(texts[row][column])[:200]
         for row, column in zip(cases["row"], cases["column_name"], strict=True)
     ]
-    return cases[columns]
+    return pd.DataFrame(cases, columns=columns)

@@ -48,9 +48,7 @@ class Round:
         return bool(self.events) or not self.variants.empty or bool(self.results)
 
 
-def drain_round(
-    buffer: Buffer, client: HipoinkClient, rules: PushRules, *, run_id: str, asset: str
-) -> Round:
+def drain_round(buffer: Buffer, client: HipoinkClient, rules: PushRules, *, run_id: str, asset: str) -> Round:
     """Read, validate and push once what is due now."""
     done = Round()
     done.events = read_inbox(buffer, run_id=run_id)

@@ -51,7 +51,12 @@ class SharedLimiter:
     """The label server's call rate, shared by all runs through one row in the buffer (hipoink.limiter.Limiter)."""
 
     def __init__(
-        self, buffer: Buffer, *, server: str, rate_per_second: float, sleep: Callable[[float], None] = time.sleep
+        self,
+        buffer: Buffer,
+        *,
+        server: str,
+        rate_per_second: float,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._buffer, self._server, self._rate, self._sleep = buffer, server, rate_per_second, sleep
 

@@ -79,14 +79,15 @@ def read_inbox(buffer: Buffer, *, run_id: str, shop: Shop | None = None) -> list
 
 
 def due_variants(
-    buffer: Buffer, *, shop: Shop | None = None, limit: int = MAX_ROWS_PER_CALL
+    buffer: Buffer, *, shop: Shop | None = None, limit: int = MAX_ROWS_PER_CALL, after: int = 0
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Variants that are not evaluated yet, oldest change first, and the active mappings of their shops.
 
     The frame has VARIANT_COLUMNS: text as the source sent it, source_updated_at ISO 8601 in UTC, stock as JSON text
-    {location id: quantity} or null, event_ids the inbox events behind the newest content.
+    {location id: quantity} or null, event_ids the inbox events behind the newest content. `after` pages on from a
+    revision.
     """
-    due = buffer.variants_due(limit=limit, shop=shop)
+    due = buffer.variants_due(limit=limit, shop=shop, after=after)
     rows = [row | {"stock": json.dumps(row["stock"]) if row["stock"] else None} for row in due["variants"]]
     frame = pd.DataFrame(rows, columns=list(VARIANT_COLUMNS)).astype(VARIANT_COLUMNS)
     return frame, due["mappings"]

@@ -79,7 +79,8 @@ def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dic
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{str(column): value for column, value in row.items()} for row in rows]
 
 
 def _label_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ begin
         'variants_removed', v_removed, 'levels_changed', v_levels, 'superseded', v_superseded);
 end $$;
 
--- {limit, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change first,
+-- {limit, after, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change first,
 -- with the active mappings of their shops. Nothing is claimed: evaluating twice is harmless (see esl_labels_stage).
 create or replace function public.esl_variants_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
@@ -154,7 +154,7 @@ language sql volatile security definer set search_path = '' as $$
            or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
     ), due as (
         select o.* from esl.products o join shops using (source_system, source_store_id)
-        where o.due order by o.revision limit (p ->> 'limit')::int
+        where o.due and o.revision > (p ->> 'after')::bigint order by o.revision limit (p ->> 'limit')::int
     )
     select jsonb_build_object(
         'variants', coalesce((

@@ -26,7 +26,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """A signed body that says nothing we can use; the text is the reason that is kept with it."""
 
 
@@ -37,7 +37,7 @@ def read_deliveries(deliveries: Sequence[Mapping[str, Any]]) -> Facts:
     for delivery in deliveries:
         try:
             read = _read(delivery)
-        except Unusable as refused:
+        except UnusableError as refused:
             facts.events.append({"id": delivery["id"], "state": "unusable", "reason": str(refused)})
             continue
         facts.events += read.events
@@ -56,13 +56,13 @@ def read_deliveries(deliveries: Sequence[Mapping[str, Any]]) -> Facts:
 def _read(delivery: Mapping[str, Any]) -> Facts:
     topic = delivery["topic"]
     if topic not in _READERS:
-        raise Unusable(f"topic {topic} is not one that puts anything on a label")
+        raise UnusableError(f"topic {topic} is not one that puts anything on a label")
     try:
         body = orjson.loads(base64.b64decode(delivery["body_base64"]))
     except ValueError as error:
-        raise Unusable(f"the body is not JSON: {error}") from None
+        raise UnusableError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
-        raise Unusable("the body is not a JSON object")
+        raise UnusableError("the body is not a JSON object")
     return _READERS[topic](delivery, body)
 
 
@@ -71,9 +71,9 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
     version_at = _version(body.get("updated_at"), delivery)
     variants = body.get("variants")
     if product_id is None:
-        raise Unusable("the product has no id")
+        raise UnusableError("the product has no id")
     if not isinstance(variants, list):
-        raise Unusable("the product has no list of variants")
+        raise UnusableError("the product has no list of variants")
     rows, without_id = [], 0
     for variant in variants:
         if isinstance(variant, dict) and (variant_id := _id(variant)) is not None:
@@ -95,7 +95,7 @@ def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Fact
     """`{"id": …}` only: the deletion is as old as its trigger time, or as its arrival."""
     product_id = _id(body)
     if product_id is None:
-        raise Unusable("the deletion names no product id")
+        raise UnusableError("the deletion names no product id")
     at = _instant(delivery.get("triggered_at")) or _instant(delivery["received_at"]) or _OLDEST
     product = _version_row(delivery, product_id, at) | {
         "deleted": True,
@@ -108,12 +108,12 @@ def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Fact
 def _read_level(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts:
     item, location = _number(body.get("inventory_item_id")), _number(body.get("location_id"))
     if item is None or location is None:
-        raise Unusable("the inventory level names no inventory_item_id and location_id")
+        raise UnusableError("the inventory level names no inventory_item_id and location_id")
     available = body.get("available")
     if available is not None and (
         isinstance(available, bool) or not isinstance(available, int) or abs(available) > 2**62
     ):
-        raise Unusable("the available quantity is not a whole number")
+        raise UnusableError("the available quantity is not a whole number")
     at = _version(body.get("updated_at"), delivery)
     level = {
         "source_system": delivery["source_system"],
@@ -207,7 +207,9 @@ def _named_variants(body: Mapping[str, Any], rows: Sequence[Row]) -> list[str] |
 
 def _image(product: Mapping[str, Any], variant: Mapping[str, Any]) -> str | None:
     """The variant's own image, else the product's first."""
-    images = [i for i in _list(product.get("images")) if isinstance(i, dict) and isinstance(i.get("src"), str)]
+    images = [
+        i for i in _list(product.get("images")) if isinstance(i, dict) and isinstance(i.get("src"), str)
+    ]
     wanted = variant.get("image_id")
     for image in images:
         if (wanted is not None and image.get("id") == wanted) or (
@@ -263,8 +265,8 @@ def _instant(value: object) -> datetime | None:
 def _version(value: object, delivery: Mapping[str, Any]) -> datetime:
     at = _instant(value)
     if at is None:
-        raise Unusable("updated_at is not a time with a zone")
+        raise UnusableError("updated_at is not a time with a zone")
     received_at = _instant(delivery["received_at"])
     if received_at is not None and at > received_at + MAX_CLOCK_AHEAD:
-        raise Unusable(f"updated_at {at.isoformat()} is in the future")
+        raise UnusableError(f"updated_at {at.isoformat()} is in the future")
     return at

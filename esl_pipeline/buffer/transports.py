@@ -1,0 +1,371 @@
+"""Two ways to the buffer's SQL functions that behave alike: psycopg (a Postgres connection) and supabase-py.
+
+Here belong connections, JSON, retries and the translation of driver errors; what the functions mean does not.
+Both drivers are imported when first used: each costs 0.15 to 0.5 s, and a process needs one.
+"""
+
+import math
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import orjson
+import stamina
+from pydantic import SecretStr
+
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, classify
+
+if TYPE_CHECKING:
+    import psycopg
+    import supabase
+
+_FUNCTION_NAME = re.compile(r"esl_[a-z_]+")
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_CONNECT_SECONDS = 5
+
+
+class Transport(Protocol):
+    """A way to call the buffer's functions; safe to share between threads."""
+
+    calls: int
+    """Round trips so far, repeated ones included."""
+
+    def call(self, function: str, p: Mapping[str, Any]) -> Any:
+        """The JSON result of `public.<function>(p)`; raises BufferError."""
+
+    def close(self) -> None:
+        """Give the connections back; later calls raise BufferUnavailable."""
+
+    def describe(self) -> str:
+        """Kind and host, without secrets, for logs and error reports."""
+
+
+def encode(function: str, p: Mapping[str, Any]) -> bytes:
+    """`p` as JSON, datetimes and UUIDs as text; raises BufferError for what JSON or Postgres cannot hold."""
+    arguments = dict(p)
+    try:
+        body = orjson.dumps(arguments, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+    except orjson.JSONEncodeError as exc:
+        reason = str(exc)
+    else:
+        if rb"\u0000" in body and _NUL.search(body):
+            reason = r"a text contains the character \u0000, which Postgres cannot store: strip it"
+        elif _holds_non_finite(arguments):
+            reason = "a number is NaN or infinite: send null or leave it out"
+        else:
+            return body
+    # Raised here and not in the handler: the encoder's exception must not drag the payload into a traceback.
+    raise BufferError(f"the arguments of {function} cannot be sent as JSON: {reason}")
+
+
+def _holds_non_finite(value: Any) -> bool:
+    """True if a NaN or infinity is inside, which orjson would turn into null in silence."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    items = value.values() if isinstance(value, dict) else value
+    # By type first: rows of texts and integers, nearly all there is, then cost no Python loop.
+    inspect = {kind for kind in set(map(type, items)) if issubclass(kind, (float, dict, list, tuple))}
+    return bool(inspect) and any(_holds_non_finite(item) for item in items if type(item) in inspect)
+
+
+class _RetryingTransport(ABC):
+    """What both transports share: checks, retries of passing faults, the count of round trips."""
+
+    def __init__(self, attempts: int) -> None:
+        self.calls = 0
+        self._lock = threading.Lock()
+        self._closed = False
+        self._retrying = stamina.RetryingCaller(
+            attempts=attempts, timeout=None, wait_initial=0.1, wait_max=1.0, wait_jitter=0.2
+        ).on(lambda exc: isinstance(exc, BufferError) and exc.retryable)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.describe()})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, function: str, p: Mapping[str, Any]) -> Any:
+        if not _FUNCTION_NAME.fullmatch(function):
+            raise ValueError(f"{function!r} is not the name of a buffer function (esl_..., lower case)")
+        body = encode(function, p)
+        if self._closed:
+            raise BufferUnavailable(f"{function} was called after the connection to the buffer was closed")
+        return self._retrying(self._send, function, body)
+
+    @abstractmethod
+    def _send(self, function: str, body: bytes) -> Any:
+        """One attempt; raises BufferError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the connections back."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Kind and host, without secrets."""
+
+    def _count(self) -> None:
+        with self._lock:
+            self.calls += 1
+
+
+class PsycopgTransport(_RetryingTransport):
+    """Calls over Postgres connections: direct, session pooler or unix socket.
+
+    Keeps up to `pool_size` connections, each opened when needed by the thread that needs it. (psycopg_pool
+    connects in the background: with the server away a caller waits out its whole time and never learns the
+    reason, and after the server's return it goes on waiting as long as the reconnection has backed off to.)
+    """
+
+    def __init__(
+        self, dsn: str | SecretStr, *, pool_size: int = 4, timeout_seconds: float = 60, attempts: int = 3
+    ) -> None:
+        super().__init__(attempts)
+        self._dsn = dsn if isinstance(dsn, SecretStr) else SecretStr(dsn)
+        self._pool_size = pool_size
+        self._timeout_seconds = timeout_seconds
+        self._slots = threading.BoundedSemaphore(pool_size)
+        self._idle: deque[psycopg.Connection] = deque()
+
+    def describe(self) -> str:
+        parameters = _connection_parameters(self._dsn)
+        if parameters is None:
+            return "Postgres at an address that cannot be read from ESL_DATABASE_URL"
+        host, port = parameters.get("host", "the default host"), parameters.get("port", "5432")
+        return f"Postgres at {host}:{port}/{parameters.get('dbname', '')}"
+
+    def close(self) -> None:
+        self._closed = True
+        self._close_idle()
+
+    def _send(self, function: str, body: bytes) -> Any:
+        import psycopg
+
+        if not self._slots.acquire(timeout=_CONNECT_SECONDS):
+            raise classify(
+                function=function,
+                code="53300",
+                message=f"its {self._pool_size} connections stayed busy for {_CONNECT_SECONDS} s",
+                credential="ESL_DATABASE_URL",
+            )
+        try:
+            return self._query(function, body)
+        except psycopg.Error as exc:
+            error = classify(
+                function=function,
+                code=_sqlstate(exc),
+                message=exc.diag.message_primary or " ".join(str(exc).split()),
+                details=exc.diag.message_detail,
+                hint=exc.diag.message_hint,
+                credential="ESL_DATABASE_URL",
+            )
+        finally:
+            self._slots.release()
+        # Raised outside the handler, so that no driver frame (they hold the password) hangs on the exception.
+        raise error
+
+    def _query(self, function: str, body: bytes) -> Any:
+        import psycopg
+
+        kept = self._take_idle()
+        if kept is not None:
+            try:
+                return self._execute(kept, function, body)
+            except psycopg.OperationalError:
+                if not kept.closed:
+                    raise
+                # It died while idle (server restart, pooler, NAT), likely with its siblings: connect anew.
+                self._close_idle()
+        return self._execute(self._connect(), function, body)
+
+    def _execute(self, connection: "psycopg.Connection", function: str, body: bytes) -> Any:
+        from psycopg import errors, sql
+
+        self._count()
+        query = sql.SQL("select public.{}(%s::jsonb)::text").format(sql.Identifier(function))
+        try:
+            row = connection.execute(query, [body.decode()]).fetchone()
+        except errors.ReadOnlySqlTransaction:
+            connection.close()  # perhaps a demoted primary: the next call looks up the host again
+            raise
+        finally:
+            self._put_back(connection)
+        return None if row is None or row[0] is None else orjson.loads(row[0])
+
+    def _connect(self) -> "psycopg.Connection":
+        import psycopg
+        from psycopg.conninfo import make_conninfo
+
+        parameters = _connection_parameters(self._dsn)
+        if parameters is None:
+            raise BufferError(
+                "ESL_DATABASE_URL is not a valid Postgres connection string "
+                "(special characters in the password must be percent-encoded, for instance @ as %40)"
+            )
+        if parameters.get("host", "").endswith((".supabase.co", ".supabase.com")):
+            parameters.setdefault("sslmode", "require")
+        milliseconds = int(self._timeout_seconds * 1000)
+        options = f"-c statement_timeout={milliseconds} {parameters.pop('options', '')}"
+        defaults: dict[str, Any] = {
+            "application_name": "esl_pipeline",
+            "connect_timeout": _CONNECT_SECONDS,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": milliseconds,
+        }
+        # prepare_threshold=None: a transaction pooler mixes up prepared statements of its clients.
+        settings = defaults | parameters | {"options": options, "client_encoding": "utf8"}
+        return psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=None)
+
+    def _put_back(self, connection: "psycopg.Connection") -> None:
+        from psycopg.pq import TransactionStatus
+
+        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        if self._closed:
+            self._close_idle()
+
+    def _take_idle(self) -> "psycopg.Connection | None":
+        with suppress(IndexError):
+            return self._idle.pop()
+        return None
+
+    def _close_idle(self) -> None:
+        while (connection := self._take_idle()) is not None:
+            connection.close()
+
+
+def _connection_parameters(dsn: SecretStr) -> dict[str, Any] | None:
+    """The parts of a connection string, or None if it cannot be read (libpq would quote it)."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    with suppress(psycopg.ProgrammingError):
+        parameters = {key: str(value) for key, value in conninfo_to_dict(dsn.get_secret_value()).items()}
+        # An unescaped @ or / in the password shifts the rest of it into host, port or database name.
+        place = "".join(parameters.get(key, "") for key in ("host", "port", "dbname"))
+        if "@" not in place and re.fullmatch(r"[\d,]*", parameters.get("port", "")):
+            return parameters
+    return None
+
+
+# A refused connection carries no SQLSTATE in libpq, only the server's (or Supavisor's) words.
+_CONNECTION_REFUSALS = {
+    re.compile(pattern, re.IGNORECASE): code
+    for pattern, code in {
+        r"password authentication failed|no password supplied": "28P01",
+        r'role ".*" does not exist|no pg_hba\.conf entry|tenant or user not found': "28000",
+        r'database ".*" does not exist': "3D000",
+        r"too many clients|remaining connection slots|max clients|max client connections": "53300",
+        r"database system is (starting up|shutting down|in recovery)": "57P03",
+    }.items()
+}
+
+
+def _sqlstate(exc: "psycopg.Error") -> str | None:
+    import psycopg
+
+    if exc.sqlstate is not None or not isinstance(exc, psycopg.OperationalError):
+        return exc.sqlstate
+    return next((code for words, code in _CONNECTION_REFUSALS.items() if words.search(str(exc))), "08006")
+
+
+class SupabaseTransport(_RetryingTransport):
+    """Calls over PostgREST with a project's URL and secret (service_role) key, over one HTTP client."""
+
+    def __init__(self, url: str, key: SecretStr, *, timeout_seconds: float = 60, attempts: int = 3) -> None:
+        super().__init__(attempts)
+        self._url = url
+        self._key = key
+        self._timeout_seconds = timeout_seconds
+        self._client: supabase.Client | None = None
+        self._answer = threading.local()
+
+    def describe(self) -> str:
+        place = _project_host(self._url)
+        return f"Supabase at {place or 'an address that cannot be read from SUPABASE_URL'}"
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._client is not None and self._client.options.httpx_client is not None:
+                self._client.options.httpx_client.close()
+
+    def _send(self, function: str, body: bytes) -> Any:
+        import httpx
+        from postgrest.exceptions import APIError
+
+        client = self._connected()
+        self._count()
+        details = hint = None
+        try:
+            result = client.rpc(function, {"p": orjson.loads(body)}).execute().data
+            if self._answer.is_json:
+                return result
+            code, message = "502", "the answer is not JSON: is SUPABASE_URL the project's own URL?"
+        except APIError as exc:
+            code, message = exc.code or str(self._answer.status), exc.message or "no reason given"
+            details, hint = None if exc.details is None else str(exc.details), exc.hint
+        except httpx.RequestError as exc:
+            code, message = "08006", f"{type(exc).__name__}: {exc}"
+        raise classify(
+            function=function,
+            code=code,
+            message=message,
+            details=details,
+            hint=hint,
+            credential="SUPABASE_SERVICE_KEY",
+        )
+
+    def _connected(self) -> "supabase.Client":
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> "supabase.Client":
+        import httpx
+        from supabase import create_client
+        from supabase.lib.client_options import SyncClientOptions
+
+        if _project_host(self._url) is None:
+            raise BufferError("SUPABASE_URL is not a project URL such as https://<project>.supabase.co")
+        if not re.fullmatch(r"[!-~]+", self._key.get_secret_value()):
+            # httpx would quote the whole header in its complaint.
+            raise BufferError("SUPABASE_SERVICE_KEY is empty or holds characters that no key has")
+
+        def remember(answer: httpx.Response) -> None:
+            # supabase-py gives back neither: its errors lack the status, and any 200 passes for a result.
+            self._answer.status = answer.status_code
+            self._answer.is_json = answer.headers.get("content-type", "").startswith("application/json")
+
+        # Own HTTP client: supabase-py's default is HTTP/2, which breaks on GOAWAY (supabase-py issue 1064).
+        http = httpx.Client(
+            http2=False,
+            timeout=httpx.Timeout(self._timeout_seconds, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
+            event_hooks={"response": [remember]},
+        )
+        options = SyncClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False)
+        return create_client(self._url, self._key.get_secret_value(), options)
+
+
+def _project_host(url: str) -> str | None:
+    """host or host:port of a project URL, None if it is none (no path: the API's own is added)."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        bare = parts.path in {"", "/"} and not (parts.query or parts.fragment or parts.username)
+        if parts.scheme in {"http", "https"} and parts.hostname and bare and not re.search(r"\s", url):
+            return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+    return None

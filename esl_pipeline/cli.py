@@ -1,0 +1,342 @@
+"""The esl-pipeline command. Each subcommand reads its settings, calls one room and prints what came back."""
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from esl_pipeline import console as shown
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    help="Shopify products to Hipoink electronic shelf labels, through Supabase and Dagster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+stores = typer.Typer(help="Which shop feeds which store.", no_args_is_help=True)
+app.add_typer(stores, name="stores")
+
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; the message is for the reader."""
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """Start everything, send about 300 webhooks, check every label, stop. Exit 1 if any label is wrong."""
+    from esl_pipeline.local.demo import run_demo
+
+    with _terminable():
+        if not run_demo(load_settings(), out, as_json=as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
+def up(
+    receiver_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    ui_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 3000,
+    labels_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8090,
+    json_ready: Annotated[
+        Path | None, typer.Option(help="Write the URLs here, as JSON, once everything answers.")
+    ] = None,
+) -> None:
+    """Run everything on this machine until Ctrl-C: what the settings leave out is brought along."""
+    from esl_pipeline.local.stack import Ports, Stack
+
+    settings = load_settings()
+    ports = Ports(receiver_port, ui_port, labels_port)
+    with _terminable(), Stack(settings, ports, lambda part: err.print(f"starting {part} …")) as stack:
+        for warning in stack.settings.warnings():
+            err.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
+        urls = asdict(stack.urls)
+        if json_ready is not None:
+            _write_atomically(json_ready, json.dumps(urls))
+        out.print(f"\nDagster UI    {urls['ui']}")
+        out.print(f"labels        {urls['labels'] or settings.hipoink_api_base_url}")
+        out.print(f"receiver      {urls['receiver']}   (API: {urls['receiver']}/docs)")
+        out.print(f"state, logs   {settings.esl_home.absolute()}", soft_wrap=True)
+        out.print("Ctrl-C stops all of it.")
+        while True:
+            stack.check()
+            time.sleep(1)
+
+
+@app.command()
+def receiver(host: str = "127.0.0.1", port: Annotated[int, typer.Option(min=0, max=65535)] = 8000) -> None:
+    """Run the webhook function and the store-mapping API."""
+    import uvicorn
+
+    from esl_pipeline.connections import open_buffer
+    from esl_pipeline.receiver.app import create_app
+
+    settings = load_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for warning in settings.warnings():
+        logging.getLogger(__name__).warning(warning)
+    # One try: a buffer that is away is answered with 503 at once, and the shop sends again.
+    buffer = open_buffer(settings, attempts=1, pool_size=8)
+    try:
+        buffer.check_version()
+        uvicorn.run(
+            create_app(settings, buffer), host=host, port=port, log_config=None, server_header=False,
+            access_log=False, timeout_graceful_shutdown=5,
+        )  # fmt: skip
+    finally:
+        buffer.close()
+
+
+@app.command()
+def migrate(
+    to_stdout: Annotated[bool, typer.Option("--print", help="Print one SQL file for an SQL editor.")] = False,
+) -> None:
+    """Bring the buffer's tables and functions to the version of this code."""
+    from esl_pipeline.buffer.migrate import as_one_file, code_version
+    from esl_pipeline.buffer.migrate import migrate as apply
+
+    if to_stdout:
+        sys.stdout.write(as_one_file())
+        return
+    settings = _settings()
+    if settings.esl_database_url is None:
+        raise CommandError(
+            "migrations need a Postgres address: set ESL_DATABASE_URL, or paste the output of "
+            "`esl-pipeline migrate --print` into Supabase's SQL editor"
+        )
+    applied = apply(settings.esl_database_url.get_secret_value())
+    for migration in applied:
+        out.print(f"applied {migration.version:04d} {migration.name}")
+    out.print(f"the buffer is at version {code_version()}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check every setting and connection and say what is wrong. Exit 1 if anything is."""
+    from esl_pipeline.doctor import examine
+
+    found = examine(_settings())
+    if as_json:
+        _print_json([asdict(check) for check in found])
+    else:
+        for check in found:
+            mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
+            out.print(f"{mark[check.state]} {escape(check.what)}: {escape(check.says)}")
+    if any(check.state == "wrong" for check in found):
+        raise typer.Exit(1)
+
+
+@stores.command("add")
+def stores_add(
+    shop: Annotated[str, typer.Argument(help="The shop's domain, e.g. demo.myshopify.com.")],
+    store: Annotated[str, typer.Argument(help="The Hipoink store code.")],
+    settings: Annotated[str, typer.Option(help="The store's policy as JSON.")] = "{}",
+    source: Annotated[str, typer.Option(help="The source system.")] = "shopify",
+    as_json: AsJson = False,
+) -> None:
+    """Map a shop to a store; its labels follow at once."""
+    from esl_pipeline.receiver.mappings import NewMapping
+
+    fields = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
+    given = _checked(NewMapping, fields | {"settings": _json_object(settings)})
+    with _buffer() as buffer:
+        _show_mappings([buffer.mapping_create(given)], as_json)
+
+
+@stores.command("list")
+def stores_list(as_json: AsJson = False) -> None:
+    """All store mappings."""
+    with _buffer() as buffer:
+        _show_mappings(buffer.mapping_list(), as_json)
+
+
+@stores.command("set")
+def stores_set(
+    mapping_id: Annotated[str, typer.Argument(help="The mapping's id, from `stores list`.")],
+    store: Annotated[str | None, typer.Option(help="Another Hipoink store code.")] = None,
+    active: Annotated[bool | None, typer.Option("--active/--inactive", help="Push labels or not.")] = None,
+    settings: Annotated[str | None, typer.Option(help="The whole policy as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a mapping; its labels are evaluated again."""
+    from esl_pipeline.receiver.mappings import MappingChange
+
+    changes: dict[str, Any] = {"hipoink_store_code": store, "is_active": active}
+    if settings is not None:
+        changes["settings"] = _json_object(settings)
+    given = _checked(MappingChange, {k: v for k, v in changes.items() if v is not None})
+    with _buffer() as buffer:
+        known = {mapping["id"] for mapping in buffer.mapping_list()}
+        changed = buffer.mapping_update(mapping_id, given) if mapping_id in known else None
+        if changed is None:
+            raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
+        _show_mappings([changed], as_json)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Inbox, queue, labels and dead letters per store."""
+    with _buffer() as buffer:
+        found = buffer.status()
+    _print_json(found) if as_json else shown.print_status(out, found)
+
+
+@app.command()
+def trace(
+    code: Annotated[str, typer.Argument(help="The label's product code.")],
+    store: Annotated[str | None, typer.Option(help="One Hipoink store only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why a label shows what it shows: back through push, run, variant and webhook."""
+    with _buffer() as buffer:
+        places = buffer.trace(code, store=store)
+    if not places:
+        raise CommandError(f"nothing is known of code {code}" + (f" in store {store}" if store else ""))
+    _print_json(places) if as_json else shown.print_trace(out, places)
+
+
+@app.command()
+def redrive(
+    store: Annotated[str | None, typer.Option(help="One Hipoink store only.")] = None,
+    code: Annotated[str | None, typer.Option(help="One label only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send failed and dead letters again."""
+    with _buffer() as buffer:
+        done = buffer.redrive(store=store, code=code)
+    if as_json:
+        _print_json(done)
+    else:
+        out.print(f"{done['labels']} labels and {done['deliveries']} deliveries are due again")
+
+
+@app.command()
+def postgres() -> None:
+    """Run the embedded Postgres alone until Ctrl-C, e.g. for `dagster dev`; prints the variables it needs."""
+    from esl_pipeline.local.stack import run_postgres
+
+    with _terminable(), run_postgres(load_settings()) as variables:
+        for name, value in variables.items():
+            print(f"export {name}='{value}'", flush=True)
+        err.print("Ctrl-C stops it.")
+        while True:
+            time.sleep(1)
+
+
+def main() -> NoReturn:
+    """The console script: what went wrong is one sentence on standard error and exit code 1."""
+    from esl_pipeline.local.postgres import PostgresUnavailable
+    from esl_pipeline.local.stack import StackError
+
+    try:
+        app()
+    except (CommandError, SettingsError, BufferError, StackError, PostgresUnavailable) as error:
+        err.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+    except Exception as error:  # a reader gets a sentence; LOG_LEVEL=DEBUG shows where it came from
+        if _debugging():
+            raise
+        err.print(f"[red]{escape(f'{type(error).__name__}: {error}')}[/]", soft_wrap=True)
+    raise SystemExit(1)
+
+
+def _debugging() -> bool:
+    try:
+        return load_settings().log_level == "DEBUG"
+    except SettingsError:
+        return False
+
+
+def _settings() -> Settings:
+    """The settings; where they name no buffer, those of a running `esl-pipeline up` in the same ESL_HOME."""
+    settings = load_settings()
+    if settings.esl_database_url is None and settings.supabase_url is None:
+        from esl_pipeline.local.stack import running_environment
+
+        return load_settings(**running_environment(settings.esl_home))
+    return settings
+
+
+@contextmanager
+def _buffer() -> Iterator[Buffer]:
+    from esl_pipeline.connections import open_buffer
+
+    buffer = open_buffer(_settings())
+    try:
+        buffer.check_version()
+        yield buffer
+    finally:
+        buffer.close()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and Ctrl-C both leave through the context managers, quietly."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("stopped")
+        raise typer.Exit(0) from None
+
+
+def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    try:
+        checked: dict[str, Any] = model.model_validate(fields).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise CommandError("\n".join(problems)) from None
+    return checked
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"settings: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CommandError('settings: not a JSON object; write for example \'{"currency": "EUR"}\'')
+    return value
+
+
+def _show_mappings(mappings: list[dict[str, Any]], as_json: bool) -> None:
+    _print_json(mappings) if as_json else shown.print_mappings(out, mappings)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""From settings to live connections: the buffer and the label server. The only place that opens them."""
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
+from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.settings import Settings, SettingsError
+from esl_pipeline.stages.drain import DrainLimits
+from esl_pipeline.stages.push import PushRules, SharedLimiter
+
+# With two tries and pauses between, one push stays well below the lease of its claim (PushRules.lease).
+LABEL_SERVER_TIMEOUT_SECONDS = 15.0
+LABEL_SERVER_TRIES = 2
+
+
+def open_buffer(settings: Settings, *, attempts: int = 3, pool_size: int = 4) -> Buffer:
+    """The buffer that the settings name; nothing is connected yet.
+
+    Raises SettingsError when neither ESL_DATABASE_URL nor SUPABASE_URL and SUPABASE_SERVICE_KEY are set.
+    """
+    transport: Transport
+    if settings.esl_database_url is not None:
+        transport = PsycopgTransport(settings.esl_database_url, attempts=attempts, pool_size=pool_size)
+    elif settings.supabase_url is not None and settings.supabase_service_key is not None:
+        transport = SupabaseTransport(settings.supabase_url, settings.supabase_service_key, attempts=attempts)
+    else:
+        raise SettingsError(
+            [
+                "no buffer is set: set ESL_DATABASE_URL, or SUPABASE_URL and SUPABASE_SERVICE_KEY; "
+                "`esl-pipeline up` brings a Postgres of its own"
+            ]
+        )
+    return Buffer(transport)
+
+
+def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
+    """The label server that the settings name, paced together with all other runs.
+
+    Raises SettingsError when HIPOINK_API_BASE_URL is not set.
+    """
+    if settings.hipoink_api_base_url is None:
+        raise SettingsError(
+            [
+                "HIPOINK_API_BASE_URL is not set: set the label server's address; "
+                "`esl-pipeline up` brings a sandbox of its own"
+            ]
+        )
+    return HipoinkClient(
+        settings.hipoink_api_base_url,
+        settings.hipoink_client_id,
+        settings.hipoink_sign,
+        limiter=SharedLimiter(
+            buffer,
+            server=settings.hipoink_api_base_url,
+            rate_per_second=settings.hipoink_rate_limit_per_second,
+        ),
+        timeout_seconds=LABEL_SERVER_TIMEOUT_SECONDS,
+        retries=LABEL_SERVER_TRIES,
+    )
+
+
+def push_rules(settings: Settings) -> PushRules:
+    """How pushes are batched and repeated."""
+    return PushRules(
+        batch_size=settings.hipoink_batch_size,
+        max_attempts=settings.max_retry_attempts,
+        initial_delay=settings.retry_initial_delay_seconds,
+        multiplier=settings.retry_backoff_multiplier,
+    )
+
+
+def drain_limits(settings: Settings) -> DrainLimits:
+    """When a drain run ends."""
+    return DrainLimits(idle=settings.esl_drain_idle_seconds, age=settings.esl_drain_max_age_seconds)

@@ -1,0 +1,173 @@
+"""What the command shows people: tables and traces. Takes the buffer's rows, prints with rich."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.tree import Tree
+
+Row = Mapping[str, Any]
+
+_STATE_STYLE = {"accepted": "green", "publish": "green", "done": "green", "failed": "red", "dead": "red"}
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, title: str | None = None) -> Table:
+    """A plain table; cells are shown as text, never as markup."""
+    shown = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold", min_width=min(len(column), 10))
+    for row in rows:
+        shown.add_row(*(escape(_text(cell)) for cell in row))
+    return shown
+
+
+def print_mappings(console: Console, mappings: Sequence[Row]) -> None:
+    """Store mappings, one line each."""
+    if not mappings:
+        console.print("no store is mapped yet: esl-pipeline stores add SHOP STORE")
+        return
+    columns = ("id", "shop", "store", "active", "settings")
+    keys = ("id", "source_store_id", "hipoink_store_code", "is_active", "settings")
+    console.print(table(columns, ([m[k] for k in keys] for m in mappings)))
+
+
+def print_status(console: Console, status: Row) -> None:
+    """Inbox per shop, labels and queue per store, findings by check, and what stands in the way."""
+    counts = ("deliveries", "waiting", "done", "superseded", "unusable", "dead")
+    inbox = (
+        [shop["source_store_id"], *(shop[k] for k in counts), _ago(shop["oldest_waiting"])]
+        for shop in status["shops"]
+    )
+    columns = ("inbox of", "received", "waiting", "done", "superseded", "unusable", "dead", "oldest")
+    console.print(table(columns, inbox), "")
+    stores = (
+        [
+            store["hipoink_store_code"],
+            store["source_store_id"],
+            store["on_labels"],
+            store["held_back"],
+            *(store["queue"][k] for k in ("waiting", "failed", "dead")),
+            _ago(store["last_accepted_at"]),
+        ]
+        for store in status["stores"]
+    )
+    columns = ("store", "shop", "labels", "held back", "waiting", "failed", "dead", "accepted")
+    console.print(table(columns, stores), "")
+    if status["findings"]:
+        findings = ([f["check_name"], f["level"], f["n"]] for f in status["findings"])
+        console.print(table(("finding", "level", "variants"), findings), "")
+    for line in _obstacles(status):
+        console.print(escape(_text(line)), style="yellow", soft_wrap=True)
+
+
+def _obstacles(status: Row) -> Iterator[str]:
+    for shop in status["shops"]:
+        if not shop["mapped"]:
+            yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
+        if shop["variants_to_fetch"]:
+            yield (
+                f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants beyond the first 100 of their "
+                "product are known by id only"
+            )
+    for store in status["stores"]:
+        code, queue = store["hipoink_store_code"], store["queue"]
+        if not store["is_active"]:
+            yield f"store {code}: inactive, nothing is pushed"
+        if store["paused"]:
+            yield f"store {code}: paused until {_time(store['paused']['until'])}: {store['paused']['reason']}"
+        elif queue["last_error"]:
+            yield f"store {code}: oldest label waits since {_time(queue['oldest'])}: {queue['last_error']}"
+
+
+def print_trace(console: Console, places: Sequence[Row]) -> None:
+    """From a label back: what the server last accepted, each push with its run, request and answer, the variant,
+    the webhooks."""
+    for place in places:
+        console.print(Panel(_trace(place), title=f"store {escape(place['store_code'])}", title_align="left"))
+
+
+def _trace(place: Row) -> Group:
+    ledger, queue = place["ledger"], place["queue"]
+    label = Tree("[bold]label[/]")
+    if ledger:
+        label.add(f"accepted {_time(ledger['accepted_at'])}: {_fields(ledger['label'])}")
+    else:
+        label.add("none: the label server holds nothing for this code")
+    if queue:
+        wanted = _fields(queue["label"]) if queue["label"] else "removal"
+        label.add(
+            f"[yellow]waiting ({escape(queue['state'])})[/]: {wanted}, next try {_time(queue['next_attempt_at'])}"
+            + (f", {escape(queue['last_error'])}" if queue["last_error"] else "")
+        )
+    pushes = Tree("[bold]pushes[/], newest first")
+    for push_id, rows in _by_push(place["log"]).items():
+        intent = rows.get("intent", rows.get("result", {}))
+        node = pushes.add(
+            f"{_time(intent['at'])} {intent['operation']} attempt {intent['attempt']}, push {push_id}"
+        )
+        node.add(f"run {escape(_text(intent['run_id']))}, asset {escape(_text(intent.get('asset')))}")
+        node.add(f"request {_fields(intent['label']) if intent.get('label') else 'removal of the code'}")
+        if result := rows.get("result"):
+            style = _STATE_STYLE.get(result["outcome"], "yellow")
+            node.add(
+                f"answer [{style}]{result['outcome']}[/] HTTP {_text(result['http_status'])} in "
+                f"{_text(result['duration_ms'])} ms: {escape(_text(result['answer'] or result['message']))}"
+            )
+        else:
+            node.add("[yellow]no answer recorded yet[/]")
+    variants = Tree("[bold]variant[/]")
+    for variant in place["variants"]:
+        name = f"{_text(variant['title'])} / {_text(variant['variant_title'])}"
+        node = variants.add(
+            f"{variant['variant_id']} {escape(name)}, price {escape(_text(variant['price']))}, "
+            f"{variant['label_state']}, updated {_time(variant['source_updated_at'])}"
+        )
+        for finding in variant["findings"]:
+            node.add(f"{finding['level']} {finding['check_name']}: {escape(finding['reason'])}")
+    deliveries = Tree("[bold]webhooks[/], newest first")
+    for delivery in place["deliveries"]:
+        deliveries.add(
+            f"{escape(delivery['webhook_id'])} {delivery['topic']}, received {_time(delivery['received_at'])}, "
+            f"{delivery['state']} by run {escape(_text(delivery['run_id']))}"
+        )
+    return Group(label, pushes, variants, deliveries)
+
+
+def _by_push(log: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    pushes: dict[str, dict[str, Row]] = {}
+    for row in log:
+        pushes.setdefault(row["push_id"], {})[row["kind"]] = row
+    return pushes
+
+
+def _fields(label: Row) -> str:
+    return escape(", ".join(f"{k} {v!r}" for k, v in sorted(label.items()) if v != ""))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # Titles and answers come from outside: no control character may reach the terminal.
+    return "".join(c if c.isprintable() else "�" for c in str(value))
+
+
+def _time(value: str | None) -> str:
+    if value is None:
+        return "-"
+    return datetime.fromisoformat(value).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _ago(value: str | None) -> str:
+    if value is None:
+        return "-"
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(value)).total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{max(seconds, 0)} s ago"

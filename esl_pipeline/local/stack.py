@@ -1,0 +1,314 @@
+"""Everything on one machine: embedded Postgres, label-server sandbox, receiver and Dagster, as one unit.
+
+What the settings name is used; what they leave out is brought along. Every process is on a leash of this one, so
+nothing is left behind however this process ends.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psycopg
+
+from esl_pipeline.buffer.migrate import migrate
+from esl_pipeline.connections import open_buffer
+from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.settings import Settings, load_settings
+
+_READY_SECONDS = 120.0
+_DATABASE = "esl"
+_ADDRESS = "127.0.0.1"
+# Filled in for a first run, when the settings leave them out.
+DEVELOPMENT_ENV = "dev.env"
+# Where the commands find a running stack.
+_RUNNING = "up.env"
+_CONNECTIONS = (
+    "ESL_DATABASE_URL",
+    "ESL_DAGSTER_DATABASE_URL",
+    "HIPOINK_API_BASE_URL",
+    "HIPOINK_API_SECRET",
+)
+_DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
+
+
+class StackError(Exception):
+    """A part could not be started or has ended; the message says which and shows the end of its log."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports on 127.0.0.1; 0 takes a free one."""
+
+    receiver: int = 8000
+    ui: int = 3000
+    labels: int = 8090
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where the parts answer. labels is None when the label server is not ours."""
+
+    receiver: str
+    ui: str
+    labels: str | None
+
+
+class Stack:
+    """The running parts. A context manager: they are stopped at the end, in order."""
+
+    def __init__(self, settings: Settings, ports: Ports, say: Callable[[str], None]) -> None:
+        self._settings, self._ports, self._say = settings, ports, say
+        self._home = settings.esl_home.absolute()
+        self._parts: list[Leashed] = []
+        self._postgres: EmbeddedPostgres | None = None
+        self.environment: dict[str, str] = {}
+        self.urls = Urls("", "", None)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the parts see."""
+        names = {name.upper() for name in Settings.model_fields}
+        return load_settings(**{name: value for name, value in self.environment.items() if name in names})
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raise StackError when a part has ended by itself."""
+        for part in self._parts:
+            if (code := part.poll()) is not None:
+                raise StackError(f"{part.name} has ended (exit code {code}):\n{part.log_tail(15)}")
+        if self._postgres is not None and not self._postgres.is_running():
+            raise StackError(f"the embedded Postgres has ended; its log is in {self._home}")
+
+    def stop(self) -> None:
+        """Stop the parts, the newest first, Postgres last."""
+        while self._parts:
+            self._parts.pop().stop()
+        if self._postgres is not None:
+            self._postgres.stop()
+            self._postgres = None
+        (self._home / _RUNNING).unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        self._home.mkdir(parents=True, exist_ok=True)
+        receiver, ui, labels = (
+            _port(name, port)
+            for name, port in (
+                ("receiver", self._ports.receiver),
+                ("ui", self._ports.ui),
+                ("labels", self._ports.labels),
+            )
+        )
+        self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
+        self._start_databases()
+        if self._settings.hipoink_api_base_url is None:
+            self._say("label-server sandbox")
+            data, client_id = str(self._home / "label-server.sqlite"), self._settings.hipoink_client_id
+            self._run(
+                "label server",
+                *("esl_pipeline.local.label_server", "--port", str(labels)),
+                *("--data", data, "--client-id", client_id),
+            )
+            self.environment["HIPOINK_API_BASE_URL"] = f"http://{_ADDRESS}:{labels}"
+        self._say("receiver")
+        self._run("receiver", "esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver))
+        self._say("Dagster")
+        self._start_dagster(ui)
+        ours = self._settings.hipoink_api_base_url is None
+        self.urls = Urls(
+            receiver=f"http://{_ADDRESS}:{receiver}",
+            ui=f"http://{_ADDRESS}:{ui}",
+            labels=f"http://{_ADDRESS}:{labels}" if ours else None,
+        )
+        self._wait_until_ready()
+        _write_private(
+            self._home / _RUNNING, {n: self.environment[n] for n in _CONNECTIONS if n in self.environment}
+        )
+
+    def _start_databases(self) -> None:
+        own_buffer = self._settings.esl_database_url is None and self._settings.supabase_url is None
+        own_storage = self._settings.esl_dagster_database_url is None
+        if own_buffer or own_storage:
+            self._say("embedded Postgres")
+            self._postgres = EmbeddedPostgres.start(self._home / "postgres")
+            prepare_database(self._postgres)
+            if own_buffer:
+                self.environment["ESL_DATABASE_URL"] = self._postgres.dsn(_DATABASE)
+                migrate(self._postgres.dsn(_DATABASE))
+            if own_storage:
+                self.environment["ESL_DAGSTER_DATABASE_URL"] = dagster_url(self._postgres)
+        buffer = open_buffer(self.settings)
+        try:
+            buffer.check_version()
+        finally:
+            buffer.close()
+
+    def _start_dagster(self, port: int) -> None:
+        home = self._home / "dagster"
+        home.mkdir(exist_ok=True)
+        shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", home / "dagster.yaml")
+        self.environment |= {"DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        code = _port("code server", 0)
+        workspace = home / "workspace.yaml"
+        workspace.write_text(
+            "load_from:\n  - grpc_server:\n"
+            f"      host: {_ADDRESS}\n      port: {code}\n      location_name: esl_pipeline\n"
+        )
+        self._run(
+            "code server",
+            *("dagster", "api", "grpc", "--module-name", "esl_pipeline.definitions"),
+            *("--host", _ADDRESS, "--port", str(code), "--location-name", "esl_pipeline"),
+        )
+        self._await("code server", lambda: _accepts(code))
+        self._run(
+            "Dagster webserver",
+            *("dagster_webserver", "--host", _ADDRESS, "--port", str(port)),
+            *("--workspace", str(workspace), "--live-data-poll-rate", "2000"),
+        )
+        self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
+
+    def _run(self, name: str, module: str, *arguments: str) -> None:
+        log = self._home / f"{name.lower().replace(' ', '-')}.log"
+        self._parts.append(
+            Leashed.start(
+                name, [sys.executable, "-m", module, *arguments], env=self.environment, log=log, grace=15
+            )
+        )
+
+    def _wait_until_ready(self) -> None:
+        for name, url in asdict(self.urls).items():
+            if url is not None:
+                path = {"receiver": "/health", "ui": "/server_info", "labels": "/api/query/env"}[name]
+                self._await(name, partial(_answers, url + path))
+        self._await("Dagster's code location", lambda: _location_loaded(self.urls.ui))
+
+    def _await(self, what: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"{what} did not answer within {_READY_SECONDS:.0f} s; see {self._home}/*.log"
+                )
+            time.sleep(0.1)
+
+    def _development_secrets(self) -> Mapping[str, str]:
+        """Random ones for what is not set, kept in ESL_HOME/dev.env; none in production."""
+        missing = [n for n in _DEVELOPMENT_SECRETS if getattr(self._settings, n.lower()) is None]
+        if self._settings.hipoink_api_base_url is None and self._settings.hipoink_api_secret is None:
+            missing.append("HIPOINK_API_SECRET")  # of the sandbox
+        if not missing or self._settings.app_environment == "production":
+            return {}
+        file = self._home / DEVELOPMENT_ENV
+        kept = _read(file)
+        for name in missing:
+            kept.setdefault(name, secrets.token_hex(24))
+        _write_private(file, kept)
+        return {name: kept[name] for name in missing}
+
+
+def running_environment(home: Path) -> dict[str, str]:
+    """The connections of the stack that runs on this ESL_HOME; empty when none does."""
+    return _read(home / _RUNNING)
+
+
+@contextmanager
+def run_postgres(settings: Settings) -> Iterator[dict[str, str]]:
+    """The embedded Postgres alone, migrated; the variables that name it."""
+    home = settings.esl_home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    with EmbeddedPostgres.start(home / "postgres") as server:
+        prepare_database(server)
+        migrate(server.dsn(_DATABASE))
+        yield {
+            "ESL_DATABASE_URL": server.dsn(_DATABASE),
+            "ESL_DAGSTER_DATABASE_URL": dagster_url(server),
+        }
+
+
+def _read(file: Path) -> dict[str, str]:
+    if not file.exists():
+        return {}
+    return dict(line.removeprefix("export ").split("=", 1) for line in file.read_text().splitlines())
+
+
+def _write_private(file: Path, variables: Mapping[str, str]) -> None:
+    file.touch(mode=0o600)
+    file.write_text("".join(f"export {name}={value}\n" for name, value in variables.items()))
+
+
+def prepare_database(postgres: EmbeddedPostgres) -> None:
+    """The buffer's database, and a role and schema of their own for Dagster's storage; safe to repeat."""
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        if not connection.execute("select from pg_database where datname = %s", [_DATABASE]).fetchone():
+            postgres.create_database(_DATABASE)
+        if not connection.execute("select from pg_roles where rolname = 'dagster'").fetchone():
+            connection.execute("create role dagster login")
+            connection.execute("alter role dagster set search_path = dagster")
+    with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
+        connection.execute("create schema if not exists dagster authorization dagster")
+
+
+def dagster_url(postgres: EmbeddedPostgres) -> str:
+    """Where Dagster keeps its storage. Names the driver: a bare postgresql:// is another one in SQLAlchemy 2.1."""
+    return postgres.dsn(_DATABASE, user="dagster").replace("postgresql://", "postgresql+psycopg2://", 1)
+
+
+def _port(name: str, wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_ADDRESS, wanted))
+        except OSError as error:
+            raise StackError(
+                f"port {wanted} for {name} cannot be used ({error.strerror}): choose another, 0 for a free one"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection((_ADDRESS, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _location_loaded(ui: str) -> bool:
+    query = "{ repositoriesOrError { __typename ... on RepositoryConnection { nodes { name } } } }"
+    try:
+        answer = httpx.post(f"{ui}/graphql", json={"query": query}, timeout=10).json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    found = answer.get("data", {}).get("repositoriesOrError", {})
+    return bool(found.get("nodes"))

@@ -1,0 +1,118 @@
+"""The drain job: one bounded run for all shops with due work, and its materialisations."""
+
+import time
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
+from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration.failures import stop_retries
+from esl_pipeline.orchestration.resources import LabelServer
+from esl_pipeline.stages.drain import Round, drain
+from esl_pipeline.stages.push import RESULT_COLUMNS
+from esl_pipeline.stages.read import VARIANT_COLUMNS
+
+# An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
+_REPORT_SECONDS = 2.0
+
+
+class DrainConfig(dg.Config):
+    """Who holds the drain lease; the sensor sets it, and a retried run keeps it."""
+
+    holder: str = ""
+
+
+class Journal:
+    """Collects rounds and logs one materialisation per asset and shop for them, with that shop's partition."""
+
+    def __init__(self, context: dg.OpExecutionContext) -> None:
+        self._context = context
+        self._rounds: list[Round] = []
+        self._flushed_at = time.monotonic()
+
+    def add(self, done: Round) -> None:
+        """Remember a round; report when the last report is old enough."""
+        for problem in done.evaluation.problems:
+            self._context.log.error(problem)
+        self._rounds.append(done)
+        if time.monotonic() - self._flushed_at >= _REPORT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Log what has been collected."""
+        rounds, self._rounds, self._flushed_at = self._rounds, [], time.monotonic()
+        if not rounds:
+            return
+        events = [event for done in rounds for event in done.events]
+        variants = _joined([done.variants for done in rounds], list(VARIANT_COLUMNS))
+        labels = _joined([done.evaluation.labels for done in rounds], LABEL_COLUMNS)
+        findings = _joined([done.evaluation.findings for done in rounds], FINDING_COLUMNS)
+        results = _joined([frame for done in rounds for frame in done.results], RESULT_COLUMNS)
+        event_shop = pd.Series([event["shop"] for event in events], dtype=str)
+        variant_shop, label_shop = _shops(variants), _shops(labels)
+        for shop in sorted({*event_shop, *variant_shop}):
+            mine = [event for event in events if event["shop"] == shop]
+            self._log("shopify_products", shop, reports.products_report(mine, variants[variant_shop == shop]))
+        for shop in sorted(set(label_shop)):
+            ours = labels[label_shop == shop]
+            self._log(
+                "validated_variants",
+                shop,
+                reports.labels_report(ours, findings[findings["mapping_id"].isin(ours["mapping_id"])], {}),
+            )
+        for shop in sorted(set(results["shop"])):
+            self._log("hipoink_sync_results", shop, reports.results_report(results[results["shop"] == shop]))
+
+    def _log(self, asset: str, shop: str, metadata: dict[str, Any]) -> None:
+        self._context.log_event(dg.AssetMaterialization(asset_key=asset, partition=shop, metadata=metadata))
+
+
+@dg.op(
+    description="Claims due events and labels of all shops in micro-batches, until idle for some seconds or old."
+)
+def drain_events(
+    context: dg.OpExecutionContext,
+    config: DrainConfig,
+    buffer: dg.ResourceParam[Buffer],
+    label_server: dg.ResourceParam[LabelServer],
+) -> None:
+    """One drain run; ends at once when another one is alive."""
+    buffer.check_version()
+    journal = Journal(context)
+    ran = drain(
+        buffer,
+        label_server.client,
+        label_server.rules,
+        label_server.limits,
+        run_id=context.run_id,
+        holder=config.holder or context.run_id,
+        asset="hipoink_sync_results",
+        on_round=journal.add,
+    )
+    journal.flush()
+    if not ran:
+        context.log.info("another drain run is alive; nothing to do here")
+
+
+@dg.job(
+    description="Near real time: webhooks of all shops to their labels. Started by inbox_sensor.",
+    hooks={stop_retries},
+    # Longer than ESL_DRAIN_MAX_AGE_SECONDS' default with a last push; a run that outlives it is dead (dagster.md 2.4).
+    tags={"dagster/max_runtime": "900", "dagster/max_retries": "2", "esl/role": "drain"},
+    executor_def=dg.in_process_executor,
+)
+def event_sync() -> None:
+    """The drain job."""
+    drain_events()
+
+
+def _joined(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    filled = [frame for frame in frames if not frame.empty]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
+
+
+def _shops(frame: pd.DataFrame) -> pd.Series:
+    return frame["source_system"].astype(str) + ":" + frame["source_store_id"].astype(str)

@@ -1,0 +1,67 @@
+"""inbox_sensor: sees due work within half a second and starts one drain run for it."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.orchestration.event_sync import event_sync
+from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.stages.drain import LEASE
+from esl_pipeline.stages.shops import shop_key
+
+# A tick waits for work itself: far below Dagster's limit of 60 s, and just short of a multiple of the daemon's
+# 5 s loop, so that the next tick follows at once.
+HOLD_SECONDS = 24.0
+_POLL_SECONDS = 0.5
+# Until the launched run has taken the lease over; a run that never starts frees it by that time.
+_LAUNCH_SECONDS = 60.0
+
+
+def new_shops(due: dict[str, Any], known: Collection[str]) -> list[str]:
+    """Partitions to add: mapped shops that Dagster does not know yet."""
+    return [key for key in map(shop_key, due["shops"]) if key not in known]
+
+
+def wants_run(due: dict[str, Any]) -> bool:
+    """Whether to start a drain run: there is due work and no drain run is alive."""
+    return bool(due["due"]) and due["drain"] is None
+
+
+def inbox_sensor(*, interval_seconds: int) -> dg.SensorDefinition:
+    """The sensor, looking every interval_seconds (and all the time within a tick)."""
+
+    @dg.sensor(
+        name="inbox_sensor",
+        job=event_sync,
+        minimum_interval_seconds=interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive while there "
+        "are any, and adds new shops as partitions.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, buffer: dg.ResourceParam[Buffer]) -> dg.SensorResult:
+        known = set(context.instance.get_dynamic_partitions("shops"))
+        give_up = time.monotonic() + HOLD_SECONDS
+        while True:
+            due = buffer.due()
+            added = new_shops(due, known)
+            requests = [shops.build_add_request(added)] if added else []
+            if wants_run(due):
+                holder = str(uuid4())
+                if buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS)["held"]:
+                    config = {"ops": {"drain_events": {"config": {"holder": holder}}}}
+                    run = dg.RunRequest(run_key=holder, run_config=config)
+                    return dg.SensorResult(run_requests=[run], dynamic_partitions_requests=requests)
+            if added:
+                return dg.SensorResult(
+                    skip_reason=f"new shops: {', '.join(added)}", dynamic_partitions_requests=requests
+                )
+            if time.monotonic() > give_up:
+                alive = "the drain run is at work" if due["drain"] else "nothing is due"
+                return dg.SensorResult(skip_reason=alive)
+            time.sleep(_POLL_SECONDS)
+
+    return sensor

@@ -1,0 +1,5 @@
+"""The partitions: one per shop."""
+
+import dagster as dg
+
+shops = dg.DynamicPartitionsDefinition(name="shops")

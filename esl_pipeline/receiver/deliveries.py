@@ -1,0 +1,144 @@
+"""From the headers and body of a signed webhook to the delivery that the inbox keeps. Pure, no I/O.
+
+Only the body is signed. Topic, shop, ids and time come in unsigned headers, so an old body can be sent again
+under another topic or with a fresh id: the body must therefore have the shape of its topic, and what does not
+fit is kept as "unusable" with the reason, for a human, instead of being lost or bounced for ever.
+"""
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers
+
+TOPICS = ("products/create", "products/update", "products/delete", "inventory_levels/update")
+
+# Shopify itself may deliver a day late, so a tight window would lose real events.
+OLDEST = timedelta(hours=48)
+NEWEST = timedelta(minutes=10)
+
+_SHOP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.myshopify\.com")
+_ID = re.compile(r"[!-~]{1,255}")
+_VERSION = re.compile(r"[0-9A-Za-z-]{1,32}")
+_MAX_INT64 = 2**63 - 1
+
+
+class HeaderError(ValueError):
+    """The headers do not say what the delivery is, so it cannot be kept."""
+
+
+class _UnusableError(ValueError):
+    """The delivery cannot be processed; it is kept with this reason."""
+
+
+def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[str, Any]:
+    """The inbox delivery of one webhook whose signature is already verified.
+
+    `topic` is the route's, `now` an aware time. A missing or odd webhook id is replaced by one derived from
+    shop, topic and body, so that copies still meet in one inbox row. Raises `HeaderError` when the topic or
+    shop header is missing, doubled or wrong.
+    """
+    if _single(headers, "x-shopify-topic") != topic:
+        raise HeaderError(f"X-Shopify-Topic must be given once and be {topic} on this address.")
+    shop = shop_domain(_single(headers, "x-shopify-shop-domain") or "")
+    if shop is None:
+        raise HeaderError("X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain.")
+    digest = hashlib.sha256(raw).hexdigest()
+    derived_id = "derived-" + hashlib.sha256(f"{shop}\n{topic}\n{digest}".encode()).hexdigest()
+    order_key, bad_body = _read_body(topic, raw)
+    triggered_at, bad_time = _read_time(headers, now)
+    reason = bad_body or bad_time
+    return {
+        "source_system": "shopify",
+        "source_store_id": shop,
+        "topic": topic,
+        "webhook_id": _single(headers, "x-shopify-webhook-id", _ID) or derived_id,
+        "event_id": _single(headers, "x-shopify-event-id", _ID),
+        "triggered_at": triggered_at,
+        "api_version": _single(headers, "x-shopify-api-version", _VERSION),
+        "order_key": order_key,
+        "body_base64": base64.b64encode(raw).decode(),
+        "body_sha256": digest,
+        "state": "unusable" if reason else "ready",
+        "reason": reason,
+    }
+
+
+def shop_domain(text: str) -> str | None:
+    """The myshopify.com domain in lower case, None when `text` is not one."""
+    shop = text.lower()
+    return shop if text.isascii() and _SHOP.fullmatch(shop) else None
+
+
+def _single(headers: Headers, name: str, pattern: re.Pattern[str] | None = None) -> str | None:
+    values = headers.getlist(name)
+    if len(values) != 1 or (pattern and not pattern.fullmatch(values[0])):
+        return None
+    return values[0]
+
+
+def _read_time(headers: Headers, now: datetime) -> tuple[str | None, str | None]:
+    """X-Shopify-Triggered-At as ISO text in UTC, and what is wrong with it. Shopify's retries keep it."""
+    if not headers.getlist("x-shopify-triggered-at"):
+        return None, None
+    try:
+        time = datetime.fromisoformat(_single(headers, "x-shopify-triggered-at") or "")
+        if time.tzinfo is None:
+            raise ValueError
+        time = time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None, "X-Shopify-Triggered-At is not one ISO 8601 time with its offset"
+    if not now - OLDEST <= time <= now + NEWEST:
+        return time.isoformat(), "replay suspected: X-Shopify-Triggered-At is over 48 h old or 10 min ahead"
+    return time.isoformat(), None
+
+
+def _read_body(topic: str, raw: bytes) -> tuple[str | None, str | None]:
+    """The key whose deliveries belong in order, and what is wrong with the body."""
+    try:
+        return _order_key(topic, _parsed(raw)), None
+    except _UnusableError as wrong:
+        return None, str(wrong)
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    # orjson, because the standard parser takes NaN and can exhaust the stack on deep nesting.
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _UnusableError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    if not isinstance(body, dict):
+        raise _UnusableError("the body is not a JSON object")
+    return body
+
+
+def _order_key(topic: str, body: dict[str, Any]) -> str:
+    if topic == "inventory_levels/update":
+        if not (_is_id(body.get("inventory_item_id")) and _is_id(body.get("location_id"))):
+            raise _UnusableError(f"a {topic} body needs the integers inventory_item_id and location_id")
+        return f"inventory_item:{body['inventory_item_id']}"
+    if not _is_id(body.get("id")):
+        raise _UnusableError(f"a {topic} body needs the integer id")
+    if topic == "products/delete":
+        if len(body) != 1:
+            raise _UnusableError("a products/delete body holds the id and nothing else")
+    elif not (isinstance(body.get("updated_at"), str) and isinstance(body.get("variants"), list)):
+        raise _UnusableError(f"a {topic} body needs the text updated_at and the list variants")
+    return f"product:{_product_number(body)}"
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 < value <= _MAX_INT64
+
+
+def _product_number(body: dict[str, Any]) -> int:
+    """The product's number, from its gid where that names the same product.
+
+    A sender that keeps ids as doubles rounds them beyond 2^53 (Shopify's own samples do), but not the gid.
+    """
+    number: int = body["id"]
+    gid = re.fullmatch(r"gid://shopify/Product/([0-9]{1,19})", str(body.get("admin_graphql_api_id")))
+    return int(gid[1]) if gid and float(gid[1]) == float(number) else number

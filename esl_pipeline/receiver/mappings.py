@@ -1,0 +1,216 @@
+"""The store-mapping API: which shop feeds which store, and with what policy. For administrators only."""
+
+import hashlib
+import hmac
+import logging
+import re
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StrictBool,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
+
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.labels.policy import Policy
+from esl_pipeline.receiver.body import read_body
+from esl_pipeline.receiver.deliveries import shop_domain
+from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.settings import Settings
+
+BODY_LIMIT_BYTES = 65_536
+BODY_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+def _store_code(text: str) -> str:
+    # The code stands in addresses at the label server, so nothing may come through that changes a path.
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", text):
+        raise ValueError("must be 1 to 32 letters, digits, '_' or '-'")
+    return text
+
+
+def _store_id(text: str) -> str:
+    shop = shop_domain(text)
+    if shop is None:
+        raise ValueError("must be the shop's domain, like my-shop.myshopify.com")
+    return shop
+
+
+SourceSystem = Literal["shopify"]
+SourceStoreId = Annotated[str, AfterValidator(_store_id)]
+StoreCode = Annotated[str, AfterValidator(_store_code)]
+# The schema is written out, because the OpenAPI page has no place for a reference from here.
+StorePolicy = Annotated[Policy, WithJsonSchema(Policy.model_json_schema())]
+
+
+class NewMapping(BaseModel):
+    """A store mapping to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source_system: SourceSystem
+    source_store_id: SourceStoreId
+    hipoink_store_code: StoreCode
+    is_active: StrictBool = True
+    settings: StorePolicy = Policy()
+
+
+class MappingChange(BaseModel):
+    """The fields of a store mapping that change; the others stay. `settings` are replaced as a whole."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source_system: SourceSystem | None = None
+    source_store_id: SourceStoreId | None = None
+    hipoink_store_code: StoreCode | None = None
+    is_active: StrictBool | None = None
+    settings: StorePolicy | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _given_means_set(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("must not be null; leave the field out to keep it")
+        return value
+
+
+class StoreMapping(BaseModel):
+    """A store mapping as kept."""
+
+    id: str
+    source_system: str
+    source_store_id: str
+    hipoink_store_code: str
+    is_active: bool
+    settings: dict[str, Any]
+    created_at: str | None = None
+    updated_at: str | None = None
+
+
+def mapping_router(settings: Settings, buffer: ReceiverBuffer) -> APIRouter:
+    """`/api/store-mappings/`, open to the bearer of ESL_ADMIN_TOKEN; closed when there is none."""
+
+    bearer = HTTPBearer(auto_error=False, description="ESL_ADMIN_TOKEN")
+
+    def authorised(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if settings.esl_admin_token is None:
+            raise HTTPException(
+                403, "The store-mapping API is closed: set ESL_ADMIN_TOKEN and start the receiver again."
+            )
+        token = settings.esl_admin_token.get_secret_value()
+        if credentials is None or not hmac.compare_digest(_hash(credentials.credentials), _hash(token)):
+            raise HTTPException(
+                401, "The bearer token is missing or wrong.", headers={"WWW-Authenticate": "Bearer"}
+            )
+
+    router = APIRouter(
+        prefix="/api/store-mappings",
+        tags=["store mappings"],
+        dependencies=[Depends(authorised)],
+        responses={401: {"description": "No valid token."}, 403: {"description": "The API is closed."}},
+    )
+
+    @router.post("/", status_code=201, response_model=StoreMapping, openapi_extra=_takes(NewMapping))
+    def create(body: Annotated[bytes, Depends(_body)]) -> dict[str, Any]:
+        return buffer.mapping_create(_fields(NewMapping, body))
+
+    @router.get("/", response_model=list[StoreMapping])
+    def list_all() -> list[dict[str, Any]]:
+        return buffer.mapping_list()
+
+    @router.get("/{mapping_id}", response_model=StoreMapping)
+    def get(mapping_id: str) -> dict[str, Any]:
+        return _found(buffer.mapping_get(_uuid(mapping_id)))
+
+    @router.put("/{mapping_id}", response_model=StoreMapping, openapi_extra=_takes(MappingChange))
+    def change(mapping_id: str, body: Annotated[bytes, Depends(_body)]) -> dict[str, Any]:
+        key = _uuid(mapping_id)
+        changes = _fields(MappingChange, body)
+        if not changes:
+            raise _unprocessable("body", "must hold at least one field to change")
+        return _found(buffer.mapping_update(key, changes))
+
+    return router
+
+
+def buffer_failure(_request: Request, error: BufferError) -> JSONResponse:
+    """The answer to a buffer error that no route has handled."""
+    code = error.code or ""
+    if code == "23505":
+        detail: object = (
+            "A store mapping with this source_system, source_store_id and hipoink_store_code exists already."
+        )
+        return JSONResponse({"detail": detail}, 409)
+    if code.startswith("22"):  # SQLSTATE class 22: the data itself is refused
+        return JSONResponse({"detail": [{"field": "settings", "message": str(error)}]}, 422)
+    log.error("the buffer cannot serve the store-mapping API: %a", str(error))
+    return JSONResponse({"detail": "The buffer cannot be used now; try again."}, 503, {"Retry-After": "5"})
+
+
+async def _body(request: Request) -> bytes:
+    return await read_body(request, BODY_LIMIT_BYTES, BODY_SECONDS)
+
+
+def _fields(model: type[BaseModel], body: bytes) -> dict[str, Any]:
+    """The given fields of a JSON body, checked; HTTPException 422 names each wrong field, not its value."""
+    try:
+        given = model.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise _unprocessable("body", f"is not JSON: {error.msg} at character {error.pos}") from None
+    except ValidationError as error:
+        wrong_fields = [
+            {
+                "field": ".".join(map(str, wrong["loc"])) or "body",
+                "message": wrong["msg"].removeprefix("Value error, "),
+            }
+            for wrong in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise HTTPException(422, wrong_fields) from None
+    return given.model_dump(mode="json", exclude_unset=True)
+
+
+def _unprocessable(field: str, message: str) -> HTTPException:
+    return HTTPException(422, [{"field": field, "message": message}])
+
+
+def _uuid(text: str) -> str:
+    try:
+        key = str(UUID(text))
+    except ValueError:
+        key = ""
+    if key != text.lower():
+        raise _unknown()
+    return key
+
+
+def _found(mapping: dict[str, Any] | None) -> dict[str, Any]:
+    if mapping is None:
+        raise _unknown()
+    return mapping
+
+
+def _unknown() -> HTTPException:
+    return HTTPException(404, "There is no store mapping with this id.")
+
+
+def _hash(token: str) -> bytes:
+    """Of one length for any token, so that comparing takes equally long."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The request body for the OpenAPI page; FastAPI does not see it, because the token comes first."""
+    schema = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": schema}}

@@ -1,0 +1,151 @@
+"""The webhook routes: verify, make a delivery of it, keep it with one buffer call, answer."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import JSONResponse
+
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.receiver.body import read_body
+from esl_pipeline.receiver.deliveries import TOPICS, HeaderError, delivery
+from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.receiver.signature import verify
+from esl_pipeline.settings import Settings
+
+RETRY_AFTER_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one receiver process carries at a time; beyond it, deliveries are answered 503 and come again.
+
+    Few bodies are held while they are unverified (`reading`, ESL_WEBHOOK_BODY_LIMIT_BYTES each at most). More
+    of the verified ones may queue for the buffer (`storing`, worked off by `threads`), so that a burst or a
+    short stall of the database costs time and not a failed delivery.
+    """
+
+    body_seconds: float = 5  # Shopify gives up on the whole request after 5 s
+    reading: int = 64
+    storing: int = 256
+    threads: int = 16
+
+
+def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -> APIRouter:
+    """`POST /webhooks/shopify/<topic>` for each topic in use."""
+    secrets = settings.webhook_secrets
+    reading = _Slots(limits.reading)
+    storing = _Slots(limits.storing)
+    threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="inbox")
+
+    async def keep(topic: str, request: Request) -> str:
+        """Keep the delivery; answers "accepted" or "duplicate". Raises HTTPException for everything else."""
+        with reading.taken():
+            _refuse_encoded(request)
+            raw = await read_body(request, settings.esl_webhook_body_limit_bytes, limits.body_seconds)
+            if not verify(raw, _signature(request), secrets):
+                raise HTTPException(401, "The signature is missing or wrong.")
+        try:
+            kept = delivery(topic, request.headers, raw, datetime.now(UTC))
+        except HeaderError as error:
+            raise HTTPException(400, str(error)) from None
+        with storing.taken():
+            try:
+                stored = await asyncio.get_running_loop().run_in_executor(threads, buffer.inbox_add, [kept])
+            except BufferError as error:
+                log.error("the buffer kept nothing: %a", str(error))
+                raise _come_again() from error
+        return "accepted" if stored["inserted"] else "duplicate"
+
+    def route(topic: str) -> Callable[[Request], Awaitable[JSONResponse]]:
+        async def receive(request: Request) -> JSONResponse:
+            try:
+                outcome = await keep(topic, request)
+            except HTTPException as refused:
+                log.warning(
+                    "webhook %s, outcome %d %s",
+                    _described(topic, request),
+                    refused.status_code,
+                    refused.detail,
+                )
+                raise
+            log.info("webhook %s, outcome %s", _described(topic, request), outcome)
+            return JSONResponse({"status": outcome})
+
+        return receive
+
+    router = APIRouter(prefix="/webhooks/shopify", tags=["webhooks"])
+    for topic in TOPICS:
+        router.add_api_route(
+            f"/{topic}",
+            route(topic),
+            methods=["POST"],
+            name=topic,
+            summary=f"Receive {topic}",
+            responses=_ANSWERS,
+        )
+    return router
+
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Kept, or known already."},
+    400: {"description": "The topic or shop header does not fit; nothing is kept."},
+    401: {"description": "The signature is missing or wrong."},
+    408: {"description": "The body came too slowly."},
+    413: {"description": "The body is too long."},
+    415: {"description": "The body is compressed."},
+    503: {"description": "Nothing could be kept; send it again."},
+}
+
+
+class _Slots:
+    """A count of places, refused instead of waited for when none is free. For one event loop."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        if self._free == 0:
+            raise _come_again()
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+
+
+def _come_again() -> HTTPException:
+    return HTTPException(
+        503,
+        "The delivery could not be kept; send it again.",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def _refuse_encoded(request: Request) -> None:
+    # The signature is over the bytes as sent, and unpacking what a stranger packed can exhaust the memory.
+    if any(value.lower() != "identity" for value in request.headers.getlist("content-encoding")):
+        raise HTTPException(415, "The body must be sent without a content encoding.", {"Connection": "close"})
+
+
+def _signature(request: Request) -> str:
+    """The signature header; empty, which never verifies, when it is missing or given more than once."""
+    values = request.headers.getlist("x-shopify-hmac-sha256")
+    return values[0] if len(values) == 1 else ""
+
+
+def _described(topic: str, request: Request) -> str:
+    """The delivery in one line. Its headers are a stranger's text: cut, and escaped to plain ASCII."""
+    shop, webhook_id = (
+        request.headers.get(name, "")[:128] for name in ("x-shopify-shop-domain", "x-shopify-webhook-id")
+    )
+    return f"{topic} from shop {shop!a} with id {webhook_id!a}"

@@ -1,0 +1,414 @@
+"""Every environment variable of the pipeline, typed, in one class.
+
+A field's name in capitals is the variable's name. What is wrong is reported all at once, by that name and
+without the values; what is allowed but worth saying comes from `Settings.warnings`.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import psycopg
+from dotenv import dotenv_values
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
+PUBLIC_SIGN = "80805d794841f1b4"
+ENV_FILE = ".env"
+TRANSACTION_POOLER_PORT = "6543"
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used. `problems` holds one sentence per setting, without its value."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        heading = "1 setting is wrong:" if len(problems) == 1 else f"{len(problems)} settings are wrong:"
+        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in problems)]))
+
+
+def _http_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or re.search(r"\s", value):
+        raise ValueError(
+            "is not a web address; write http:// or https:// and a host, e.g. https://labels.example.com"
+        )
+    if parts.query or parts.fragment or value.endswith(("?", "#")):
+        raise ValueError("has a query or a fragment; leave out everything from the first '?' or '#'")
+    if "@" in parts.netloc:
+        raise ValueError("has a user name or password in it; leave out everything up to the '@'")
+    return value.rstrip("/")
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    dsn = value.get_secret_value()
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        raise ValueError("is not a Postgres address; write postgresql://user:password@host:5432/database")
+    try:
+        conninfo_to_dict(dsn)
+    except (psycopg.Error, UnicodeError):
+        raise ValueError(
+            "cannot be read as a Postgres address; write postgresql://user:password@host:5432/database and"
+            " percent-encode special characters in the password (@ is %40, / is %2F, # is %23, % is %25)"
+        ) from None
+    return value
+
+
+def _dagster_url(value: SecretStr) -> SecretStr:
+    _postgres_url(SecretStr(without_driver(value)))
+    return value
+
+
+def without_driver(dsn: SecretStr) -> str:
+    """A Postgres address as libpq reads it. SQLAlchemy's form, which Dagster's may have, names a driver too."""
+    return re.sub(r"^postgresql\+psycopg2://", "postgresql://", dsn.get_secret_value())
+
+
+def _webhook_secrets(value: SecretStr) -> SecretStr:
+    if not _split(value):
+        raise ValueError("holds only commas; write the app's client secret, or remove it")
+    return value
+
+
+def _split(value: SecretStr) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.get_secret_value().split(",") if part.strip())
+
+
+def _admin_token(value: SecretStr) -> SecretStr:
+    token = value.get_secret_value()
+    if len(token) < 16:
+        raise ValueError("is too short; use at least 16 characters, e.g. from: openssl rand -hex 32")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("cannot be sent in a header; use letters, digits and punctuation without spaces")
+    return value
+
+
+def _client_id(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+        raise ValueError("cannot stand in the path of an address; use letters, digits, '_', '-' and '.'")
+    return value
+
+
+def _home(value: Path) -> Path:
+    try:
+        home = value.expanduser()
+        usable = next(path for path in (home, *home.absolute().parents) if path.exists()).is_dir()
+    except (OSError, RuntimeError):
+        usable = False
+    if not usable:
+        raise ValueError("cannot be a folder of ours; name a folder that exists or can be made")
+    return home
+
+
+def _frames_url(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    if separator and "@" in rest.partition("/")[0] and scheme not in {"abfs", "abfss"}:
+        raise ValueError("has credentials in it; give them through the storage's own variables or files")
+    return value
+
+
+def _folded(fold: Callable[[str], str]) -> BeforeValidator:
+    return BeforeValidator(lambda value: fold(value) if isinstance(value, str) else value)
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+DagsterUrl = Annotated[SecretStr, AfterValidator(_dagster_url)]
+
+
+def _misspelt_names() -> list[str]:
+    """One sentence for each variable that is nearly, but not, the name of a setting."""
+    set_names = {name.upper() for name in [*os.environ, *dotenv_values(ENV_FILE, encoding="utf-8")]}
+    return [
+        f"{name} is no setting of this program{hint}"
+        for name in sorted(set_names)
+        if name.startswith(("ESL_", "HIPOINK_"))
+        and name.lower() not in Settings.model_fields
+        and (hint := _did_you_mean(name))
+    ]
+
+
+def _did_you_mean(name: str) -> str:
+    close = difflib.get_close_matches(
+        name.upper(), [known.upper() for known in Settings.model_fields], 1, 0.8
+    )
+    return f": did you mean {close[0]}?" if close else ""
+
+
+class Settings(BaseSettings):
+    """What the environment and the file `.env` in the working directory say; the environment wins.
+
+    Build it with `load_settings`. An empty or blank variable counts as not set.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+    hipoink_api_base_url: HttpUrl | None = Field(
+        None, description="Address of the label server, e.g. https://labels.example.com."
+    )
+    hipoink_client_id: Annotated[str, AfterValidator(_client_id)] = Field(
+        "default", description="Name of the label server's app key; part of every request's path."
+    )
+    hipoink_api_secret: SecretStr | None = Field(
+        None,
+        description="Sign of that app key, sent as is. Without it the documented public default is used, "
+        "which anybody may know.",
+    )
+    hipoink_username: str | None = Field(
+        None,
+        description="Account of the label server's admin page. Accepted; the product API does not use it.",
+    )
+    hipoink_password: SecretStr | None = Field(
+        None, description="Password of that account. Accepted; the product API does not use it."
+    )
+    hipoink_rate_limit_per_second: float = Field(
+        10, ge=0.01, le=1000, description="Requests per second to the label server, over all runs."
+    )
+    hipoink_batch_size: int = Field(
+        100, ge=1, le=1000, description="Labels in one request to the label server, at most."
+    )
+    esl_database_url: PostgresUrl | None = Field(
+        None,
+        description="Postgres address of the buffer (direct or session pooler, port 5432). Overrides "
+        "SUPABASE_URL and SUPABASE_SERVICE_KEY.",
+    )
+    supabase_url: HttpUrl | None = Field(
+        None, description="Address of the Supabase project, e.g. https://abcd.supabase.co."
+    )
+    supabase_service_key: SecretStr | None = Field(
+        None, validate_default=True, description="Secret (service role) key of the Supabase project."
+    )
+    esl_dagster_database_url: DagsterUrl | None = Field(
+        None, description="Postgres address where Dagster keeps its own storage (runs, events, schedules)."
+    )
+    shopify_webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
+        None,
+        description="Client secret that signs the webhooks. Several, separated by commas, are all accepted: "
+        "keep the old one during a rotation.",
+    )
+    shopify_api_key: SecretStr | None = Field(None, description="Client id of the Shopify app.")
+    shopify_api_secret: SecretStr | None = Field(None, description="Client secret of the Shopify app.")
+    app_base_url: HttpUrl | None = Field(
+        None, description="Public address of the webhook function, e.g. https://hooks.example.com."
+    )
+    app_environment: Annotated[Literal["development", "staging", "production"], _folded(str.lower)] = Field(
+        "development", description="development, staging or production. Production shows no OpenAPI page."
+    )
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], _folded(str.upper)] = (
+        Field(
+            "INFO",
+            description="Least severe message that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
+        )
+    )
+    sync_worker_interval_seconds: int = Field(
+        5, ge=1, le=3600, description="Seconds between two looks of the sensor for new work."
+    )
+    max_retry_attempts: int = Field(
+        25, ge=1, le=1000, description="Tries of one push before it is a dead letter."
+    )
+    retry_backoff_multiplier: float = Field(
+        2, ge=1, le=10, description="Factor by which the wait grows from one try to the next."
+    )
+    retry_initial_delay_seconds: float = Field(
+        2, ge=0.01, le=3600, description="Seconds to wait before the second try."
+    )
+    esl_drain_idle_seconds: float = Field(
+        20, ge=0, le=3600, description="Seconds without work after which a drain run ends."
+    )
+    esl_drain_max_age_seconds: float = Field(
+        600, ge=1, le=86400, description="Seconds after which a drain run ends even when work goes on."
+    )
+    esl_admin_token: Annotated[SecretStr, AfterValidator(_admin_token)] | None = Field(
+        None,
+        description="Bearer token of the store-mapping API, at least 16 characters. Without it that API is "
+        "closed.",
+    )
+    esl_home: Annotated[Path, AfterValidator(_home)] = Field(
+        Path(".esl"), description="Folder of local state: embedded Postgres, Dagster, frames."
+    )
+    esl_frames_url: Annotated[str, AfterValidator(_frames_url)] | None = Field(
+        None,
+        description="Where Dagster steps keep their Parquet frames: a folder or any fsspec URL, e.g. "
+        "s3://bucket/frames. Default: frames below ESL_HOME.",
+    )
+    esl_webhook_body_limit_bytes: int = Field(
+        5_000_000, ge=1_000, le=50_000_000, description="Longest webhook body that is read, in bytes."
+    )
+
+    _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        stripped = {
+            name: value.strip() if isinstance(value, str) else value for name, value in values.items()
+        }
+        return {name: value for name, value in stripped.items() if value != ""}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _printable(cls, value: object) -> object:
+        # Bytes that are no UTF-8, and what slips in when copying from a web page, would only fail much later.
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("holds a character that cannot be printed; type the value anew")
+        return value
+
+    # The two cross-checks are field validators, because a model validator would be skipped whenever a single
+    # field is wrong, and the reader would meet the problems in turns. `info.data` lacks the fields that are.
+
+    @field_validator("supabase_service_key")
+    @classmethod
+    def _supabase_comes_in_pairs(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if info.data.get("esl_database_url", "wrong") is None and "supabase_url" in info.data:
+            if key and not info.data["supabase_url"]:
+                raise ValueError("is set without SUPABASE_URL; set both, or ESL_DATABASE_URL instead")
+            if info.data["supabase_url"] and not key:
+                raise ValueError(
+                    "is missing while SUPABASE_URL is set; set both, or ESL_DATABASE_URL instead"
+                )
+        return key
+
+    @field_validator("esl_drain_max_age_seconds")
+    @classmethod
+    def _idle_fits_into_age(cls, age: float, info: ValidationInfo) -> float:
+        if age < info.data.get("esl_drain_idle_seconds", 0):
+            raise ValueError(
+                "is less than ESL_DRAIN_IDLE_SECONDS; a drain run could never end idle: raise it"
+            )
+        return age
+
+    @property
+    def uses_public_sign(self) -> bool:
+        """Whether the label server is addressed with the documented default sign, which is no secret."""
+        return self.hipoink_sign.get_secret_value() == PUBLIC_SIGN
+
+    @property
+    def hipoink_sign(self) -> SecretStr:
+        """The sign to send: HIPOINK_API_SECRET, else the documented public default."""
+        return self.hipoink_api_secret or SecretStr(PUBLIC_SIGN)
+
+    @property
+    def webhook_secrets(self) -> tuple[bytes, ...]:
+        """Every secret that may have signed a webhook; empty when none is set."""
+        if self.shopify_webhook_secret is None:
+            return ()
+        return tuple(secret.encode() for secret in _split(self.shopify_webhook_secret))
+
+    @property
+    def frames_url(self) -> str:
+        """Where Dagster steps keep their frames: ESL_FRAMES_URL, else a folder below ESL_HOME."""
+        return self.esl_frames_url or str(self.esl_home.absolute() / "frames")
+
+    def warnings(self) -> list[str]:
+        """Sentences about settings that work but deserve a second look; no secret in them."""
+        said = []
+        if self.uses_public_sign:
+            said.append(
+                "HIPOINK_API_SECRET is not set or is the documented public default sign: anybody who reaches "
+                "the label server can change its labels. Make an app key of your own and set its sign."
+            )
+        if self.hipoink_api_base_url and _unprotected(self.hipoink_api_base_url):
+            said.append(
+                "HIPOINK_API_BASE_URL is http:// to another machine: the sign and the prices travel "
+                "unprotected. Use https://, or a private network only."
+            )
+        if not self.webhook_secrets:
+            said.append(
+                "SHOPIFY_WEBHOOK_SECRET is not set: no webhook can be verified, so all are refused (401)."
+            )
+        if self.esl_admin_token is None:
+            said.append("ESL_ADMIN_TOKEN is not set: the store-mapping API is closed (403).")
+        for name in ("esl_database_url", "esl_dagster_database_url"):
+            dsn: SecretStr | None = getattr(self, name)
+            if dsn and TRANSACTION_POOLER_PORT in _ports(dsn):
+                said.append(
+                    f"{name.upper()} uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: "
+                    "no LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
+                )
+        return said + self._misspelt
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process.
+
+    `overrides` (names in either case) win over the environment; None or "" there means not set.
+    Raises `SettingsError`, which names every problem at once.
+    """
+    given: dict[str, Any] = {
+        name.lower(): "" if value is None else value for name, value in overrides.items()
+    }
+    problems = [
+        f"{name.upper()}: is no setting of this program{_did_you_mean(name) or '; remove it'}"
+        for name in given
+        if name not in Settings.model_fields
+    ]
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if name in Settings.model_fields})
+    except ValidationError as error:
+        problems += [_problem(str(wrong["loc"][0]), wrong["type"], wrong["msg"]) for wrong in error.errors()]
+    except (OSError, UnicodeError) as error:
+        problems.append(
+            f"{ENV_FILE}: cannot be read ({type(error).__name__}); make it a readable UTF-8 text file"
+        )
+    if problems:
+        raise SettingsError(problems) from None
+    return settings
+
+
+def _problem(field: str, kind: str, message: str) -> str:
+    if kind == "value_error":
+        return f"{field.upper()}: {message.removeprefix('Value error, ')}"
+    return f"{field.upper()}: is not {_expected(field)}; correct it, or remove it for the default"
+
+
+def _expected(field: str) -> str:
+    schema = Settings.model_json_schema()["properties"][field]
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    if "maximum" in schema:
+        number = "a whole number" if schema["type"] == "integer" else "a number"
+        return f"{number} from {schema['minimum']} to {schema['maximum']}"
+    return "text"
+
+
+def _unprotected(url: str) -> bool:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost" or host.endswith(".localhost")
+    return parts.scheme == "http" and not local
+
+
+def _ports(dsn: SecretStr) -> list[str]:
+    return str(conninfo_to_dict(without_driver(dsn)).get("port", "")).split(",")

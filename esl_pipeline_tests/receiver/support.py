@@ -1,0 +1,206 @@
+"""A sender that signs, an in-memory buffer at the edge, and two ways to reach the application."""
+
+import asyncio
+import base64
+import hmac
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
+from esl_pipeline.receiver.app import create_app
+from esl_pipeline.receiver.webhooks import Limits
+from esl_pipeline.settings import Settings, load_settings
+
+SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+SECRET = "current-webhook-secret"
+TOKEN = "an-admin-token-of-some-length"
+SHOP = "corner-shop.myshopify.com"
+PRODUCT = {
+    "id": 632910392,
+    "admin_graphql_api_id": "gid://shopify/Product/632910392",
+    "title": "Café crème ☕",
+    "updated_at": "2026-03-01T10:00:00-05:00",
+    "status": "active",
+    "variants": [{"id": 808950810, "price": "19.99"}],
+}
+LEVEL = {"inventory_item_id": 49148385, "location_id": 655441491, "available": 5}
+BODIES = {
+    "products/create": PRODUCT,
+    "products/update": PRODUCT,
+    "products/delete": {"id": 632910392},
+    "inventory_levels/update": LEVEL,
+}
+
+
+class MemoryBuffer:
+    """Keeps what the receiver hands over, with the inbox's two unique keys, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        self.mappings: dict[str, dict[str, Any]] = {}
+        self.failure: BufferError | None = None
+        self.release = threading.Event()
+        self.release.set()
+        self._lock = threading.Lock()
+
+    def _called(self, name: str) -> None:
+        with self._lock:
+            self.calls.append(name)
+        if not self.release.wait(10):
+            raise BufferUnavailable("the test forgot to release the buffer")
+        if self.failure:
+            raise self.failure
+
+    def inbox_add(self, deliveries: list[dict[str, Any]]) -> dict[str, Any]:
+        self._called("inbox_add")
+        json.dumps(deliveries)
+        with self._lock:
+            before = len(self.rows)
+            for row in deliveries:
+                keys = [
+                    {(kept["source_store_id"], kept["topic"], kept[key]) for kept in self.rows}
+                    for key in ("webhook_id", "body_sha256")
+                ]
+                if not any(
+                    (row["source_store_id"], row["topic"], row[key]) in known
+                    for key, known in zip(("webhook_id", "body_sha256"), keys, strict=True)
+                ):
+                    self.rows.append(row)
+            return {"received": len(deliveries), "inserted": len(self.rows) - before}
+
+    def ping(self) -> None:
+        if self.failure:
+            raise self.failure
+
+    def mapping_create(self, fields: dict[str, Any]) -> dict[str, Any]:
+        self._called("mapping_create")
+        mapping = {"id": str(uuid.uuid4()), "is_active": True, "settings": {}, **fields}
+        self._refuse_duplicate(mapping)
+        self.mappings[mapping["id"]] = mapping
+        return mapping
+
+    def mapping_list(self) -> list[dict[str, Any]]:
+        self._called("mapping_list")
+        return list(self.mappings.values())
+
+    def mapping_get(self, id: str) -> dict[str, Any] | None:
+        self._called("mapping_get")
+        return self.mappings.get(id)
+
+    def mapping_update(self, id: str, changes: dict[str, Any]) -> dict[str, Any] | None:
+        self._called("mapping_update")
+        if id not in self.mappings:
+            return None
+        changed = {**self.mappings[id], **changes}
+        self._refuse_duplicate(changed)
+        self.mappings[id] = changed
+        return changed
+
+    def _refuse_duplicate(self, mapping: dict[str, Any]) -> None:
+        unique = ("source_system", "source_store_id", "hipoink_store_code")
+        for other in self.mappings.values():
+            if other["id"] != mapping["id"] and all(other[key] == mapping[key] for key in unique):
+                raise BufferError("duplicate key value violates unique constraint", code="23505")
+
+
+def make_settings(**overrides: Any) -> Settings:
+    given = {"shopify_webhook_secret": SECRET, "esl_admin_token": TOKEN, "app_environment": "development"}
+    return load_settings(**(given | overrides))
+
+
+def make_app(buffer: MemoryBuffer, limits: Limits | None = None, **overrides: Any) -> FastAPI:
+    return create_app(make_settings(**overrides), buffer, limits)
+
+
+def signature(raw: bytes, secret: str = SECRET) -> str:
+    return base64.b64encode(hmac.digest(secret.encode(), raw, "sha256")).decode()
+
+
+def signed(topic: str, raw: bytes, /, secret: str = SECRET, **changes: Any) -> dict[str, str]:
+    """The headers of a delivery; `changes` by name without x_shopify_, None leaves one out."""
+    headers: dict[str, str | None] = {
+        "topic": topic,
+        "shop_domain": SHOP,
+        "hmac_sha256": signature(raw, secret),
+        "webhook_id": str(uuid.uuid4()),
+        "event_id": str(uuid.uuid4()),
+        "triggered_at": datetime.now(UTC).isoformat(),
+        "api_version": "2026-04",
+    }
+    return {
+        f"X-Shopify-{name.replace('_', '-')}": value
+        for name, value in (headers | changes).items()
+        if value is not None
+    }
+
+
+def call(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
+    """One request to the application in this process; an exception in the application is raised here."""
+
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://receiver") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(go())
+
+
+def deliver(app: FastAPI, topic: str, body: Any, **changes: Any) -> httpx.Response:
+    """Sign and send one webhook to its own route; `body` is bytes or becomes JSON."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return call(app, "POST", f"/webhooks/shopify/{topic}", content=raw, headers=signed(topic, raw, **changes))
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The application over real HTTP on a free port of loopback; gives its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the receiver did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def connected(url: str) -> socket.socket:
+    """A bare connection to the server."""
+    address = httpx.URL(url)
+    return socket.create_connection((address.host, address.port or 80), timeout=10)
+
+
+def raw_exchange(url: str, *pieces: bytes) -> bytes:
+    """Send pieces of a request as they are and read until the server closes the connection."""
+    with connected(url) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        received = b""
+        while part := connection.recv(65_536):
+            received += part
+        return received
+
+
+def wait_until(condition: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)

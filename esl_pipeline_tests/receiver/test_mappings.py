@@ -1,0 +1,309 @@
+import json
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
+from esl_pipeline_tests.receiver.support import PRODUCT, SHOP, TOKEN, MemoryBuffer, call, deliver, make_app
+
+PATH = "/api/store-mappings/"
+MAPPING = {
+    "source_system": "shopify",
+    "source_store_id": SHOP,
+    "hipoink_store_code": "001",
+    "is_active": True,
+}
+ANY_ID = str(uuid.UUID(int=7))
+
+
+@pytest.fixture
+def buffer() -> MemoryBuffer:
+    return MemoryBuffer()
+
+
+def ask(
+    buffer: MemoryBuffer, method: str, path: str = PATH, body: Any = None, **overrides: Any
+) -> httpx.Response:
+    content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return call(make_app(buffer, **overrides), method, path, content=content, headers=headers)
+
+
+def problems(answer: httpx.Response) -> dict[str, str]:
+    assert answer.status_code == 422
+    return {problem["field"]: problem["message"] for problem in answer.json()["detail"]}
+
+
+# Who may ask
+
+ROUTES = [("POST", PATH), ("GET", PATH), ("GET", PATH + ANY_ID), ("PUT", PATH + ANY_ID)]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_without_a_token_in_the_settings_the_api_is_closed_and_says_what_opens_it(
+    buffer: MemoryBuffer, method: str, path: str
+) -> None:
+    answer = ask(buffer, method, path, MAPPING, esl_admin_token=None)
+    assert answer.status_code == 403
+    assert "ESL_ADMIN_TOKEN" in answer.json()["detail"]
+    assert buffer.calls == []
+
+
+def test_a_closed_api_leaves_the_webhooks_open(buffer: MemoryBuffer) -> None:
+    assert deliver(make_app(buffer, esl_admin_token=None), "products/update", PRODUCT).status_code == 200
+
+
+AUTHORIZATIONS: dict[str, bytes | None] = {
+    "missing": None,
+    "empty": b"",
+    "no token": b"Bearer ",
+    "wrong": b"Bearer wrong-token-of-some-length",
+    "shortened": b"Bearer " + TOKEN[:-1].encode(),
+    "lengthened": b"Bearer " + TOKEN.encode() + b"x",
+    "other case": b"Bearer " + TOKEN.upper().encode(),
+    "other scheme": b"Basic " + TOKEN.encode(),
+    "not ASCII": b"Bearer \xff\xfe",
+}
+
+
+@pytest.mark.parametrize("value", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_a_wrong_token_is_401_whatever_the_body(
+    buffer: MemoryBuffer, method: str, path: str, value: bytes | None
+) -> None:
+    headers = {} if value is None else {b"Authorization": value}
+    for body in (b"not JSON", json.dumps(MAPPING).encode(), b" " * 100_000):
+        answer = call(make_app(buffer), method, path, content=body, headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert buffer.calls == []
+
+
+# Create
+
+
+def test_a_mapping_is_created(buffer: MemoryBuffer) -> None:
+    answer = ask(buffer, "POST", body={**MAPPING, "settings": {"currency": "EUR"}})
+    assert answer.status_code == 201
+    created = answer.json()
+    assert uuid.UUID(created.pop("id"))
+    assert {key: created[key] for key in (*MAPPING, "settings")} == {
+        **MAPPING,
+        "settings": {"currency": "EUR"},
+    }
+    assert buffer.calls == ["mapping_create"]
+
+
+def test_is_active_and_settings_may_be_left_out(buffer: MemoryBuffer) -> None:
+    created = ask(buffer, "POST", body={k: v for k, v in MAPPING.items() if k != "is_active"}).json()
+    assert (created["is_active"], created["settings"]) == (True, {})
+
+
+def test_the_shop_is_kept_in_lower_case(buffer: MemoryBuffer) -> None:
+    created = ask(buffer, "POST", body={**MAPPING, "source_store_id": "Corner-Shop.myshopify.com"}).json()
+    assert created["source_store_id"] == SHOP
+
+
+def test_only_the_settings_that_were_given_are_kept(buffer: MemoryBuffer) -> None:
+    """A default that changes later must reach the stores that never chose."""
+    ask(buffer, "POST", body={**MAPPING, "settings": {"send_images": False}})
+    assert next(iter(buffer.mappings.values()))["settings"] == {"send_images": False}
+
+
+def test_a_duplicate_is_409(buffer: MemoryBuffer) -> None:
+    assert ask(buffer, "POST", body=MAPPING).status_code == 201
+    answer = ask(buffer, "POST", body={**MAPPING, "source_store_id": SHOP.upper()})
+    assert answer.status_code == 409
+    assert "exists already" in answer.json()["detail"]
+
+
+def test_one_shop_may_feed_several_stores(buffer: MemoryBuffer) -> None:
+    codes = ["001", "Store_2", "a-b", "x" * 32]
+    answers = [ask(buffer, "POST", body={**MAPPING, "hipoink_store_code": code}) for code in codes]
+    assert {answer.status_code for answer in answers} == {201}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(
+            ("hipoink_store_code", code)
+            for code in [
+                "",
+                "001/../admin",
+                "001?x=",
+                "a b",
+                "a\n",
+                "é",
+                "x" * 33,
+                1,
+                None,
+                "001\u0000",
+                "\u0661",
+            ]
+        ),
+        *(
+            ("source_store_id", shop)
+            for shop in ["", "shop", "https://a.myshopify.com", "a.myshopify.com\n", "x),id.gt.(0", 5, None]
+        ),
+        *(("source_system", system) for system in ["", "Shopfy", "square", None, 1]),
+        *(("is_active", active) for active in ["true", 1, None, [], "yes"]),
+        *(("settings", policy) for policy in (None, (), "x", 1)),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_wrong_field_is_422_by_its_name(buffer: MemoryBuffer, method: str, field: str, value: Any) -> None:
+    answer = ask(buffer, method, PATH if method == "POST" else PATH + ANY_ID, {**MAPPING, field: value})
+    assert list(problems(answer)) == [field]
+    assert buffer.calls == []
+
+
+def test_all_wrong_fields_are_named_at_once(buffer: MemoryBuffer) -> None:
+    body = {
+        "source_store_id": "x",
+        "hipoink_store_code": "/",
+        "colour": "red",
+        "settings": {"currency": "euro", "stock_field": "weight", "hipoink_sign": "hush-hush"},
+    }
+    answer = ask(buffer, "POST", body=body)
+    assert set(problems(answer)) == {
+        "source_system",
+        "source_store_id",
+        "hipoink_store_code",
+        "colour",
+        "settings.currency",
+        "settings.stock_field",
+        "settings.hipoink_sign",
+    }
+    assert "hush-hush" not in answer.text
+
+
+def test_settings_that_do_not_agree_with_each_other_are_422(buffer: MemoryBuffer) -> None:
+    found = problems(ask(buffer, "POST", body={**MAPPING, "settings": {"stock_field": "kc"}}))
+    assert "location_id" in found["settings"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"NaN", b"[" * 5_000, b'{"a":"\\ud800"}']
+)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_body_that_is_no_json_object_is_422(buffer: MemoryBuffer, method: str, body: bytes) -> None:
+    answer = ask(buffer, method, PATH if method == "POST" else PATH + ANY_ID, body)
+    assert list(problems(answer)) == ["body"]
+
+
+def test_a_long_body_is_413(buffer: MemoryBuffer) -> None:
+    assert ask(buffer, "POST", body=b" " * 70_000).status_code == 413
+
+
+# Read and change
+
+
+def test_mappings_are_listed_and_read(buffer: MemoryBuffer) -> None:
+    assert ask(buffer, "GET").json() == []
+    created = ask(buffer, "POST", body=MAPPING).json()
+    assert ask(buffer, "GET").json() == [created]
+    assert ask(buffer, "GET", PATH + created["id"]).json() == created
+    assert ask(buffer, "GET", PATH + created["id"].upper()).json() == created
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_active": False},
+        {"hipoink_store_code": "002"},
+        {"source_store_id": "other.myshopify.com", "source_system": "shopify"},
+        {"settings": {"currency": "JPY"}},
+        {"settings": {}},
+    ],
+)
+def test_a_change_touches_only_the_given_fields(buffer: MemoryBuffer, change: dict[str, Any]) -> None:
+    created = ask(buffer, "POST", body={**MAPPING, "settings": {"send_images": False}}).json()
+    buffer.calls.clear()
+    answer = ask(buffer, "PUT", PATH + created["id"], change)
+    assert (answer.status_code, answer.json()) == (200, {**created, **change})
+    assert buffer.calls == ["mapping_update"]
+
+
+def test_an_empty_change_is_422(buffer: MemoryBuffer) -> None:
+    assert list(problems(ask(buffer, "PUT", PATH + ANY_ID, {}))) == ["body"]
+
+
+def test_an_unknown_field_in_a_change_is_refused_by_name(buffer: MemoryBuffer) -> None:
+    assert list(problems(ask(buffer, "PUT", PATH + ANY_ID, {"active": False}))) == ["active"]
+
+
+def test_a_change_into_a_duplicate_is_409(buffer: MemoryBuffer) -> None:
+    ask(buffer, "POST", body=MAPPING)
+    other = ask(buffer, "POST", body={**MAPPING, "hipoink_store_code": "002"}).json()
+    assert ask(buffer, "PUT", PATH + other["id"], {"hipoink_store_code": "001"}).status_code == 409
+
+
+@pytest.mark.parametrize(
+    "mapping_id", [ANY_ID, "7", "not-a-uuid", "{" + ANY_ID + "}", ANY_ID.replace("-", ""), "%00"]
+)
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_an_unknown_id_is_404(buffer: MemoryBuffer, method: str, mapping_id: str) -> None:
+    answer = ask(buffer, method, PATH + mapping_id, {"is_active": False} if method == "PUT" else None)
+    assert answer.status_code == 404
+    assert buffer.calls in ([], ["mapping_get"], ["mapping_update"])
+    assert bool(buffer.calls) == (mapping_id == ANY_ID)
+
+
+# The buffer says no
+
+
+def test_an_unreachable_buffer_is_503(buffer: MemoryBuffer) -> None:
+    buffer.failure = BufferUnavailable("the buffer at db.example.com is not available", retryable=True)
+    for method, path in ROUTES:
+        answer = ask(buffer, method, path, MAPPING if method in {"POST", "PUT"} else None)
+        assert answer.status_code == 503
+        assert "db.example.com" not in answer.text
+
+
+def test_data_that_the_buffer_refuses_is_422(buffer: MemoryBuffer) -> None:
+    buffer.failure = BufferError("settings: currency is unknown", code="22023")
+    assert problems(ask(buffer, "POST", body=MAPPING)) == {"settings": "settings: currency is unknown"}
+
+
+def test_no_secret_is_in_an_answer(buffer: MemoryBuffer) -> None:
+    created = ask(buffer, "POST", body=MAPPING).json()
+    buffer.mappings[created["id"]]["access_token"] = "shpat-canary"
+    texts = [ask(buffer, "GET").text, ask(buffer, "GET", PATH + created["id"]).text]
+    texts.append(ask(buffer, "PUT", PATH + created["id"], {"is_active": False}).text)
+    assert not [text for text in texts if "canary" in text or TOKEN in text]
+
+
+# Documentation
+
+
+def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
+    page = ask(buffer, "GET", "/openapi.json").json()
+    post = page["paths"][PATH]["post"]
+    schema = post["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {*MAPPING, "settings"}
+    assert "currency" in schema["properties"]["settings"]["properties"]
+    assert "$ref" not in json.dumps(post["requestBody"])
+    assert post["security"]
+
+
+@hypothesis_settings(deadline=None, max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from([*MAPPING, "settings", "id"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+            max_leaves=6,
+        ),
+    ),
+    st.sampled_from(["POST", "PUT"]),
+)
+def test_no_body_makes_an_error(body: dict[str, Any], method: str) -> None:
+    answer = ask(MemoryBuffer(), method, PATH if method == "POST" else PATH + ANY_ID, body)
+    assert answer.status_code in {201, 404, 422}

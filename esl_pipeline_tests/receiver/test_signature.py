@@ -1,0 +1,104 @@
+import base64
+import hmac
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esl_pipeline.receiver.signature import verify
+from esl_pipeline_tests.receiver.support import SHARED_DATA
+
+RAW = b'{"id":632910392}'
+KEY = b"shared secret"
+GOOD = base64.b64encode(hmac.digest(KEY, RAW, "sha256")).decode()
+WYCHEPROOF = SHARED_DATA / "security" / "wycheproof_hmac_sha256_test.json"
+
+
+def test_the_signature_of_the_raw_body_verifies() -> None:
+    assert verify(RAW, GOOD, [KEY])
+
+
+@pytest.mark.parametrize("raw", [b'{"id": 632910392}', b"\xef\xbb\xbf" + RAW, RAW + b"\r\n", b""])
+def test_a_body_written_differently_does_not_verify(raw: bytes) -> None:
+    assert not verify(raw, GOOD, [KEY])
+
+
+def test_every_secret_counts_wherever_it_stands() -> None:
+    others = [b"older", b"oldest"]
+    assert all(verify(RAW, GOOD, [*others[:place], KEY, *others[place:]]) for place in range(3))
+    assert not verify(RAW, GOOD, others)
+    assert not verify(RAW, GOOD, [])
+
+
+def test_all_secrets_are_compared_even_after_a_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((type(one), len(one), type(other), len(other)))
+        return one == other
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    assert verify(RAW, GOOD, [KEY, b"older", b"oldest"])
+    assert compared == [(bytes, 32, bytes, 32)] * 3
+
+
+TAG = hmac.digest(KEY, RAW, "sha256")
+FORGED = {
+    "empty": "",
+    "bit flipped": base64.b64encode(bytes([TAG[0] ^ 1]) + TAG[1:]).decode(),
+    "truncated": base64.b64encode(TAG[:16]).decode(),
+    "lengthened": base64.b64encode(TAG + b"\0").decode(),
+    "hex": TAG.hex(),
+    "no padding": GOOD.rstrip("="),
+    "padding twice": GOOD + "=",
+    "padding and more": GOOD + "AAAA",
+    "leading blank": " " + GOOD,
+    "line break at the end": GOOD + "\n",
+    "line break inside": GOOD[:10] + "\n" + GOOD[10:],
+    "junk inside": GOOD[:10] + "!!" + GOOD[10:],
+    "not ASCII": "\xff\xfe" + GOOD[2:],
+    "unused bits set": GOOD[:-2] + chr(ord(GOOD[-2]) + 1) + "=",
+    "scheme before it": "sha256=" + GOOD,
+    "two in one": f"{GOOD},{GOOD}",
+}
+
+
+@pytest.mark.parametrize("header", FORGED.values(), ids=FORGED)
+def test_only_the_canonical_text_verifies(header: str) -> None:
+    assert header != GOOD
+    assert not verify(RAW, header, [KEY])
+
+
+def test_the_url_safe_alphabet_does_not_verify() -> None:
+    raw = next(
+        raw
+        for raw in (str(n).encode() for n in range(1000))
+        if {"+", "/"} & set(base64.b64encode(hmac.digest(KEY, raw, "sha256")).decode())
+    )
+    tag = hmac.digest(KEY, raw, "sha256")
+    assert verify(raw, base64.b64encode(tag).decode(), [KEY])
+    assert not verify(raw, base64.urlsafe_b64encode(tag).decode(), [KEY])
+
+
+@given(st.text(max_size=100))
+def test_no_header_text_raises(header: str) -> None:
+    assert not verify(RAW, header, [KEY]) or header == GOOD
+
+
+@pytest.mark.skipif(not WYCHEPROOF.is_file(), reason="the shared test data is not here")
+def test_wycheproof_vectors_and_truncated_tags_are_refused() -> None:
+    groups = json.loads(WYCHEPROOF.read_text())["testGroups"]
+    seen = {"taken": 0, "truncated": 0, "forged": 0}
+    for group in groups:
+        for case in group["tests"]:
+            tag = bytes.fromhex(case["tag"])
+            whole = group["tagSize"] == 256
+            expected = case["result"] == "valid" and whole
+            found = verify(
+                bytes.fromhex(case["msg"]), base64.b64encode(tag).decode(), [bytes.fromhex(case["key"])]
+            )
+            assert found is expected, case["tcId"]
+            kind = "forged" if case["result"] == "invalid" else "taken" if whole else "truncated"
+            seen[kind] += 1
+    assert seen == {"taken": 33, "truncated": 33, "forged": 108}

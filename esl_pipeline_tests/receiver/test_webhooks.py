@@ -1,0 +1,485 @@
+import asyncio
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
+from esl_pipeline.receiver.deliveries import TOPICS
+from esl_pipeline.receiver.webhooks import Limits
+from esl_pipeline_tests.receiver.support import (
+    BODIES,
+    LEVEL,
+    PRODUCT,
+    SHARED_DATA,
+    SHOP,
+    MemoryBuffer,
+    call,
+    connected,
+    deliver,
+    make_app,
+    raw_exchange,
+    served,
+    signature,
+    signed,
+    wait_until,
+)
+
+UPDATE = "/webhooks/shopify/products/update"
+RAW = json.dumps(PRODUCT).encode()
+
+
+@pytest.fixture
+def buffer() -> MemoryBuffer:
+    return MemoryBuffer()
+
+
+# Acknowledgement
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_signed_delivery_is_kept_with_one_buffer_call(buffer: MemoryBuffer, topic: str) -> None:
+    answer = deliver(make_app(buffer), topic, BODIES[topic])
+    assert (answer.status_code, answer.json()) == (200, {"status": "accepted"})
+    assert buffer.calls == ["inbox_add"]
+    assert [(row["topic"], row["source_store_id"], row["state"]) for row in buffer.rows] == [
+        (topic, SHOP, "ready")
+    ]
+
+
+def test_a_duplicate_is_acknowledged_with_one_buffer_call(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer)
+    answers = [deliver(app, "products/update", PRODUCT, webhook_id="same") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[1].json() == {"status": "duplicate"}
+    assert (len(buffer.calls), len(buffer.rows)) == (2, 1)
+
+
+def test_fifty_copies_at_once_make_one_row(buffer: MemoryBuffer) -> None:
+    with (
+        served(make_app(buffer)) as url,
+        httpx.Client(base_url=url) as client,
+        ThreadPoolExecutor(50) as pool,
+    ):
+        headers = signed("products/update", RAW, webhook_id="same")
+        answers = list(
+            pool.map(lambda _: client.post(UPDATE, content=RAW, headers=headers, timeout=20), range(50))
+        )
+    assert {answer.status_code for answer in answers} == {200}
+    assert sorted(answer.json()["status"] for answer in answers) == ["accepted"] + ["duplicate"] * 49
+    assert (len(buffer.calls), len(buffer.rows)) == (50, 1)
+
+
+def test_a_delivery_without_webhook_id_is_kept_once(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer)
+    statuses = [deliver(app, "products/update", PRODUCT, webhook_id=None).json() for _ in range(2)]
+    assert statuses == [{"status": "accepted"}, {"status": "duplicate"}]
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b'{"id":"x"}', b'{"id":1,"more":1}', b"[" * 5000])
+def test_a_signed_body_that_is_not_usable_is_kept_and_acknowledged(buffer: MemoryBuffer, body: bytes) -> None:
+    answer = deliver(make_app(buffer), "products/delete", body)
+    assert (answer.status_code, answer.json()) == (200, {"status": "accepted"})
+    assert buffer.calls == ["inbox_add"]
+    assert buffer.rows[0]["state"] == "unusable" and buffer.rows[0]["reason"]
+
+
+# Replay
+
+
+def test_an_old_body_under_a_new_webhook_id_is_a_duplicate(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer)
+    statuses = [deliver(app, "products/update", PRODUCT, webhook_id=name).json() for name in "ab"]
+    assert statuses[1] == {"status": "duplicate"}
+
+
+def test_an_update_replayed_as_a_delete_is_unusable(buffer: MemoryBuffer) -> None:
+    assert deliver(make_app(buffer), "products/delete", PRODUCT).status_code == 200
+    assert buffer.rows[0]["state"] == "unusable"
+
+
+def test_an_old_time_is_kept_as_a_suspected_replay(buffer: MemoryBuffer) -> None:
+    answer = deliver(make_app(buffer), "products/update", PRODUCT, triggered_at="2020-01-01T00:00:00Z")
+    assert answer.status_code == 200
+    assert buffer.rows[0]["reason"].startswith("replay suspected")
+
+
+def test_a_replay_under_another_shop_stays_with_that_shop(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer)
+    for shop in (SHOP, "other.myshopify.com"):
+        deliver(app, "products/update", PRODUCT, shop_domain=shop)
+    assert [row["source_store_id"] for row in buffer.rows] == [SHOP, "other.myshopify.com"]
+
+
+# Refusals: nothing is kept
+
+
+def refused(app: Any, buffer: MemoryBuffer, raw: bytes, headers: Any, path: str = UPDATE) -> httpx.Response:
+    answer = call(app, "POST", path, content=raw, headers=headers)
+    assert buffer.calls == []
+    return answer
+
+
+BAD_SIGNATURES: dict[str, list[bytes]] = {
+    "missing": [],
+    "empty": [b""],
+    "of another body": [signature(b"{}").encode()],
+    "of another secret": [signature(RAW, "other").encode()],
+    "not ASCII": [b"\xff\xfe"],
+    "hex": [b"a3" * 32],
+    "twice, both right": [signature(RAW).encode()] * 2,
+    "twice, one right": [b"x", signature(RAW).encode()],
+    "very long": [b"A" * 50_000],
+}
+
+
+@pytest.mark.parametrize("values", BAD_SIGNATURES.values(), ids=BAD_SIGNATURES)
+def test_a_delivery_without_one_right_signature_is_401_with_one_answer(
+    buffer: MemoryBuffer, values: list[bytes]
+) -> None:
+    headers = [
+        (name.encode(), value.encode())
+        for name, value in signed("products/update", RAW, hmac_sha256=None).items()
+    ] + [(b"X-Shopify-Hmac-Sha256", value) for value in values]
+    answer = refused(make_app(buffer), buffer, RAW, headers)
+    assert (answer.status_code, answer.json()) == (401, {"detail": "The signature is missing or wrong."})
+
+
+@pytest.mark.parametrize("raw", [b"", b"not JSON", b"[" * 100_000])
+def test_the_signature_is_looked_at_before_the_body_and_the_other_headers(
+    buffer: MemoryBuffer, raw: bytes
+) -> None:
+    headers = {"X-Shopify-Hmac-Sha256": signature(b"other"), "X-Shopify-Topic": "nonsense"}
+    assert refused(make_app(buffer), buffer, raw, headers).status_code == 401
+
+
+def test_old_and_new_secret_are_both_accepted(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer, shopify_webhook_secret="new-secret, old-secret")
+    for number, secret in enumerate(["new-secret", "old-secret", "older-secret"]):
+        raw = json.dumps({"id": number + 1}).encode()
+        answer = call(
+            app,
+            "POST",
+            "/webhooks/shopify/products/delete",
+            content=raw,
+            headers=signed("products/delete", raw, secret=secret),
+        )
+        assert answer.status_code == (401 if secret == "older-secret" else 200)
+    assert len(buffer.rows) == 2
+
+
+def test_without_a_secret_everything_is_401_and_the_log_says_so(
+    buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(buffer, shopify_webhook_secret=None)
+    assert "SHOPIFY_WEBHOOK_SECRET" in caplog.text
+    for secret in ("", "None"):
+        headers = signed("products/update", RAW, secret=secret)
+        assert refused(app, buffer, RAW, headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"topic": None}, {"topic": "products/delete"}, {"shop_domain": None}, {"shop_domain": "evil.com"}],
+)
+def test_signed_with_a_wrong_topic_or_shop_is_400(buffer: MemoryBuffer, changes: dict[str, Any]) -> None:
+    headers = signed("products/update", RAW, **changes)
+    assert refused(make_app(buffer), buffer, RAW, headers).status_code == 400
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "identity, gzip", "GZIP", ""])
+def test_an_encoded_body_is_415(buffer: MemoryBuffer, coding: str) -> None:
+    headers = signed("products/update", RAW) | {"Content-Encoding": coding}
+    assert refused(make_app(buffer), buffer, RAW, headers).status_code == 415
+
+
+def test_identity_is_no_encoding(buffer: MemoryBuffer) -> None:
+    headers = signed("products/update", RAW) | {"Content-Encoding": "identity"}
+    assert call(make_app(buffer), "POST", UPDATE, content=RAW, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/webhooks/shopify/orders/create", "/webhooks/shopify/products", "/webhooks/x"]
+)
+def test_an_unknown_topic_is_404(buffer: MemoryBuffer, path: str) -> None:
+    assert refused(make_app(buffer), buffer, RAW, signed("orders/create", RAW), path).status_code == 404
+
+
+def test_another_method_is_405(buffer: MemoryBuffer) -> None:
+    assert call(make_app(buffer), "GET", UPDATE).status_code == 405
+
+
+# Size and time, over real sockets
+
+
+def request_head(length: str) -> bytes:
+    lines = [f"POST {UPDATE} HTTP/1.1", "Host: receiver", length]
+    lines += [f"{name}: {value}" for name, value in signed("products/update", RAW).items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_a_body_at_the_limit_is_kept_and_one_byte_more_is_413(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer, esl_webhook_body_limit_bytes=1_000)
+    assert deliver(app, "products/update", RAW.ljust(1_000)).status_code == 200
+    assert deliver(app, "products/update", RAW.ljust(1_001)).status_code == 413
+    assert len(buffer.calls) == 1
+
+
+def test_a_long_content_length_is_413_before_any_body_comes(buffer: MemoryBuffer) -> None:
+    with served(make_app(buffer)) as url:
+        answer = raw_exchange(url, request_head("Content-Length: 30000000"))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert buffer.calls == []
+
+
+def test_an_endless_chunked_body_is_413_at_the_limit(buffer: MemoryBuffer) -> None:
+    with served(make_app(buffer, esl_webhook_body_limit_bytes=1_000)) as url:
+        answer = raw_exchange(
+            url, request_head("Transfer-Encoding: chunked"), b"3e9\r\n" + b" " * 1_001 + b"\r\n"
+        )
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert buffer.calls == []
+
+
+def test_a_chunked_body_below_the_limit_is_kept(buffer: MemoryBuffer) -> None:
+    with served(make_app(buffer)) as url:
+        answer = httpx.post(
+            url + UPDATE, content=iter([RAW[:50], RAW[50:]]), headers=signed("products/update", RAW)
+        )
+    assert answer.status_code == 200
+
+
+def test_a_slow_sender_is_408_and_frees_its_place(buffer: MemoryBuffer) -> None:
+    with served(make_app(buffer, Limits(body_seconds=0.2, reading=1))) as url:
+        answer = raw_exchange(url, request_head("Content-Length: 100"), b'{"id"')
+        again = httpx.post(url + UPDATE, content=RAW, headers=signed("products/update", RAW))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert again.status_code == 200
+    assert len(buffer.calls) == 1
+
+
+def test_more_bodies_at_once_than_places_are_503(buffer: MemoryBuffer) -> None:
+    with served(make_app(buffer, Limits(body_seconds=30, reading=1))) as url:
+
+        def status() -> int:
+            return httpx.post(url + UPDATE, content=RAW, headers=signed("products/update", RAW)).status_code
+
+        with connected(url) as slow:
+            slow.sendall(request_head("Content-Length: 100") + b'{"id"')
+            wait_until(lambda: status() == 503)
+        wait_until(lambda: status() == 200)
+
+
+def test_a_sender_that_goes_away_is_no_error(buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture) -> None:
+    with served(make_app(buffer)) as url:
+        with connected(url) as sender:
+            sender.sendall(request_head("Content-Length: 100") + b"{")
+        wait_until(lambda: "went away" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert buffer.calls == []
+
+
+# The buffer fails or is slow
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        BufferUnavailable("the buffer is not available", retryable=True),
+        BufferError("no such function", code="42883"),
+    ],
+)
+def test_a_buffer_that_keeps_nothing_is_503_with_retry_after(
+    buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture, failure: BufferError
+) -> None:
+    app = make_app(buffer)
+    buffer.failure = failure
+    answer = deliver(app, "products/update", PRODUCT)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert str(failure) not in answer.text
+    assert "outcome 503" in caplog.text and str(failure) in caplog.text
+    buffer.failure = None
+    assert deliver(app, "products/update", PRODUCT).json() == {"status": "accepted"}
+
+
+def test_a_slow_buffer_blocks_neither_health_nor_the_next_sender(buffer: MemoryBuffer) -> None:
+    buffer.release.clear()
+    with served(make_app(buffer, Limits(threads=2, storing=2))) as url, ThreadPoolExecutor(2) as pool:
+
+        def send(number: int) -> httpx.Response:
+            raw = json.dumps({**LEVEL, "available": number}).encode()
+            headers = signed("inventory_levels/update", raw)
+            path = f"{url}/webhooks/shopify/inventory_levels/update"
+            return httpx.post(path, content=raw, headers=headers, timeout=20)
+
+        waiting = [pool.submit(send, number) for number in range(2)]
+        wait_until(lambda: len(buffer.calls) == 2)
+        assert httpx.get(f"{url}/health").status_code == 200
+        refusal = send(2)
+        assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
+        assert not any(sender.done() for sender in waiting)
+        buffer.release.set()
+        assert [sender.result().status_code for sender in waiting] == [200, 200]
+        assert send(3).status_code == 200
+    assert len(buffer.rows) == 3
+
+
+# Health
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_health_tells_whether_the_buffer_answers_and_nothing_else(buffer: MemoryBuffer, path: str) -> None:
+    app = make_app(buffer)
+    answer = call(app, "GET", path)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    buffer.failure = BufferUnavailable("the buffer at db.example.com is not available")
+    answer = call(app, "GET", path)
+    assert (answer.status_code, answer.json()) == (503, {"status": "unavailable"})
+
+
+def test_health_does_not_wait_for_a_silent_buffer_and_pings_once_for_all(
+    buffer: MemoryBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = threading.Event()
+    pings = []
+
+    def ping() -> None:
+        pings.append(1)
+        silent.wait(20)
+
+    monkeypatch.setattr("esl_pipeline.receiver.app.PING_SECONDS", 0.3)
+    monkeypatch.setattr(buffer, "ping", ping)
+    with served(make_app(buffer)) as url, ThreadPoolExecutor(5) as pool:
+        began = time.monotonic()
+        answers = list(pool.map(lambda _: httpx.get(f"{url}/health").status_code, range(10)))
+        took = time.monotonic() - began
+        assert len(pings) == 1
+        silent.set()
+        wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+    assert set(answers) == {503}
+    assert took < 15
+
+
+# Documentation page
+
+
+@pytest.mark.parametrize(
+    ("environment", "status"), [("development", 200), ("staging", 200), ("production", 404)]
+)
+def test_the_openapi_page_is_not_shown_in_production(
+    buffer: MemoryBuffer, environment: str, status: int
+) -> None:
+    app = make_app(buffer, app_environment=environment)
+    assert [call(app, "GET", path).status_code for path in ("/docs", "/openapi.json")] == [status, status]
+    assert call(app, "GET", "/redoc").status_code == 404
+
+
+# Logs
+
+
+def test_one_line_per_delivery_without_its_body(
+    buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "esl_pipeline")
+    deliver(make_app(buffer), "products/update", {**PRODUCT, "title": "owner@example.com"}, webhook_id="w-1")
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("esl_pipeline")]
+    assert line == f"webhook products/update from shop '{SHOP}' with id 'w-1', outcome accepted"
+
+
+def test_header_text_cannot_forge_log_lines(buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {
+        b"X-Shopify-Shop-Domain": b"a\r\n2026 webhook ok\x1b[31m\x9b\x7f" + b"x" * 5_000,
+        b"X-Shopify-Webhook-Id": b"\xe2\x80\xae",
+    }
+    assert refused(make_app(buffer), buffer, RAW, headers).status_code == 401
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("esl_pipeline")]
+    assert line.isascii() and line.isprintable()
+    assert len(line) < 600
+    assert line.endswith("outcome 401 The signature is missing or wrong.")
+
+
+# Anything at all
+
+FUZZ = hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZED_BUFFER = MemoryBuffer()
+FUZZED = make_app(FUZZED_BUFFER)
+HEADER_NAMES = [
+    b"x-shopify-topic",
+    b"x-shopify-shop-domain",
+    b"x-shopify-hmac-sha256",
+    b"x-shopify-webhook-id",
+    b"x-shopify-event-id",
+    b"x-shopify-triggered-at",
+    b"x-shopify-api-version",
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+]
+
+
+@FUZZ
+@given(
+    st.binary(max_size=300),
+    st.lists(st.tuples(st.sampled_from(HEADER_NAMES), st.binary(max_size=60)), max_size=8),
+)
+def test_no_unsigned_request_makes_an_error(raw: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    answer = call(FUZZED, "POST", UPDATE, content=raw, headers=headers)
+    assert answer.status_code in {401, 413, 415}
+    assert FUZZED_BUFFER.calls == []
+
+
+@FUZZ
+@given(
+    st.binary(max_size=300),
+    st.sampled_from(TOPICS),
+    st.dictionaries(st.sampled_from([*HEADER_NAMES[1:2], *HEADER_NAMES[3:7]]), st.binary(max_size=60)),
+)
+def test_no_signed_request_makes_an_error(raw: bytes, topic: str, changed: dict[bytes, bytes]) -> None:
+    headers = {name.lower().encode(): value.encode() for name, value in signed(topic, raw).items()}
+    answer = call(FUZZED, "POST", f"/webhooks/shopify/{topic}", content=raw, headers=headers | changed)
+    assert answer.status_code in {200, 400}
+    assert len(FUZZED_BUFFER.calls) == (answer.status_code == 200)
+    FUZZED_BUFFER.calls.clear()
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
+def test_every_file_of_the_json_test_suite_is_acknowledged(buffer: MemoryBuffer) -> None:
+    bodies = {file.read_bytes() for file in (SHARED_DATA / "security" / "json_test_parsing").glob("*.json")}
+    app = make_app(buffer)
+
+    async def send_all() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://receiver") as client:
+            return [
+                (await client.post(UPDATE, content=raw, headers=signed("products/update", raw))).status_code
+                for raw in bodies
+            ]
+
+    assert set(asyncio.run(send_all())) == {200}
+    assert len(buffer.rows) == len(bodies) == len(buffer.calls)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
+def test_hostile_strings_in_the_shop_header_reach_no_buffer(buffer: MemoryBuffer) -> None:
+    app = make_app(buffer)
+    for text in json.loads((SHARED_DATA / "security" / "blns.json").read_text()):
+        headers: list[tuple[bytes, bytes]] = [
+            (name.encode(), value.encode())
+            for name, value in signed("products/update", RAW, shop_domain=None).items()
+        ]
+        headers.append((b"X-Shopify-Shop-Domain", text.encode() + b".myshopify.com"))
+        status = call(app, "POST", UPDATE, content=RAW, headers=headers).status_code
+        assert status == 400 or text.isalnum()
+    assert all(row["source_store_id"].removesuffix(".myshopify.com").isalnum() for row in buffer.rows)

@@ -1,0 +1,415 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, load_settings
+
+ROOT = Path(__file__).parents[1]
+NAMES = [name.upper() for name in Settings.model_fields]
+DSN = "postgresql://esl:canary-dsn@db.example.com:5432/postgres"
+SECRETS = {
+    "HIPOINK_API_SECRET": "canary-sign",
+    "HIPOINK_PASSWORD": "canary-password",
+    "SUPABASE_SERVICE_KEY": "canary-key",
+    "ESL_DATABASE_URL": DSN,
+    "ESL_DAGSTER_DATABASE_URL": DSN,
+    "SHOPIFY_WEBHOOK_SECRET": "canary-webhook",
+    "SHOPIFY_API_KEY": "canary-client",
+    "SHOPIFY_API_SECRET": "canary-client-secret",
+    "ESL_ADMIN_TOKEN": "canary-admin-token-1234",
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(**overrides: Any) -> dict[str, str]:
+    """What is wrong, by name."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**overrides)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return dict(problem.split(": ", 1) for problem in caught.value.problems)
+
+
+# Names and defaults
+
+
+def test_the_names_are_the_documented_ones() -> None:
+    assert sorted(NAMES) == sorted(
+        [
+            "HIPOINK_API_BASE_URL",
+            "HIPOINK_CLIENT_ID",
+            "HIPOINK_API_SECRET",
+            "HIPOINK_USERNAME",
+            "HIPOINK_PASSWORD",
+            "HIPOINK_RATE_LIMIT_PER_SECOND",
+            "HIPOINK_BATCH_SIZE",
+            "SUPABASE_URL",
+            "SUPABASE_SERVICE_KEY",
+            "ESL_DATABASE_URL",
+            "ESL_DAGSTER_DATABASE_URL",
+            "SHOPIFY_WEBHOOK_SECRET",
+            "SHOPIFY_API_KEY",
+            "SHOPIFY_API_SECRET",
+            "APP_BASE_URL",
+            "APP_ENVIRONMENT",
+            "LOG_LEVEL",
+            "SYNC_WORKER_INTERVAL_SECONDS",
+            "MAX_RETRY_ATTEMPTS",
+            "RETRY_BACKOFF_MULTIPLIER",
+            "RETRY_INITIAL_DELAY_SECONDS",
+            "ESL_DRAIN_IDLE_SECONDS",
+            "ESL_DRAIN_MAX_AGE_SECONDS",
+            "ESL_ADMIN_TOKEN",
+            "ESL_HOME",
+            "ESL_FRAMES_URL",
+            "ESL_WEBHOOK_BODY_LIMIT_BYTES",
+        ]
+    )
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    given = {name: value for name, value in load_settings().model_dump().items() if value is not None}
+    assert given == {
+        "hipoink_client_id": "default",
+        "hipoink_rate_limit_per_second": 10,
+        "hipoink_batch_size": 100,
+        "app_environment": "development",
+        "log_level": "INFO",
+        "sync_worker_interval_seconds": 5,
+        "max_retry_attempts": 25,
+        "retry_backoff_multiplier": 2,
+        "retry_initial_delay_seconds": 2,
+        "esl_drain_idle_seconds": 20,
+        "esl_drain_max_age_seconds": 600,
+        "esl_home": Path(".esl"),
+        "esl_webhook_body_limit_bytes": 5_000_000,
+    }
+
+
+def test_every_setting_has_a_description() -> None:
+    assert not [name for name, field in Settings.model_fields.items() if not field.description]
+
+
+def test_the_unused_account_says_so() -> None:
+    for name in ("hipoink_username", "hipoink_password"):
+        assert "does not use" in str(Settings.model_fields[name].description)
+
+
+# Where values come from
+
+
+def test_names_are_read_in_either_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("hipoink_batch_size", "7")
+    assert load_settings().hipoink_batch_size == 7
+
+
+def test_overrides_win_over_the_environment_and_that_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("HIPOINK_BATCH_SIZE=1\nMAX_RETRY_ATTEMPTS=1\nLOG_LEVEL=ERROR\nOTHER=x\n")
+    monkeypatch.setenv("HIPOINK_BATCH_SIZE", "2")
+    monkeypatch.setenv("MAX_RETRY_ATTEMPTS", "2")
+    settings = load_settings(HIPOINK_BATCH_SIZE=3)
+    assert (settings.hipoink_batch_size, settings.max_retry_attempts, settings.log_level) == (3, 2, "ERROR")
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, blank)
+    assert load_settings().model_dump() == Settings(_env_file=None).model_dump()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_an_override_can_take_a_variable_away(monkeypatch: pytest.MonkeyPatch, nothing: str | None) -> None:
+    monkeypatch.setenv("HIPOINK_API_BASE_URL", "https://labels.example.com")
+    assert load_settings(hipoink_api_base_url=nothing).hipoink_api_base_url is None
+
+
+def test_values_are_freed_of_blanks_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOPIFY_API_SECRET", " abc\n")
+    secret = load_settings().shopify_api_secret
+    assert secret and secret.get_secret_value() == "abc"
+
+
+def test_the_example_file_names_every_setting_with_a_comment_and_no_secret(tmp_path: Path) -> None:
+    example = (ROOT / ".env.example").read_text()
+    entries = re.findall(r"^# (.+)\n([A-Z_]+)=(.*)$", example, re.MULTILINE)
+    assert sorted(name for _, name, _ in entries) == sorted(NAMES)
+    assert len(entries) == len(re.findall(r"^\w+=", example, re.MULTILINE))
+    assert not [name for _, name, value in entries if value and name in SECRETS]
+    defaults = load_settings().model_dump()
+    (tmp_path / ".env").write_text(example)
+    assert load_settings().model_dump() == defaults
+
+
+# Values that mean something
+
+
+def test_without_a_sign_the_public_default_is_used_and_said() -> None:
+    settings = load_settings()
+    assert settings.hipoink_sign.get_secret_value() == PUBLIC_SIGN == "80805d794841f1b4"
+    assert settings.uses_public_sign
+    assert load_settings(hipoink_api_secret=PUBLIC_SIGN).uses_public_sign
+    own = load_settings(hipoink_api_secret="own")
+    assert (own.hipoink_sign.get_secret_value(), own.uses_public_sign) == ("own", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets"),
+    [
+        (None, ()),
+        ("one", (b"one",)),
+        (" new, old ,,", (b"new", b"old")),
+        ("schlüssel", ("schlüssel".encode(),)),
+    ],
+)
+def test_several_webhook_secrets_are_separated_by_commas(
+    text: str | None, secrets: tuple[bytes, ...]
+) -> None:
+    assert load_settings(shopify_webhook_secret=text).webhook_secrets == secrets
+
+
+def test_frames_are_kept_below_the_home_unless_told(tmp_path: Path) -> None:
+    assert load_settings().frames_url == str(tmp_path / ".esl" / "frames")
+    assert load_settings(esl_home="/data").frames_url == "/data/frames"
+    url = "abfs://frames@account.dfs.core.windows.net/esl"
+    assert load_settings(esl_frames_url=url).frames_url == url
+
+
+def test_the_home_may_be_below_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings(esl_home="~/labels").esl_home == tmp_path / "labels"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("http://127.0.0.1:8090", "http://127.0.0.1:8090"),
+        ("https://labels.example.com/", "https://labels.example.com"),
+        ("http://[::1]:9/esl/", "http://[::1]:9/esl"),
+    ],
+)
+def test_a_base_address_is_kept_without_its_last_slash(given: str, kept: str) -> None:
+    assert load_settings(hipoink_api_base_url=given).hipoink_api_base_url == kept
+
+
+# What is wrong
+
+BAD = [
+    *(
+        (name, value)
+        for name in ("HIPOINK_API_BASE_URL", "SUPABASE_URL", "APP_BASE_URL")
+        for value in (
+            "labels.example.com",
+            "ftp://labels.example.com",
+            "http://",
+            "http:///path",
+            "http://h:x",
+            "http://h:99999",
+            "http://h:0",
+            "http://[::1",
+            "http://h/?a=1",
+            "http://h/#a",
+            "http://h?",
+            "http://user:canary@h",
+            "http://a b",
+            "http://a\tb",
+        )
+    ),
+    *(("HIPOINK_CLIENT_ID", value) for value in ("a/b", "..", "a?b", "a b", "é", "x" * 65)),
+    *(("HIPOINK_RATE_LIMIT_PER_SECOND", value) for value in ("0", "-1", "1001", "nan", "inf", "ten")),
+    *(("HIPOINK_BATCH_SIZE", value) for value in ("0", "1001", "1.5", "x")),
+    *(
+        (name, value)
+        for name in ("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL")
+        for value in (
+            "mysql://h/d",
+            "postgresql+psycopg2://h/d",
+            "host=h dbname=d",
+            "db.example.com",
+            "postgresql://u:canary@[h/d",
+            "postgresql://u:canary%zz@h/d",
+            "postgresql://h/d?no_such_word=1",
+        )
+    ),
+    ("SHOPIFY_WEBHOOK_SECRET", " , ,"),
+    *(("APP_ENVIRONMENT", value) for value in ("prod", "1")),
+    *(("LOG_LEVEL", value) for value in ("loud", "10")),
+    *(("SYNC_WORKER_INTERVAL_SECONDS", value) for value in ("0", "3601", "soon")),
+    *(("MAX_RETRY_ATTEMPTS", value) for value in ("0", "-1")),
+    *(("RETRY_BACKOFF_MULTIPLIER", value) for value in ("0.5", "11", "nan")),
+    *(("RETRY_INITIAL_DELAY_SECONDS", value) for value in ("0", "-1", "inf")),
+    *(("ESL_DRAIN_IDLE_SECONDS", value) for value in ("-1", "nan")),
+    *(("ESL_DRAIN_MAX_AGE_SECONDS", value) for value in ("0", "86401", "19")),
+    *(
+        ("ESL_ADMIN_TOKEN", value)
+        for value in ("canary-short", "sixteen chars and blanks", "canary-ümlaut-token")
+    ),
+    *(("ESL_HOME", value) for value in ("a-file", "a-file/below", "~no-such-user-here/x")),
+    *(("ESL_FRAMES_URL", value) for value in ("s3://key:canary@bucket/frames", "sftp://me@host/frames")),
+    *(("ESL_WEBHOOK_BODY_LIMIT_BYTES", value) for value in ("0", "999", "50000001", "5MB")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_wrong_value_is_named_with_what_to_do_and_without_the_value(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv(name, value)
+    if name == "SUPABASE_URL":
+        monkeypatch.setenv("SUPABASE_SERVICE_KEY", "canary")
+    found = problems()
+    assert list(found) == [name]
+    what, _, to_do = found[name].partition("; ")
+    assert what and to_do
+    assert "canary" not in found[name]
+
+
+@pytest.mark.parametrize("value", ["\udcff", "line\nbreak", "no-break\u00a0space", "\u200binvisible"])
+def test_what_cannot_be_printed_is_a_problem_in_any_setting(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, value)
+    assert sorted(problems()) == sorted(NAMES)
+
+
+def test_a_number_out_of_range_says_the_range() -> None:
+    assert "a whole number from 1 to 1000" in problems(hipoink_batch_size=0)["HIPOINK_BATCH_SIZE"]
+    assert "one of development, staging, production" in problems(app_environment="x")["APP_ENVIRONMENT"]
+
+
+def test_choices_are_read_in_either_case() -> None:
+    settings = load_settings(app_environment="Production", log_level="debug")
+    assert (settings.app_environment, settings.log_level) == ("production", "DEBUG")
+
+
+def test_all_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        "HIPOINK_API_BASE_URL": "labels",
+        "HIPOINK_BATCH_SIZE": "many",
+        "SUPABASE_URL": "https://abcd.supabase.co",  # its key is missing
+        "ESL_DAGSTER_DATABASE_URL": "sqlite://",
+        "ESL_DRAIN_MAX_AGE_SECONDS": "10",  # less than the idle time
+        "ESL_ADMIN_TOKEN": "short",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    expected = {"SUPABASE_SERVICE_KEY" if name == "SUPABASE_URL" else name for name in wrong}
+    assert set(problems(no_such_setting=1)) == {"NO_SUCH_SETTING", *expected}
+
+
+def test_the_text_is_a_list_for_the_reader() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(esl_home="/dev/null", log_level="x")
+    assert str(caught.value) == (
+        "2 settings are wrong:\n"
+        "  - LOG_LEVEL: is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL; correct it, or remove it for the "
+        "default\n"
+        "  - ESL_HOME: cannot be a folder of ours; name a folder that exists or can be made"
+    )
+
+
+def test_supabase_address_and_key_come_together() -> None:
+    url, key = "https://abcd.supabase.co", "key"
+    assert "SUPABASE_URL is set" in problems(supabase_url=url)["SUPABASE_SERVICE_KEY"]
+    assert "without SUPABASE_URL" in problems(supabase_service_key=key)["SUPABASE_SERVICE_KEY"]
+    load_settings(supabase_url=url, supabase_service_key=key)
+    load_settings(supabase_url=url, esl_database_url=DSN)
+    load_settings(supabase_service_key=key, esl_database_url=DSN)
+
+
+def test_a_misspelt_override_is_refused_with_the_right_name() -> None:
+    assert "did you mean HIPOINK_BATCH_SIZE?" in problems(hipoink_batchsize=1)["HIPOINK_BATCHSIZE"]
+
+
+def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"ESL_HOME=\xff\xfe")
+    assert "UTF-8" in problems()[".env"]
+
+
+# Secrets
+
+
+def test_no_secret_shows_in_any_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    shown = [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]
+    shown += [str(settings.warnings()), repr(settings.hipoink_sign), repr(vars(settings))]
+    assert "canary" not in "\n".join(shown)
+    monkeypatch.setenv("MAX_RETRY_ATTEMPTS", "canary")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "canary" not in repr(caught.value) + str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+# Warnings
+
+
+def test_a_bare_start_says_what_is_missing() -> None:
+    assert [said.split()[0] for said in load_settings().warnings()] == [
+        "HIPOINK_API_SECRET",
+        "SHOPIFY_WEBHOOK_SECRET",
+        "ESL_ADMIN_TOKEN",
+    ]
+
+
+COMPLETE = {
+    "hipoink_api_secret": "own",
+    "shopify_webhook_secret": "secret",
+    "esl_admin_token": "0123456789abcdef",
+    "hipoink_api_base_url": "https://labels.example.com",
+    "esl_database_url": DSN,
+}
+
+
+def test_complete_settings_leave_nothing_to_say() -> None:
+    assert load_settings(**COMPLETE).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://labels.example.com", True),
+        ("http://192.168.1.5:8090", True),
+        ("http://127.0.0.1:8090", False),
+        ("http://[::1]:8090", False),
+        ("http://localhost:8090", False),
+        ("https://192.168.1.5", False),
+    ],
+)
+def test_plain_http_to_another_machine_is_said(url: str, warned: bool) -> None:
+    said = load_settings(**COMPLETE | {"hipoink_api_base_url": url}).warnings()
+    assert ["HIPOINK_API_BASE_URL" in sentence for sentence in said] == [True] * warned
+
+
+@pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
+def test_the_transaction_pooler_is_said(name: str) -> None:
+    dsn = "postgres://u:canary@aws.pooler.supabase.com:6543/postgres"
+    (said,) = load_settings(**COMPLETE | {name: dsn}).warnings()
+    assert said.startswith(name.upper()) and "6543" in said and "canary" not in said
+
+
+def test_a_misspelt_variable_is_said_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("HIPOINK_BATCHSIZE=canary\n")
+    monkeypatch.setenv("ESL_HOEM", "x")
+    monkeypatch.setenv("ESL_SOMETHING_ELSE", "x")
+    monkeypatch.setenv("OTHER_HOME", "x")
+    assert load_settings(**COMPLETE).warnings() == [
+        "ESL_HOEM is no setting of this program: did you mean ESL_HOME?",
+        "HIPOINK_BATCHSIZE is no setting of this program: did you mean HIPOINK_BATCH_SIZE?",
+    ]
