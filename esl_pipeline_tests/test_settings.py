@@ -22,14 +22,6 @@ SECRETS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
 def problems(**overrides: Any) -> dict[str, str]:
     """What is wrong, by name."""
     with pytest.raises(SettingsError) as caught:
@@ -202,6 +194,13 @@ def test_a_base_address_is_kept_without_its_last_slash(given: str, kept: str) ->
     assert load_settings(hipoink_api_base_url=given).hipoink_api_base_url == kept
 
 
+def test_dagsters_address_may_name_its_driver_and_the_buffers_may_not() -> None:
+    address = DSN.replace("postgresql:", "postgresql+psycopg2:")
+    kept = load_settings(esl_dagster_database_url=address).esl_dagster_database_url
+    assert kept and kept.get_secret_value() == address
+    assert list(problems(esl_database_url=address)) == ["ESL_DATABASE_URL"]
+
+
 # What is wrong
 
 BAD = [
@@ -233,7 +232,7 @@ BAD = [
         for name in ("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL")
         for value in (
             "mysql://h/d",
-            "postgresql+psycopg2://h/d",
+            "postgresql+asyncpg://h/d",
             "host=h dbname=d",
             "db.example.com",
             "postgresql://u:canary@[h/d",

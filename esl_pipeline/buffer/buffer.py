@@ -64,7 +64,7 @@ class Buffer:
         run_id: str,
         limit: int = 200,
         max_bytes: int = 8_000_000,
-        lease_seconds: float = 60,
+        lease_seconds: float = 30,
         max_attempts: int = 8,
         shop: Mapping[str, str] | None = None,
     ) -> tuple[str, list[Row]]:

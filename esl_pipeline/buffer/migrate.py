@@ -33,10 +33,8 @@ def code_version() -> int:
 
 
 def _record(migration: Migration) -> str:
-    return (
-        "insert into esl.schema_migrations (version, name) "
-        f"values ({migration.version}, '{migration.name}') on conflict do nothing;"
-    )
+    # Both values come from our own file names (see _FILE), and a printed script can have no parameters.
+    return f"insert into esl.schema_migrations values ({migration.version}, '{migration.name}') on conflict do nothing;"  # noqa: S608
 
 
 def as_one_file() -> str:

@@ -10,27 +10,23 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
-from rich.table import Table
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.connections import open_buffer
-from esl_pipeline.console import print_trace
-from esl_pipeline.local.demo_day import DemoDay, Difference, Label, Shelf, Wave, compare
+from esl_pipeline.local.demo_day import DemoDay, Difference, Shelf, Wave, compare
+from esl_pipeline.local.demo_report import Report, Row, WaveReport, by_check, print_failure, print_report
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.shop import DOMAIN, Delivery
 from esl_pipeline.local.stack import Ports, Stack, StackError
@@ -41,80 +37,12 @@ SETTLE_SECONDS = 120.0
 CONNECTIONS = 8
 _SEED = 2026
 _POLL_SECONDS = 0.25
-_WRONG_SHOWN = 20
 # Of the user's settings, those that somebody could fear for.
 _NEVER_TOUCHED = ("hipoink_api_base_url", "supabase_url", "esl_database_url", "esl_dagster_database_url")
-
-Row = Mapping[str, Any]
 
 
 class DemoError(Exception):
     """The demo could not be played to its end; the message says what happened."""
-
-
-@dataclass
-class WaveReport:
-    """What became of one wave. Seconds count from its first webhook."""
-
-    name: str
-    answers: Counter[str] = field(default_factory=Counter)
-    labels: int = 0
-    first_label_seconds: float | None = None
-    right_seconds: float | None = None
-    wrong: list[Difference] = field(default_factory=list)
-
-
-@dataclass
-class Report:
-    """What happened in the whole demo, as figures."""
-
-    waves: list[WaveReport]
-    inbox: Row
-    held_back: int
-    expected_held_back: int
-    findings: list[Row]
-    """Open findings by check: check_name, level, n, reason."""
-    sandbox: Row
-    traced_code: str
-    trace: list[dict[str, Any]]
-    start_seconds: float
-    total_seconds: float
-
-    @property
-    def wrong(self) -> list[Difference]:
-        """Labels that are not what the shop last said."""
-        return [difference for wave in self.waves for difference in wave.wrong]
-
-    def figures(self) -> dict[str, Any]:
-        """Plain data for --json."""
-        answers = sum((wave.answers for wave in self.waves), Counter[str]())
-        pushed = pushes_of(self.sandbox)
-        return {
-            "right": not self.wrong,
-            "wrong": [asdict(difference) | {"kind": difference.kind} for difference in self.wrong],
-            "webhooks": {
-                "sent": answers.total(),
-                "kept": answers["accepted"],
-                "duplicates": answers["duplicate"],
-                "refused": answers["refused"],
-                "superseded": self.inbox["superseded"],
-                "unusable": self.inbox["unusable"],
-                "dead": self.inbox["dead"],
-            },
-            "labels": {"on_shelf": self.waves[-1].labels, **pushed},
-            "held_back": {
-                "variants": self.held_back,
-                "expected": self.expected_held_back,
-                "findings": {row["check_name"]: row["n"] for row in self.findings if row["level"] == "error"},
-            },
-            "warnings": {row["check_name"]: row["n"] for row in self.findings if row["level"] == "warning"},
-            "seconds": {
-                "start": self.start_seconds,
-                "first_label": self.waves[0].first_label_seconds,
-                **{f"{wave.name}_right": wave.right_seconds for wave in self.waves},
-                "total": self.total_seconds,
-            },
-        }
 
 
 def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> bool:
@@ -137,39 +65,10 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
             SettingsError,
             httpx.HTTPError,
         ) as error:
-            sentence = str(error) or type(error).__name__
-            logs = _keep_logs(home)
-            if as_json:
-                _print_json(console, {"right": False, "error": sentence, "logs": str(logs)})
-            else:
-                console.print(f"\n[red]The demo could not be finished: {escape(sentence)}[/]", soft_wrap=True)
-                console.print(f"The logs of all parts are in {logs}", soft_wrap=True)
+            print_failure(console, str(error) or type(error).__name__, _keep_logs(home), as_json=as_json)
             return False
-    if as_json:
-        _print_json(console, report.figures())
-    else:
-        _print_report(console, report)
+    print_report(console, report, as_json=as_json)
     return not report.wrong
-
-
-def pushes_of(sandbox: Row) -> dict[str, Any]:
-    """From the label server's memory: labels written and removed, the calls that took, and needless pushes."""
-    histories = [history for codes in sandbox["history"].values() for history in codes.values()]
-    calls = sum(
-        n for action, n in sandbox["calls"].items() if action in ("create", "create_multiple", "del_multiple")
-    )
-    named = sum(n for codes in sandbox["pushes"].values() for n in codes.values())
-    return {
-        "written": sum(entry["record"] is not None for history in histories for entry in history),
-        "removed": sum(entry["record"] is None for history in histories for entry in history),
-        "written_unchanged": sum(
-            earlier["record"] == later["record"]
-            for history in histories
-            for earlier, later in pairwise(history)
-        ),
-        "calls": calls,
-        "labels_per_call": round(named / calls, 1) if calls else None,
-    }
 
 
 # --- playing it
@@ -191,7 +90,7 @@ def _play(story: Console) -> Report:
             ("opening", day.opening, "The shop opens: 121 products come in, one of them with 100 variants"),
             ("trading", day.trading, "A working day: prices, names, barcodes, deletions, mistakes and noise"),
         ):
-            story.print(f"\n[bold]{title}[/]")
+            story.print(f"\n[bold]{title}[/]", highlight=False)
             deliveries = wave()
             shelf.settle(day.shop.products.values())
             try:
@@ -203,7 +102,7 @@ def _play(story: Console) -> Report:
                 break
         code = (day.repriced[-1].barcode or "") if day.repriced else ""
         trace, status, sandbox = buffer.trace(code, store=STORE), buffer.status(), stage.sandbox()
-        findings = _by_check(buffer.findings())
+        findings = by_check(buffer.findings())
     return Report(
         waves=waves,
         inbox=status["shops"][0],
@@ -365,19 +264,6 @@ def _changes(sandbox: Row) -> Iterator[datetime]:
                 yield datetime.fromisoformat(entry["at"])
 
 
-def _by_check(findings: Iterable[Row]) -> list[Row]:
-    """Findings counted by check, errors first; the reason where it is one for all, else an example."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for finding in findings:
-        groups.setdefault((finding["level"], finding["check_name"]), []).append(finding)
-    rows = []
-    for (level, check), found in groups.items():
-        reasons = sorted({row["reason"] for row in found})
-        reason = reasons[0] if len(reasons) == 1 else f"e.g. {reasons[0]}"
-        rows.append({"check_name": check, "level": level, "n": len(found), "reason": reason})
-    return sorted(rows, key=lambda row: (row["level"], -row["n"], row["check_name"]))
-
-
 # --- what it runs in
 
 
@@ -437,11 +323,15 @@ def _buffer(settings: Settings) -> Iterator[Buffer]:
         buffer.close()
 
 
-def _keep_logs(home: Path) -> Path:
-    logs = Path(tempfile.mkdtemp(prefix="esl-demo-logs-"))
-    for log in home.glob("*.log"):
-        shutil.copy(log, logs)
-    return logs
+def _keep_logs(home: Path) -> Path | None:
+    """A new folder with the parts' logs; None when there are none."""
+    found = list(home.glob("*.log"))
+    if not found:
+        return None
+    kept = Path(tempfile.mkdtemp(prefix="esl-demo-logs-"))
+    for log in found:
+        shutil.copy(log, kept)
+    return kept
 
 
 # --- telling it
@@ -482,7 +372,7 @@ class _Starting:
 
     def _tick(self) -> None:
         if self._part:
-            self._story.print(f"  {self._part:<24}{time.monotonic() - self._since:6.1f} s")
+            self._story.print(f"  {self._part:<24}{time.monotonic() - self._since:6.1f} s", highlight=False)
 
 
 def _say_what_is_safe(settings: Settings, story: Console) -> None:
@@ -490,94 +380,3 @@ def _say_what_is_safe(settings: Settings, story: Console) -> None:
     for name in _NEVER_TOUCHED:
         if getattr(settings, name) is not None:
             story.print(f"{name.upper()} is set; the demo does not use it.")
-
-
-def _print_report(console: Console, report: Report) -> None:
-    figures = report.figures()
-    webhooks, labels, held, seconds = (
-        figures[part] for part in ("webhooks", "labels", "held_back", "seconds")
-    )
-    shown = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    shown.add_column(no_wrap=True)
-    shown.add_column(justify="right", no_wrap=True)
-    shown.add_column(style="dim", overflow="fold")
-
-    def group(title: str, *rows: tuple[str, object, str]) -> None:
-        shown.add_row(f"[bold]{title}[/]", "", "")
-        for what, figure, note in rows:
-            shown.add_row(f"  {escape(what)}", str(figure), escape(note))
-
-    group(
-        "Webhooks",
-        ("sent", webhooks["sent"], f"over {CONNECTIONS} connections"),
-        ("kept", webhooks["kept"], "one row each in the inbox"),
-        ("duplicates", webhooks["duplicates"], "same delivery or same body again: answered 200, kept once"),
-        ("refused", webhooks["refused"], "wrong signature: answered 401"),
-        ("superseded", webhooks["superseded"], "an older state than one already known"),
-        ("unusable", webhooks["unusable"], "signed, but not readable: kept with the reason"),
-    )
-    group(
-        "Labels",
-        ("on the shelf", labels["on_shelf"], "compared in both directions"),
-        ("wrong", len(report.wrong), ""),
-        ("written", labels["written"], f"{labels['written_unchanged']} of them needlessly"),
-        ("removed", labels["removed"], ""),
-        ("label-server calls", labels["calls"], f"{labels['labels_per_call']} labels a call"),
-    )
-    group(
-        "Held back",
-        ("variants", held["variants"], "their labels, if any, stay as they were"),
-        *((row["check_name"], row["n"], row["reason"]) for row in report.findings if row["level"] == "error"),
-    )
-    warnings = [
-        (row["check_name"], row["n"], row["reason"]) for row in report.findings if row["level"] == "warning"
-    ]
-    if warnings:
-        group("Warnings", *warnings)
-    group(
-        "Seconds",
-        ("to start the parts", seconds["start"], ""),
-        ("to the first label", seconds["first_label"], "from the first webhook, with a run to start"),
-        *(
-            (f"{wave.name}, all right", wave.right_seconds, f"from its first webhook, {wave.labels} labels")
-            for wave in report.waves
-        ),
-        ("in all", seconds["total"], "with starting and stopping"),
-    )
-    console.print("\n[bold]What happened[/]\n", shown)
-    if report.trace:
-        console.print("\n[bold]One price change, from the label back to the webhook[/]")
-        console.print(f"as with: esl-pipeline trace {report.traced_code}\n", style="dim")
-        print_trace(console, report.trace)
-    if report.wrong:
-        _print_wrong(console, report.wrong)
-    else:
-        console.print(f"\n[bold green]Every label is right: {labels['on_shelf']} of {labels['on_shelf']}.[/]")
-
-
-def _print_wrong(console: Console, wrong: list[Difference]) -> None:
-    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("label", "is", "must show", "shows"):
-        shown.add_column(column, overflow="fold")
-    for difference in wrong[:_WRONG_SHOWN]:
-        expected, found = _only_different(difference)
-        shown.add_row(escape(f"{difference.store} {difference.code}"), difference.kind, expected, found)
-    count = len(wrong)
-    console.print(f"\n[bold red]{'1 label is' if count == 1 else f'{count} labels are'} wrong.[/]\n", shown)
-    if count > _WRONG_SHOWN:
-        console.print(f"and {count - _WRONG_SHOWN} more")
-
-
-def _only_different(difference: Difference) -> tuple[str, str]:
-    """The fields in which the two labels differ."""
-    expected, shown = difference.expected or {}, difference.shown or {}
-    names = [name for name in sorted(expected.keys() | shown.keys()) if expected.get(name) != shown.get(name)]
-
-    def text(label: Label) -> str:
-        return escape(", ".join(f"{name} {label[name]!r}" for name in names if name in label)) or "nothing"
-
-    return text(expected), text(shown)
-
-
-def _print_json(console: Console, value: Any) -> None:
-    console.print_json(data=value, ensure_ascii=False)

@@ -135,6 +135,15 @@ def _reap() -> tuple[int, int]:
         return 0, 0
 
 
+def _signal(target: int, number: int) -> bool:
+    """Signal a process or (if negative) a group; False if nothing is there, or nothing that we may signal."""
+    try:
+        os.kill(target, number)
+    except (ProcessLookupError, PermissionError):  # the latter also for a group of zombies on macOS
+        return False
+    return True
+
+
 class _Child:
     """The command, leader of its own session and process group."""
 
@@ -151,18 +160,10 @@ class _Child:
             pid, status = _reap()
         return self.exit_code is not None
 
-    def signal_group(self, number: int) -> bool:
-        """Signal every process of the group; False if none is left."""
-        try:
-            os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):  # the latter: macOS, if only zombies are left
-            return False
-        return True
-
     def wait(self, seconds: float, *, whole_group: bool) -> None:
         """Wait until the command (or its whole group) is gone, for at most that many seconds."""
         deadline = time.monotonic() + seconds
-        while not self.has_exited() or (whole_group and self.signal_group(0)):
+        while not self.has_exited() or (whole_group and _signal(-self.pid, 0)):
             if time.monotonic() >= deadline:
                 return
             time.sleep(_POLL_S)
@@ -232,10 +233,8 @@ def _wait_for_end(child: _Child, wake: int) -> None:
 def _kill_all(child: _Child) -> bool:
     """Kill what is left of the command and of what it started; False if nothing is left."""
     child.has_exited()
-    orphans = _children()
-    for pid in orphans:
-        os.kill(pid, signal.SIGKILL)
-    return child.signal_group(signal.SIGKILL) or bool(orphans)
+    signalled = [_signal(target, signal.SIGKILL) for target in (-child.pid, *_children())]
+    return any(signalled)
 
 
 def _children() -> list[int]:
@@ -249,10 +248,8 @@ def _children() -> list[int]:
 
 def _end(child: _Child, stop: signal.Signals, grace: float) -> None:
     whole_group = stop == signal.SIGTERM
-    if whole_group:
-        child.signal_group(stop)
-    elif not child.has_exited():
-        os.kill(child.pid, stop)
+    if whole_group or not child.has_exited():
+        _signal(-child.pid if whole_group else child.pid, stop)
     child.wait(grace, whole_group=whole_group)
     deadline = time.monotonic() + _KILL_WAIT_S
     while _kill_all(child) and time.monotonic() < deadline:

@@ -28,7 +28,7 @@ _LABEL_COLUMNS = {
     "label_hash": "SHA-256 of the label",
     "event_ids": "inbox events behind the variant's content",
 }
-_RESULT_TEXTS = {
+_RESULT_COLUMNS = {
     "store_code": "Hipoink store",
     "code": "product code of the label",
     "operation": "upsert or delete",
@@ -43,8 +43,16 @@ _RESULT_TEXTS = {
 }
 
 
+_TYPES = {"revision": "int64", "attempt": "int64", "duration_ms": "int64", "event_ids": "list[int64]"}
+
+
 def _schema(columns: dict[str, str]) -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(name, description=text) for name, text in columns.items()])
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, type=_TYPES.get(name, "str"), description=text)
+            for name, text in columns.items()
+        ]
+    )
 
 
 def _variant_schema() -> dg.TableSchema:
@@ -104,9 +112,12 @@ def validated_variants(
     evaluation = validate(shopify_products, mappings)
     for problem in evaluation.problems:
         context.log.error(problem)
-    staged = stage(buffer, shopify_products, evaluation)
+    queued = stage(buffer, shopify_products, evaluation)
+    report = reports.labels_report(evaluation.labels, evaluation.findings)
     return dg.Output(
-        evaluation.labels, metadata=reports.labels_report(evaluation.labels, evaluation.findings, staged)
+        evaluation.labels,
+        metadata=report
+        | {"queued upserts": queued["upserts_queued"], "queued removals": queued["removals_queued"]},
     )
 
 
@@ -118,7 +129,7 @@ def validated_variants(
     hooks={stop_retries},
     kinds={"hipoink", "postgres"},
     deps=[dg.AssetDep("validated_variants")],
-    metadata={"dagster/column_schema": _schema(_RESULT_TEXTS)},
+    metadata={"dagster/column_schema": _schema(_RESULT_COLUMNS)},
 )
 def hipoink_sync_results(
     context: dg.AssetExecutionContext,

@@ -38,6 +38,10 @@ class Journal:
         for problem in done.evaluation.problems:
             self._context.log.error(problem)
         self._rounds.append(done)
+        self.flush_if_old()
+
+    def flush_if_old(self) -> None:
+        """Report what has been collected, unless the last report was just now."""
         if time.monotonic() - self._flushed_at >= _REPORT_SECONDS:
             self.flush()
 
@@ -61,7 +65,7 @@ class Journal:
             self._log(
                 "validated_variants",
                 shop,
-                reports.labels_report(ours, findings[findings["mapping_id"].isin(ours["mapping_id"])], {}),
+                reports.labels_report(ours, findings[findings["mapping_id"].isin(ours["mapping_id"])]),
             )
         for shop in sorted(set(results["shop"])):
             self._log("hipoink_sync_results", shop, reports.results_report(results[results["shop"] == shop]))
@@ -91,6 +95,7 @@ def drain_events(
         holder=config.holder or context.run_id,
         asset="hipoink_sync_results",
         on_round=journal.add,
+        on_idle=journal.flush_if_old,
     )
     journal.flush()
     if not ran:

@@ -52,17 +52,13 @@ def products_report(events: Sequence[Mapping[str, Any]], variants: pd.DataFrame)
     return report
 
 
-def labels_report(labels: pd.DataFrame, findings: pd.DataFrame, staged: Mapping[str, int]) -> Metadata:
+def labels_report(labels: pd.DataFrame, findings: pd.DataFrame) -> Metadata:
     """For validated_variants: how the variants were judged."""
     states = labels["state"].value_counts()
     return {
         "labels to publish": int(states.get("publish", 0)),
         "held back": int(states.get("held", 0)),
         "withdrawn": int(states.get("withdrawn", 0)),
-        "colliding codes": staged.get("colliding", 0),
-        "labels changed": staged.get("labels_changed", 0),
-        "queued upserts": staged.get("upserts_queued", 0),
-        "queued removals": staged.get("removals_queued", 0),
         "findings": listed(f"{n} x {check}" for check, n in findings["check_name"].value_counts().items()),
         "preview": preview(labels, ["store_code", "code", "state", "label", "variant_id"]),
         "held back preview": preview(
@@ -84,6 +80,7 @@ def results_report(results: pd.DataFrame) -> Metadata:
         "outcomes": listed(f"{n} {outcome}" for outcome, n in outcomes.items()),
         "codes": listed(results["code"]),
         "inbox events": listed(i for ids in results["event_ids"] for i in ids),
+        "why": f"esl-pipeline trace {results['code'].iloc[0]}" if len(results) else "nothing was due",
         "preview": preview(results, ["store_code", "code", "operation", "outcome", "message", "push_id"]),
     }
     if len(refused):

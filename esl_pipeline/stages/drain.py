@@ -74,8 +74,9 @@ def drain(
     holder: str,
     asset: str,
     on_round: Callable[[Round], None],
+    on_idle: Callable[[], None],
 ) -> bool:
-    """Work until idle or old, telling on_round after each round that did something.
+    """Work until idle or old, calling on_round after each round that did something and on_idle while waiting.
 
     Returns False at once when another holder's drain is alive. Raises BufferError when the buffer stays away.
     """
@@ -96,6 +97,7 @@ def drain(
             while not lost.is_set() and time.monotonic() - last_work < limits.idle:
                 if buffer.due()["due"]:
                     break
+                on_idle()
                 time.sleep(_POLL_SECONDS)
             else:
                 break

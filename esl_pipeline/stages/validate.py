@@ -58,13 +58,15 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
 def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dict[str, int]:
     """Store the evaluation and queue what differs from the ledger, in calls of at most 5,000 rows.
 
-    Returns summed counts: labels_changed, stale, upserts_queued, removals_queued, colliding. Staging an old frame is
-    harmless: variants that have changed since are left out (stale).
+    Returns summed counts: labels_changed, stale, upserts_queued, removals_queued. Variants whose code another one of
+    the store has too are known to the buffer alone: they become held in the evaluation, with their findings.
+    Staging an old frame is harmless: variants that have changed since are left out (stale).
     """
     labels, findings = evaluation.labels, evaluation.findings
     stores = max(1, labels["mapping_id"].nunique())
     step = max(1, MAX_ROWS_PER_CALL // stores)
-    total = dict.fromkeys(("labels_changed", "stale", "upserts_queued", "removals_queued", "colliding"), 0)
+    total = dict.fromkeys(("labels_changed", "stale", "upserts_queued", "removals_queued"), 0)
+    collisions: list[dict[str, Any]] = []
     for start in range(0, len(variants), step):
         chunk = variants.iloc[start : start + step]
         ids = set(chunk["variant_id"])
@@ -75,7 +77,20 @@ def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dic
         )
         for key in total:
             total[key] += counts[key]
+        collisions += counts["collisions"]
+    if collisions:
+        _hold_back(evaluation, pd.DataFrame(collisions))
     return total
+
+
+def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
+    keys = ["mapping_id", "variant_id"]
+    labels = evaluation.labels
+    colliding = pd.MultiIndex.from_frame(labels[keys]).isin(pd.MultiIndex.from_frame(collisions[keys]))
+    labels.loc[colliding, "state"] = "held"
+    shops = labels.loc[colliding, [*keys, "source_store_id"]]
+    found = collisions.merge(shops, on=keys)[FINDING_COLUMNS]
+    evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

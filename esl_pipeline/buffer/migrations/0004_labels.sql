@@ -101,7 +101,7 @@ end $$;
 -- {labels: [{mapping_id, variant_id, store_code, state, code, label, label_hash, event_ids}],
 --  findings: [{mapping_id, variant_id, check_name, level, column_name, value, reason, action}],
 --  evaluated: [{source_system, source_store_id, variant_id, revision}]}
--- -> {labels_changed, stale, upserts_queued, removals_queued, colliding}
+-- -> {labels_changed, stale, upserts_queued, removals_queued, collisions: [findings of the staged variants]}
 -- Only variants whose revision is still the evaluated one are staged; the others have changed meanwhile, are due
 -- again, and an older evaluation may not win over a newer one.
 create or replace function public.esl_labels_stage(p jsonb) returns jsonb
@@ -190,8 +190,15 @@ begin
             select count(distinct f ->> 'variant_id') from jsonb_array_elements(v_fresh) f),
         'upserts_queued', count(*) filter (where q.operation = 'upsert'),
         'removals_queued', count(*) filter (where q.operation = 'delete'),
-        'colliding', (select count(*) from esl.labels l join jsonb_to_recordset(v_fresh)
-                      as f (mapping_id uuid, variant_id text) using (mapping_id, variant_id) where l.collides))
+        'collisions', (
+            select coalesce(jsonb_agg(jsonb_build_object('mapping_id', f.mapping_id, 'variant_id', f.variant_id,
+                'check_name', f.check_name, 'level', f.level, 'column_name', f.column_name, 'value', f.value,
+                'reason', f.reason, 'action', f.action)), '[]')
+            from jsonb_to_recordset(v_fresh) as v (mapping_id uuid, variant_id text)
+            join esl.labels l using (mapping_id, variant_id)
+            join esl.findings f using (mapping_id, variant_id)
+            where l.state = 'publish' and l.collides and f.check_name = 'duplicate_code'
+              and f.resolved_at is null))
         from unnest(v_stores, v_codes) as k (store_code, code) join esl.sync_queue q using (store_code, code));
 end $$;
 

@@ -21,10 +21,13 @@ begin
 end $$;
 
 -- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, settings?} -> the mapping, or null.
+-- Another shop: the labels of the one before leave the store.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
-declare m esl.store_mappings;
+declare m esl.store_mappings; v_before esl.store_mappings; v_stores text[]; v_codes text[];
 begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
     update esl.store_mappings set
         source_system = coalesce(p ->> 'source_system', source_system),
         source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
@@ -36,6 +39,13 @@ begin
     returning * into m;
     if not found then
         return null;
+    end if;
+    if (v_before.source_system, v_before.source_store_id) <> (m.source_system, m.source_store_id) then
+        with gone as (
+            update esl.labels set state = 'withdrawn' where mapping_id = m.id returning store_code, code
+        )
+        select array_agg(store_code), array_agg(code) into v_stores, v_codes from gone;
+        perform esl.requeue(v_stores, v_codes);
     end if;
     perform esl.evaluate_again(m.source_system, m.source_store_id);
     return to_jsonb(m);

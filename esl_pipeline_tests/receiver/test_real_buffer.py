@@ -1,0 +1,75 @@
+"""The receiver on the real buffer: what the other tests' in-memory buffer stands for."""
+
+import socket
+import uuid
+
+import pytest
+from pydantic import SecretStr
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.receiver.app import create_app
+from esl_pipeline.receiver.deliveries import TOPICS
+from esl_pipeline_tests.receiver.support import BODIES, PRODUCT, SHOP, TOKEN, call, deliver, make_settings
+
+PATH = "/api/store-mappings/"
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+MAPPING = {"source_system": "shopify", "source_store_id": SHOP, "hipoink_store_code": "001"}
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_delivery_is_kept_once(buffer: Buffer, topic: str) -> None:
+    app = create_app(make_settings(), buffer)
+    answers = [deliver(app, topic, BODIES[topic], webhook_id=name).json() for name in ("a", "a", "b")]
+    assert [answer["status"] for answer in answers] == ["accepted", "duplicate", "duplicate"]
+    assert buffer.status()["shops"][0]["waiting"] == 1
+
+
+def test_whatever_is_signed_is_kept(buffer: Buffer) -> None:
+    bodies = [b"", b"\x00\xff", b'"\\ud800"', b'{"id":1,"title":"\\u0000"}', b"[" * 3_000]
+    app = create_app(make_settings(), buffer)
+    assert {deliver(app, "products/update", body).status_code for body in bodies} == {200}
+    assert buffer.status()["shops"][0]["unusable"] == len(bodies)
+
+
+def test_an_odd_time_is_no_fault_of_the_buffer(buffer: Buffer) -> None:
+    app = create_app(make_settings(), buffer)
+    for number, time in enumerate(["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "infinity", ""]):
+        answer = deliver(app, "products/delete", {"id": number + 1}, triggered_at=time)
+        assert answer.status_code == 200
+    assert buffer.status()["shops"][0]["unusable"] == 4
+
+
+def test_store_mappings_are_made_listed_changed_and_not_doubled(buffer: Buffer) -> None:
+    app = create_app(make_settings(), buffer)
+    made = call(app, "POST", PATH, json={**MAPPING, "settings": {"currency": "EUR"}}, headers=ADMIN)
+    assert made.status_code == 201
+    mapping = made.json()
+    assert mapping["is_active"] is True
+    assert call(app, "POST", PATH, json=MAPPING, headers=ADMIN).status_code == 409
+    assert call(app, "GET", PATH, headers=ADMIN).json() == [mapping]
+    assert call(app, "GET", PATH + mapping["id"], headers=ADMIN).json() == mapping
+    changed = call(app, "PUT", PATH + mapping["id"], json={"is_active": False}, headers=ADMIN)
+    assert changed.status_code == 200
+    assert changed.json() == {**mapping, "is_active": False, "updated_at": changed.json()["updated_at"]}
+    unknown = PATH + str(uuid.uuid4())
+    assert call(app, "GET", unknown, headers=ADMIN).status_code == 404
+    assert call(app, "PUT", unknown, json={"is_active": False}, headers=ADMIN).status_code == 404
+
+
+def test_a_database_that_is_not_there_is_503_everywhere() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and never listening, so that nobody else answers there
+        address = f"postgresql://esl:canary@127.0.0.1:{taken.getsockname()[1]}/esl"
+        buffer = Buffer(PsycopgTransport(SecretStr(address)))
+        try:
+            app = create_app(make_settings(), buffer)
+            answers = [
+                deliver(app, "products/update", PRODUCT),
+                call(app, "GET", PATH, headers=ADMIN),
+                call(app, "GET", "/health"),
+            ]
+        finally:
+            buffer.close()
+    assert [answer.status_code for answer in answers] == [503, 503, 503]
+    assert not [answer for answer in answers if "canary" in answer.text or "127.0.0.1" in answer.text]
