@@ -45,7 +45,7 @@ def demo(as_json: AsJson = False) -> None:
     """Start everything, send about 300 webhooks, check every label, stop. Exit 1 if any label is wrong."""
     from esl_pipeline.local.demo import run_demo
 
-    with _terminable():
+    with _terminable(exit_code=130):
         if not run_demo(load_settings(), out, as_json=as_json):
             raise typer.Exit(1)
 
@@ -286,18 +286,20 @@ def _buffer() -> Iterator[Buffer]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _terminable(*, exit_code: int = 0) -> Iterator[None]:
     """SIGTERM and Ctrl-C both leave through the context managers, quietly."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    # SIGINT too: a shell starts background commands with it ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:
         err.print("stopped")
-        raise typer.Exit(0) from None
+        raise typer.Exit(exit_code) from None
 
 
 def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:

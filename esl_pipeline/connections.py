@@ -1,5 +1,7 @@
 """From settings to live connections: the buffer and the label server. The only place that opens them."""
 
+import stamina.instrumentation
+
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.hipoink.client import HipoinkClient
@@ -10,6 +12,9 @@ from esl_pipeline.stages.push import PushRules, SharedLimiter
 # With two tries and pauses between, one push stays well below the lease of its claim (PushRules.lease).
 LABEL_SERVER_TIMEOUT_SECONDS = 15.0
 LABEL_SERVER_TRIES = 2
+
+# Retries are logged like everything else; stamina would print through structlog, which Dagster brings along.
+stamina.instrumentation.set_on_retry_hooks([stamina.instrumentation.LoggingOnRetryHook])
 
 
 def open_buffer(settings: Settings, *, attempts: int = 3, pool_size: int = 4) -> Buffer:

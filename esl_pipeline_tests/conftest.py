@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,23 +28,23 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 @pytest.fixture(scope="session")
-def start_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], EmbeddedPostgres]]:
+def start_postgres() -> Iterator[Callable[[int], EmbeddedPostgres]]:
     """Servers by major version, started when first asked for, with Supabase's roles and a migrated template."""
     servers: dict[int, EmbeddedPostgres] = {}
+    running = ExitStack()
 
     def start(version: int) -> EmbeddedPostgres:
         if version not in servers:
-            folder = tmp_path_factory.mktemp(f"postgres{version}") / "data"
-            server = servers[version] = EmbeddedPostgres.start(folder, durable=False, version=version)
+            server = running.enter_context(EmbeddedPostgres.temporary(version=version))
+            servers[version] = server
             create_supabase_roles(server.dsn())
             server.create_database("migrated")
             create_supabase_roles(server.dsn("migrated"))
             migrate(server.dsn("migrated"))
         return servers[version]
 
-    yield start
-    for server in servers.values():
-        server.stop()
+    with running:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -96,14 +96,16 @@ class _RetryingTransport(ABC):
     def call(self, function: str, p: Mapping[str, Any]) -> Any:
         if not _FUNCTION_NAME.fullmatch(function):
             raise ValueError(f"{function!r} is not the name of a buffer function (esl_..., lower case)")
-        body = encode(function, p)
+        return self._retrying(self._attempt, function, encode(function, p))
+
+    def _attempt(self, function: str, body: bytes) -> Any:
         if self._closed:
             raise BufferUnavailable(f"{function} was called after the connection to the buffer was closed")
-        return self._retrying(self._send, function, body)
+        return self._send(function, body)
 
     @abstractmethod
     def _send(self, function: str, body: bytes) -> Any:
-        """One attempt; raises BufferError."""
+        """Call once; raises BufferError."""
 
     @abstractmethod
     def close(self) -> None:

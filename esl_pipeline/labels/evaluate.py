@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from esl_pipeline.labels import schema
-from esl_pipeline.labels.build import build_label, canonical_json, code_of, label_hash
+from esl_pipeline.labels.build import build_label, canonical_json, code_of, label_hash, title_of
 from esl_pipeline.labels.policy import Policy
 
 # Not on a shelf: a variant with one of these statuses loses its label as with a delete.
@@ -57,7 +57,7 @@ def evaluate(
     candidates = pd.DataFrame(
         {
             "code": [code_of(row) for row in rows],
-            "title": [row["title"] for row in rows],
+            "title": [title_of(row) for row in rows],
             "price": [row["price"] for row in rows],
             "status": [row["status"] for row in rows],
             "image_url": [row["image_url"] if policy.send_images else None for row in rows],

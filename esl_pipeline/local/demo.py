@@ -95,12 +95,12 @@ def _play(story: Console) -> Report:
             shelf.settle(day.shop.products.values())
             try:
                 waves.append(stage.perform(name, deliveries))
-            except (BufferError, httpx.HTTPError):
+            except (DemoError, BufferError, httpx.HTTPError):
                 stack.check()  # if a part has ended, that is the reason to tell
                 raise
             if waves[-1].wrong:
                 break
-        code = (day.repriced[-1].barcode or "") if day.repriced else ""
+        code = (day.example.barcode or "") if day.example else ""
         trace, status, sandbox = buffer.trace(code, store=STORE), buffer.status(), stage.sandbox()
         findings = by_check(buffer.findings())
     return Report(
@@ -183,7 +183,7 @@ class _Stage:
         began = datetime.now(UTC)
         with Progress(*columns, console=self._story) as progress:
             sending = progress.add_task("webhooks sent", total=len(wave), note="")
-            reading = progress.add_task("webhooks read", total=None, note="")
+            reading = progress.add_task("webhooks read", total=len(wave), note="")
             hanging = progress.add_task("labels right", total=report.labels, note="")
             for answer in self._send(wave):
                 report.answers[answer] += 1

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
-from esl_pipeline.local.shop import Delivery, Product, Shop, Variant, Webhooks, price_text
+from esl_pipeline.local.shop import (
+    MAX_VARIANTS_IN_BODY,
+    Delivery,
+    Product,
+    Shop,
+    Variant,
+    Webhooks,
+    price_text,
+)
 
 Label = dict[str, str]
 """A label's fields by the label server's names; empty ones are left out."""
@@ -128,8 +136,8 @@ class DemoDay:
     def __init__(self, seed: int, start: datetime) -> None:
         self.shop = Shop(seed, start)
         self.webhooks = Webhooks(self.shop)
-        self.repriced: list[Variant] = []
-        """Variants whose label changed its price while trading."""
+        self.example: Variant | None = None
+        """One of the 100 variants of a product, whose price changed while trading."""
         self._flawed: list[tuple[Product, Variant]] = []
 
     def opening(self) -> Wave:
@@ -191,7 +199,8 @@ class DemoDay:
             if number % 16 == 0:
                 late.append(self._new_price(product, variant))
             wave.deliveries.append(self._new_price(product, variant))
-            self.repriced.append(variant)
+            if len(product.variants) == MAX_VARIANTS_IN_BODY:
+                self.example = variant
         wave.deliveries += late
 
     def _new_price(self, product: Product, variant: Variant) -> Delivery:

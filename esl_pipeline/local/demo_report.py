@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from esl_pipeline.console import print_trace
 from esl_pipeline.local.demo_day import Difference, Label
@@ -123,12 +124,11 @@ def by_check(findings: Iterable[Row]) -> list[Row]:
 
 def print_failure(console: Console, sentence: str, logs: Path | None, *, as_json: bool) -> None:
     """Why there is no report; `logs` is where the parts' logs are."""
+    told = Text.from_ansi(sentence, style="red")  # it may end with lines of a part's log, colours and all
     if as_json:
-        _print_json(console, {"right": False, "error": sentence, "logs": str(logs) if logs else None})
+        _print_json(console, {"right": False, "error": told.plain, "logs": str(logs) if logs else None})
         return
-    console.print(
-        f"\n[red]The demo could not be finished: {escape(sentence)}[/]", soft_wrap=True, highlight=False
-    )
+    console.print("\n[red]The demo could not be finished:[/]", told, soft_wrap=True)
     if logs:
         console.print(f"The logs of all parts are in {escape(str(logs))}", soft_wrap=True, highlight=False)
 

@@ -288,7 +288,10 @@ def main(args: list[str]) -> int:
         print(error)
         return 127
     try:
-        os.write(1, b"%d\n" % child.pid)
+        try:  # noqa: SIM105 (contextlib is one import more)
+            os.write(1, b"%d\n" % child.pid)
+        except BrokenPipeError:
+            pass  # the owner has gone already
         _wait_for_end(child, wake)
     finally:
         _end(child, stop, grace)

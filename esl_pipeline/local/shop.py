@@ -204,7 +204,7 @@ class Catalogue:
         option_names: Sequence[str],
         options: Sequence[tuple[str, ...]],
     ) -> Product:
-        """An active product with one variant for each of `options`, dearer from one to the next."""
+        """An active product, a variant for each of `options`, dearer from one size (the last option) to the next."""
         rng = self._rng
         # Shopify's own samples have ids beyond 2^53; today's real ones have 13 digits.
         huge = rng.random() < 0.05
@@ -220,12 +220,18 @@ class Catalogue:
             created_at=at,
             updated_at=at,
         )
-        cents = rng.randrange(49, 900)
+        cents, step = rng.randrange(49, 900), rng.randrange(20, 300)
+        sizes = list(dict.fromkeys(values[-1] for values in options))
         for values in options:
             product.variants.append(
-                self._variant(at, values, cents, huge=huge, photo=rng.choice([None, *photos[1:]]))
+                self._variant(
+                    at,
+                    values,
+                    cents + step * sizes.index(values[-1]),
+                    huge=huge,
+                    photo=rng.choice([None, *photos[1:]]),
+                )
             )
-            cents += rng.randrange(20, 300)
         return product
 
     def code(self) -> str:

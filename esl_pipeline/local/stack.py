@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +29,8 @@ from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.settings import Settings, load_settings
 
 _READY_SECONDS = 120.0
+# A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.
+_GRACE_SECONDS = 4.0
 _DATABASE = "esl"
 _ADDRESS = "127.0.0.1"
 # Filled in for a first run, when the settings leave them out.
@@ -104,27 +107,24 @@ class Stack:
             raise StackError(f"the embedded Postgres has ended; its log is in {self._home}")
 
     def stop(self) -> None:
-        """Stop the parts, the newest first, Postgres last."""
-        while self._parts:
-            self._parts.pop().stop()
+        """Stop the parts together, Postgres last."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Leashed.stop, self._parts))
+        self._parts.clear()
         if self._postgres is not None:
             self._postgres.stop()
             self._postgres = None
-        (self._home / _RUNNING).unlink(missing_ok=True)
+        if self.urls.receiver:  # else it is another stack's that runs on this home
+            (self._home / _RUNNING).unlink(missing_ok=True)
 
     def _start(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
-        receiver, ui, labels = (
-            _port(name, port)
-            for name, port in (
-                ("receiver", self._ports.receiver),
-                ("ui", self._ports.ui),
-                ("labels", self._ports.labels),
-            )
-        )
+        receiver, ui = _port("receiver", self._ports.receiver), _port("ui", self._ports.ui)
+        own_labels = self._settings.hipoink_api_base_url is None
+        labels = _port("labels", self._ports.labels) if own_labels else None
         self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
         self._start_databases()
-        if self._settings.hipoink_api_base_url is None:
+        if own_labels:
             self._say("label-server sandbox")
             data, client_id = str(self._home / "label-server.sqlite"), self._settings.hipoink_client_id
             self._run(
@@ -137,11 +137,10 @@ class Stack:
         self._run("receiver", "esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver))
         self._say("Dagster")
         self._start_dagster(ui)
-        ours = self._settings.hipoink_api_base_url is None
         self.urls = Urls(
             receiver=f"http://{_ADDRESS}:{receiver}",
             ui=f"http://{_ADDRESS}:{ui}",
-            labels=f"http://{_ADDRESS}:{labels}" if ours else None,
+            labels=f"http://{_ADDRESS}:{labels}" if own_labels else None,
         )
         self._wait_until_ready()
         _write_private(
@@ -169,7 +168,10 @@ class Stack:
     def _start_dagster(self, port: int) -> None:
         home = self._home / "dagster"
         home.mkdir(exist_ok=True)
-        shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", home / "dagster.yaml")
+        instance = Path(__file__).parents[2] / "dagster.yaml"
+        if not instance.exists():
+            raise StackError(f"{instance} is missing: run `esl-pipeline up` from a checkout of the repository")
+        shutil.copyfile(instance, home / "dagster.yaml")
         self.environment |= {"DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         code = _port("code server", 0)
         workspace = home / "workspace.yaml"
@@ -194,7 +196,11 @@ class Stack:
         log = self._home / f"{name.lower().replace(' ', '-')}.log"
         self._parts.append(
             Leashed.start(
-                name, [sys.executable, "-m", module, *arguments], env=self.environment, log=log, grace=15
+                name,
+                [sys.executable, "-m", module, *arguments],
+                env=self.environment,
+                log=log,
+                grace=_GRACE_SECONDS,
             )
         )
 
@@ -263,9 +269,9 @@ def _write_private(file: Path, variables: Mapping[str, str]) -> None:
 def prepare_database(postgres: EmbeddedPostgres) -> None:
     """The buffer's database, and a role and schema of their own for Dagster's storage; safe to repeat."""
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        if not connection.execute("select from pg_database where datname = %s", [_DATABASE]).fetchone():
+        if not connection.execute("select 1 from pg_database where datname = %s", [_DATABASE]).fetchone():
             postgres.create_database(_DATABASE)
-        if not connection.execute("select from pg_roles where rolname = 'dagster'").fetchone():
+        if not connection.execute("select 1 from pg_roles where rolname = 'dagster'").fetchone():
             connection.execute("create role dagster login")
             connection.execute("alter role dagster set search_path = dagster")
     with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:

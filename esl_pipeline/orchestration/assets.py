@@ -82,7 +82,7 @@ def shopify_products(
     buffer.check_version()
     shop = shop_of(context.partition_key)
     events: list[dict[str, Any]] = []
-    while read := read_inbox(buffer, run_id=context.run_id, shop=shop):
+    while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
         events += read
     frames = [due_variants(buffer, shop=shop)[0]]
     while len(frames[-1]):
@@ -148,7 +148,7 @@ def hipoink_sync_results(
             buffer,
             label_server.client,
             label_server.rules,
-            run_id=context.run_id,
+            run_id=context.run.run_id,
             asset="hipoink_sync_results",
             shop=shop,
         )

@@ -86,18 +86,20 @@ def drain_events(
     """One drain run; ends at once when another one is alive."""
     buffer.check_version()
     journal = Journal(context)
-    ran = drain(
-        buffer,
-        label_server.client,
-        label_server.rules,
-        label_server.limits,
-        run_id=context.run_id,
-        holder=config.holder or context.run_id,
-        asset="hipoink_sync_results",
-        on_round=journal.add,
-        on_idle=journal.flush_if_old,
-    )
-    journal.flush()
+    try:
+        ran = drain(
+            buffer,
+            label_server.client,
+            label_server.rules,
+            label_server.limits,
+            run_id=context.run.run_id,
+            holder=config.holder or context.run.run_id,
+            asset="hipoink_sync_results",
+            on_round=journal.add,
+            on_idle=journal.flush_if_old,
+        )
+    finally:
+        journal.flush()
     if not ran:
         context.log.info("another drain run is alive; nothing to do here")
 

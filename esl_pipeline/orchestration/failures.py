@@ -13,7 +13,7 @@ def is_permanent(error: BaseException | None) -> bool:
     if isinstance(error, dg.Failure):
         return not error.allow_retries
     if isinstance(error, BufferError):
-        return not error.retryable
+        return not (error.retryable or error.too_big)
     return isinstance(error, SettingsError)
 
 

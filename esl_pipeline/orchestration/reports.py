@@ -1,5 +1,6 @@
 """What a materialisation says: counts, ages, a preview of at most 20 rows."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -55,17 +56,22 @@ def products_report(events: Sequence[Mapping[str, Any]], variants: pd.DataFrame)
 def labels_report(labels: pd.DataFrame, findings: pd.DataFrame) -> Metadata:
     """For validated_variants: how the variants were judged."""
     states = labels["state"].value_counts()
-    return {
+    built = [json.loads(label) if label else {} for label in labels["label"]]
+    shown = labels.assign(name=[b.get("pn") for b in built], price=[b.get("pp") for b in built])
+    errors = findings[findings["level"] == "error"]
+    report: Metadata = {
         "labels to publish": int(states.get("publish", 0)),
         "held back": int(states.get("held", 0)),
         "withdrawn": int(states.get("withdrawn", 0)),
-        "findings": listed(f"{n} x {check}" for check, n in findings["check_name"].value_counts().items()),
-        "preview": preview(labels, ["store_code", "code", "state", "label", "variant_id"]),
-        "held back preview": preview(
-            findings[findings["level"] == "error"],
-            ["variant_id", "check_name", "value", "reason", "action"],
-        ),
+        "findings": listed(f"{n} x {check}" for check, n in findings["check_name"].value_counts().items())
+        or "none",
+        "preview": preview(shown, ["store_code", "code", "state", "name", "price", "variant_id"]),
     }
+    if len(errors):
+        report["held back because"] = preview(
+            errors, ["variant_id", "check_name", "value", "reason", "action"]
+        )
+    return report
 
 
 def results_report(results: pd.DataFrame) -> Metadata:

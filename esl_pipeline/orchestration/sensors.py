@@ -9,7 +9,6 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.orchestration.event_sync import event_sync
-from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.stages.drain import LEASE
 from esl_pipeline.stages.shops import shop_key
 
@@ -47,18 +46,16 @@ def inbox_sensor(*, interval_seconds: int) -> dg.SensorDefinition:
         give_up = time.monotonic() + HOLD_SECONDS
         while True:
             due = buffer.due()
-            added = new_shops(due, known)
-            requests = [shops.build_add_request(added)] if added else []
+            if added := new_shops(due, known):
+                # At once, not with the tick's result: the tick would have to end, and the shop's first label wait.
+                context.instance.add_dynamic_partitions("shops", added)
+                known.update(added)
             if wants_run(due):
                 holder = str(uuid4())
                 if buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS)["held"]:
                     config = {"ops": {"drain_events": {"config": {"holder": holder}}}}
                     run = dg.RunRequest(run_key=holder, run_config=config)
-                    return dg.SensorResult(run_requests=[run], dynamic_partitions_requests=requests)
-            if added:
-                return dg.SensorResult(
-                    skip_reason=f"new shops: {', '.join(added)}", dynamic_partitions_requests=requests
-                )
+                    return dg.SensorResult(run_requests=[run])
             if time.monotonic() > give_up:
                 alive = "the drain run is at work" if due["drain"] else "nothing is due"
                 return dg.SensorResult(skip_reason=alive)

@@ -154,7 +154,7 @@ def buffer_failure(_request: Request, error: BufferError) -> JSONResponse:
         )
         return JSONResponse({"detail": detail}, 409)
     if code.startswith("22"):  # SQLSTATE class 22: the data itself is refused
-        return JSONResponse({"detail": [{"field": "settings", "message": str(error)}]}, 422)
+        return JSONResponse({"detail": [{"field": "settings", "message": error.message}]}, 422)
     log.error("the buffer cannot serve the store-mapping API: %a", str(error))
     return JSONResponse({"detail": "The buffer cannot be used now; try again."}, 503, {"Retry-After": "5"})
 

@@ -83,26 +83,31 @@ def drain(
     if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)["held"]:
         return False
     started = last_work = time.monotonic()
-    with _renewed(buffer, holder) as lost:
-        while not lost.is_set():
-            done = drain_round(buffer, client, rules, run_id=run_id, asset=asset)
-            now = time.monotonic()
-            if done.did_something:
-                last_work = now
-                on_round(done)
-            else:
-                time.sleep(_POLL_SECONDS)
-            if now - started > limits.age:
-                break
-            while not lost.is_set() and time.monotonic() - last_work < limits.idle:
-                if buffer.due()["due"]:
+    try:
+        with _renewed(buffer, holder) as lost:
+            while not lost.is_set() and time.monotonic() - started < limits.age:
+                done = drain_round(buffer, client, rules, run_id=run_id, asset=asset)
+                if done.did_something:
+                    last_work = time.monotonic()
+                    on_round(done)
+                    continue
+                if time.monotonic() - last_work > limits.idle:
                     break
-                on_idle()
-                time.sleep(_POLL_SECONDS)
-            else:
-                break
-    buffer.lease_release(name=LEASE, holder=holder)
+                _wait_for_work(buffer, limits.idle, last_work, lost, on_idle)
+    finally:
+        buffer.lease_release(name=LEASE, holder=holder)
     return True
+
+
+def _wait_for_work(
+    buffer: Buffer, idle: float, last_work: float, lost: threading.Event, on_idle: Callable[[], None]
+) -> None:
+    """Return when something is due, the idle time is over or the lease is lost: one round trip a look."""
+    while not lost.is_set() and time.monotonic() - last_work <= idle:
+        on_idle()
+        time.sleep(_POLL_SECONDS)
+        if buffer.due()["due"]:
+            return
 
 
 @contextmanager

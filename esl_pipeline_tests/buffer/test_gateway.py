@@ -30,6 +30,8 @@ create function esl_test_write_all(n int) returns jsonb language sql
 create function esl_test_over(a int) returns int language sql as 'select a';
 create function esl_test_over(a text) returns text language sql as 'select a';
 create function esl_test_setting(name text) returns text language sql as 'select current_setting(name)';
+create function esl_test_stable_setting(name text) returns text language sql stable
+    as 'select current_setting(name)';
 create function esl_test_whoami() returns jsonb language sql as
     $$select jsonb_build_object('session', session_user, 'current', current_user)$$;
 create function esl_test_stable_write() returns jsonb language plpgsql stable as
@@ -258,6 +260,9 @@ def test_errors_carry_the_status_of_their_sqlstate_and_undo_the_work(gateway: Ga
 
 
 def test_a_function_that_is_not_volatile_cannot_write(gateway: Gateway, database: str) -> None:
+    name = {"name": "transaction_read_only"}
+    assert rpc(gateway, "esl_test_stable_setting", name).json() == "on"
+    assert rpc(gateway, "esl_test_setting", name).json() == "off"
     assert rpc(gateway, "esl_test_stable_write").status_code == 400
     assert log_size(database) == 0
 

@@ -1,7 +1,7 @@
 """The pretend shop: bodies of Shopify's shape, the same ones for a seed, rightly signed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -175,14 +175,15 @@ def test_every_change_makes_the_product_newer() -> None:
     product = next(product for product in shop.products.values() if len(product.variants) == 3)
     variant = product.variants[0]
     seen = [body_of(product, webhooks)["updated_at"]]
-    for change in (
+    changes: tuple[Callable[[], None], ...] = (
         lambda: shop.rename(product, "Other"),
         lambda: shop.set_price(product, variant, "9.99"),
         lambda: shop.set_barcode(product, variant, None),
         lambda: shop.set_status(product, "draft"),
         lambda: shop.remove_variant(product, variant),
         lambda: shop.touch(product),
-    ):
+    )
+    for change in changes:
         change()
         seen.append(body_of(product, webhooks)["updated_at"])
     assert seen == sorted(set(seen))

@@ -206,7 +206,7 @@ create table if not exists esl.sync_log (
     event_ids   bigint[],
     outcome     text check (outcome in ('accepted', 'transient', 'unknown', 'rejected', 'authentication', 'lost')),
     http_status integer,
-    error_code  integer,
+    error_code  numeric,
     message     text,
     answer      text,
     duration_ms integer,

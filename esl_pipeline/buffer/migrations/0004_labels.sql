@@ -75,6 +75,12 @@ begin
         delete from esl.sync_queue q using decided d
         where q.store_code = d.store_code and q.code = d.code and d.decision in ('nothing', 'keep')
           and q.state <> 'leased' and not q.in_doubt
+    ), taken_over as (
+        -- The label is right already, but was another variant's: from now on its new owner decides what becomes of it.
+        update esl.hipoink_products s set mapping_id = d.mapping_id, variant_id = d.variant_id
+        from decided d
+        where s.store_code = d.store_code and s.code = d.code and d.publishers = 1 and d.decision = 'nothing'
+          and (s.mapping_id, s.variant_id) <> (d.mapping_id, d.variant_id)
     )
     insert into esl.sync_queue as q (store_code, code, mapping_id, variant_id, operation, label, label_hash,
                                      priority, event_ids)
@@ -95,7 +101,8 @@ begin
         event_ids = excluded.event_ids, generation = nextval('esl.revision'), attempts = 0, max_batch = 1000,
         state = case when q.state = 'leased' then 'leased' else 'ready' end,
         next_attempt_at = now(), last_error = null
-    where (q.operation, q.label_hash) is distinct from (excluded.operation, excluded.label_hash);
+    where (q.operation, q.label_hash, q.mapping_id, q.variant_id)
+       is distinct from (excluded.operation, excluded.label_hash, excluded.mapping_id, excluded.variant_id);
 end $$;
 
 -- {labels: [{mapping_id, variant_id, store_code, state, code, label, label_hash, event_ids}],

@@ -51,15 +51,18 @@ begin
         order by v.priority, v.next_attempt_at, v.created_at limit 1;
 
         if found then
-            with batch as (
-                select q.store_code, q.code from esl.pushable v join esl.sync_queue q using (store_code, code)
-                where q.state = 'ready' and v.store_code = v_head.store_code and v.operation = v_head.operation
+            -- Chosen first and locked after: joining the whole queue with itself grows with its square.
+            with chosen as materialized (
+                select v.store_code, v.code from esl.pushable v
+                where v.state = 'ready' and v.store_code = v_head.store_code and v.operation = v_head.operation
                   and v.max_batch = v_head.max_batch
                   and (p -> 'shop' is null or (v.source_system, v.source_store_id)
                        = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
                 order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C"
                 limit least((p ->> 'limit')::int, v_head.max_batch)
-                for update of q skip locked
+            ), batch as (
+                select q.store_code, q.code from chosen join esl.sync_queue q using (store_code, code)
+                where q.state = 'ready' and q.operation = v_head.operation for update of q skip locked
             )
             update esl.sync_queue q
             set state = 'leased', push_id = v_push, attempts = q.attempts + 1, in_doubt = true,
@@ -119,7 +122,7 @@ begin
         attempt, run_id, asset, partition, event_ids, outcome, http_status, error_code, message, answer, duration_ms)
     select 'result', v_push, i.store_code, i.code, i.mapping_id, i.variant_id, i.operation, i.label_hash,
            i.attempt, i.run_id, i.asset, i.partition, i.event_ids, v_outcome, (p ->> 'http_status')::int,
-           (p ->> 'error_code')::int, p ->> 'message', p ->> 'answer', (p ->> 'duration_ms')::int
+           (p ->> 'error_code')::numeric, p ->> 'message', p ->> 'answer', (p ->> 'duration_ms')::int
     from esl.sync_log i
     where i.push_id = v_push and i.kind = 'intent' and i.code = any (v_codes);
 

@@ -27,6 +27,7 @@ language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings; v_before esl.store_mappings; v_stores text[]; v_codes text[];
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
     update esl.store_mappings set
         source_system = coalesce(p ->> 'source_system', source_system),
@@ -45,6 +46,12 @@ begin
             update esl.labels set state = 'withdrawn' where mapping_id = m.id returning store_code, code
         )
         select array_agg(store_code), array_agg(code) into v_stores, v_codes from gone;
+        perform esl.requeue(v_stores, v_codes);
+    end if;
+    if v_before.is_active and not m.is_active then
+        -- Its own labels are not evaluated while it is paused, but those they collided with are free now.
+        select array_agg(store_code), array_agg(code) into v_stores, v_codes
+        from esl.labels where mapping_id = m.id and collides;
         perform esl.requeue(v_stores, v_codes);
     end if;
     perform esl.evaluate_again(m.source_system, m.source_store_id);

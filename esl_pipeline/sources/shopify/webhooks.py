@@ -20,7 +20,7 @@ from esl_pipeline.sources.facts import Facts, Row
 MAX_VARIANTS_IN_BODY = 100
 MAX_CLOCK_AHEAD = timedelta(minutes=10)
 
-_GID = re.compile(r"^gid://shopify/[A-Za-z]+/([0-9]+)$")
+_GID = re.compile(r"^gid://shopify/[A-Za-z]+/([0-9]{1,20})$")
 # NUL is legal JSON that Postgres text refuses; a lone surrogate cannot be encoded at all.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
@@ -63,7 +63,10 @@ def _read(delivery: Mapping[str, Any]) -> Facts:
         raise UnusableError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise UnusableError("the body is not a JSON object")
-    return _READERS[topic](delivery, body)
+    try:
+        return _READERS[topic](delivery, body)
+    except RecursionError:
+        raise UnusableError("the body is nested too deeply") from None
 
 
 def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts:

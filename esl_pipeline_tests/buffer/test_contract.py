@@ -1,0 +1,598 @@
+"""The contract of every buffer function: one meaningful call each, over both transports, on two Postgres versions."""
+
+import itertools
+import json
+import re
+import uuid
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from hashlib import sha256
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+
+from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer, BufferVersionError
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.migrate import code_version
+from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
+from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline_tests.gateway import Gateway
+
+VERSIONS = (16, 18)
+NOW = "2026-03-01T10:00:00+00:00"
+_numbers = itertools.count(1)
+
+
+class Api:
+    """One transport to one database; remembers what was answered."""
+
+    def __init__(self, buffer: Buffer, dsn: str) -> None:
+        self.buffer = buffer
+        self.dsn = dsn
+        self.answers: list[Any] = []
+        self.shop = ""
+
+    def start(self, name: str) -> None:
+        """Begin a contract: a shop and a store of its own, no answers yet."""
+        self.answers = []
+        self.shop, self.store = f"{name.replace('_', '-')}.myshopify.com", name
+
+    def __call__(self, function: str, **p: Any) -> Any:
+        answer = self.buffer.transport.call(function, p)
+        self.answers.append((function, answer))
+        return answer
+
+    @property
+    def shop_key(self) -> dict[str, str]:
+        return {"source_system": "shopify", "source_store_id": self.shop}
+
+    # What most contracts begin with
+
+    def mapping(self, **fields: Any) -> dict[str, Any]:
+        return self("esl_mapping_create", **self.shop_key, hipoink_store_code=self.store, **fields)
+
+    def delivery(self, body: bytes = b"{}", **fields: Any) -> dict[str, Any]:
+        return {
+            **self.shop_key,
+            "topic": "products/update",
+            "webhook_id": f"w-{sha256(body).hexdigest()[:6]}",
+            "event_id": "e",
+            "triggered_at": NOW,
+            "api_version": "2026-04",
+            "order_key": "product:1",
+            "body_base64": b64encode(body).decode(),
+            "body_sha256": sha256(body).hexdigest(),
+            "state": "ready",
+            "reason": None,
+        } | fields
+
+    def claim_inbox(self, **fields: Any) -> Any:
+        wanted = {"limit": 10, "max_bytes": 1_000_000, "lease_seconds": 60, "max_attempts": 8, "run_id": "r"}
+        return self("esl_inbox_claim", **wanted | {"claim_id": str(uuid.uuid4()), "shop": self.shop_key} | fields)
+
+    def merge(self, variants: list[dict[str, Any]], *, at: str = NOW, **fields: Any) -> Any:
+        product = {
+            **self.shop_key,
+            "product_id": "1",
+            "version_at": at,
+            "triggered_at": at,
+            "body_sha256": "a",
+            "deleted": False,
+            "missing_variants": 0,
+            "variant_ids": [v["variant_id"] for v in variants],
+            "event_ids": [1],
+        } | fields
+        return self("esl_variants_merge", products=[product], variants=variants, levels=[], events=[])
+
+    def variant(self, number: int = 1) -> dict[str, Any]:
+        return {
+            **self.shop_key,
+            "product_id": "1",
+            "variant_id": str(number),
+            "inventory_item_id": str(number + 1000),
+            "title": "Apple",
+            "barcode": f"C-{number}",
+            "price": "1.00",
+            "status": "active",
+            "content_hash": "x",
+        }
+
+    def due(self, limit: int = 10) -> Any:
+        return self("esl_variants_due", limit=limit, after=0, shop=self.shop_key)
+
+    def stage(self, *, price: str = "1.00", limit: int = 10) -> Any:
+        due = self.due(limit)
+        (mapping,) = due["mappings"]
+        labels = []
+        for row in due["variants"]:
+            label = {"pc": row["barcode"], "pn": "Apple", "pp": price}
+            labels.append(
+                {
+                    "mapping_id": mapping["id"],
+                    "variant_id": row["variant_id"],
+                    "store_code": self.store,
+                    "state": "publish",
+                    "code": row["barcode"],
+                    "label": label,
+                    "label_hash": sha256(json.dumps(label).encode()).hexdigest(),
+                    "event_ids": [1],
+                }
+            )
+        keys = ("source_system", "source_store_id", "variant_id", "revision")
+        evaluated = [{key: row[key] for key in keys} for row in due["variants"]]
+        return self("esl_labels_stage", labels=labels, findings=[], evaluated=evaluated)
+
+    def queued(self, count: int = 1) -> None:
+        self.mapping()
+        self.merge([self.variant(n) for n in range(1, count + 1)])
+        self.stage()
+
+    def claim(self, **fields: Any) -> Any:
+        wanted = {"limit": 10, "lease_seconds": 60, "max_attempts": 3, "run_id": "r", "asset": "a"}
+        return self("esl_push_claim", **wanted | {"claim_id": str(uuid.uuid4()), "shop": self.shop_key} | fields)
+
+    def finish(self, claim: dict[str, Any], outcome: str = "accepted", **fields: Any) -> Any:
+        rows = [{"code": row["code"], "generation": row["generation"]} for row in claim["rows"]]
+        rules = {"initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99, "pause_seconds": 9}
+        return self(
+            "esl_push_finish",
+            **rules | {"push_id": claim["push_id"], "store_code": self.store, "operation": claim["operation"]},
+            **{"outcome": outcome, "max_attempts": 3, "message": "m", "rows": rows} | fields,
+        )
+
+
+CONTRACTS: dict[str, Callable[[Api], None]] = {}
+
+
+def contract(function: Callable[[Api], None]) -> Callable[[Api], None]:
+    CONTRACTS[function.__name__] = function
+    return function
+
+
+@contract
+def esl_version(api: Api) -> None:
+    assert api("esl_version") == {"version": code_version()}
+
+
+@contract
+def esl_inbox_add(api: Api) -> None:
+    first, bad = api.delivery(b'{"a":"\\u0000"}'), api.delivery(b"\xff", state="unusable", reason="not JSON")
+    assert api("esl_inbox_add", deliveries=[first, bad]) == {"received": 2, "inserted": 2}
+    same_id, same_body = api.delivery(b"{}", webhook_id=first["webhook_id"]), first | {"webhook_id": "other"}
+    assert api("esl_inbox_add", deliveries=[first, same_id, same_body]) == {"received": 3, "inserted": 0}
+    assert api("esl_inbox_add", deliveries=[]) == {"received": 0, "inserted": 0}
+
+
+@contract
+def esl_inbox_claim(api: Api) -> None:
+    bodies = [b'{"n": %d}' % n for n in range(5)]
+    api("esl_inbox_add", deliveries=[api.delivery(body) for body in bodies])
+    assert api.claim_inbox() == {"events": []}  # nobody has mapped the shop
+    api.mapping()
+    claim = str(uuid.uuid4())
+    events = api.claim_inbox(claim_id=claim, limit=2)["events"]
+    assert [event["body_base64"] for event in events] == [b64encode(body).decode() for body in bodies[:2]]
+    assert api.claim_inbox(claim_id=claim, limit=2)["events"] == events
+    assert len(api.claim_inbox(max_bytes=1, lease_seconds=-1)["events"]) == 1  # at least one, however large
+    assert len(api.claim_inbox(lease_seconds=-1)["events"]) == 3  # the expired lease among them
+    assert api.claim_inbox(max_attempts=1) == {"events": []}
+    (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
+    assert (shop["waiting"], shop["dead"]) == (2, 3)
+
+
+@contract
+def esl_variants_merge(api: Api) -> None:
+    api.mapping()
+    api("esl_inbox_add", deliveries=[api.delivery(body) for body in (b"1", b"2")])
+    claim = str(uuid.uuid4())
+    first, second = api.claim_inbox(claim_id=claim)["events"]
+    newer = {"product_id": "1", "version_at": NOW, "triggered_at": NOW, "body_sha256": "a"}
+    older = newer | {"version_at": "2026-02-01T00:00:00Z"}
+    merged = api(
+        "esl_variants_merge",
+        claim_id=claim,
+        products=[
+            {**api.shop_key, **newer, "deleted": False, "missing_variants": 0, "variant_ids": ["1", "2"]}
+            | {"event_ids": [1]}
+        ],
+        variants=[api.variant(1), api.variant(2)],
+        levels=[
+            {**api.shop_key, "inventory_item_id": "1001", "location_id": "7", "available": 3, "updated_at": NOW}
+        ],
+        events=[{"id": first["id"], "state": "done"} | newer, {"id": second["id"], "state": "done"} | older],
+    )
+    counts = {"products_applied": 1, "variants_changed": 2, "variants_removed": 0, "levels_changed": 1}
+    assert merged == counts | {"superseded": 1}
+    nothing = dict.fromkeys(counts, 0) | {"superseded": 0}
+    assert api.merge([api.variant(1)], at="2026-02-01T00:00:00Z") == nothing
+    gone = api.merge([api.variant(1)], at="2026-03-02T00:00:00Z")
+    assert gone == nothing | {"products_applied": 1, "variants_removed": 1}
+    assert api.merge([], at="2026-03-03T00:00:00Z", deleted=True)["variants_removed"] == 1
+
+
+@contract
+def esl_variants_due(api: Api) -> None:
+    assert api.due() == {"variants": [], "mappings": []}
+    mapping = api.mapping(settings={"currency": "EUR"})
+    api.merge([api.variant(n) for n in range(1, 4)])
+    due = api.due(limit=2)
+    assert [row["variant_id"] for row in due["variants"]] == ["1", "2"]
+    assert due["variants"][0]["barcode"] == "C-1"
+    assert due["mappings"] == [mapping]
+    after = api("esl_variants_due", limit=9, after=due["variants"][1]["revision"], shop=api.shop_key)
+    assert [row["variant_id"] for row in after["variants"]] == ["3"]
+
+
+@contract
+def esl_labels_stage(api: Api) -> None:
+    mapping = api.mapping()
+    api.merge([api.variant(1), api.variant(2)])
+    due = api.due()["variants"]
+    held = {"mapping_id": mapping["id"], "variant_id": "1", "store_code": api.store, "state": "held"}
+    finding = {"mapping_id": mapping["id"], "variant_id": "1", "check_name": "c", "level": "error", "reason": "r"}
+    keys = ("source_system", "source_store_id", "variant_id", "revision")
+    evaluated = [{key: row[key] for key in keys} for row in due]
+    stale = evaluated[1] | {"revision": 0}
+    nothing = {"labels_changed": 0, "stale": 0, "upserts_queued": 0, "removals_queued": 0, "colliding": 0}
+    staged = api("esl_labels_stage", labels=[held], findings=[finding], evaluated=[evaluated[0], stale])
+    assert staged == nothing | {"labels_changed": 1, "stale": 1}
+    assert [row["variant_id"] for row in api.due()["variants"]] == ["2"]
+    assert api.stage() == nothing | {"labels_changed": 1, "upserts_queued": 1}
+    assert api("esl_labels_stage", labels=[], findings=[], evaluated=[]) == nothing
+
+
+@contract
+def esl_push_claim(api: Api) -> None:
+    assert api.claim()["rows"] == []
+    api.queued(3)
+    claim = str(uuid.uuid4())
+    first = api.claim(claim_id=claim, limit=2)
+    assert (first["push_id"], first["store_code"], first["operation"]) == (claim, api.store, "upsert")
+    assert [(row["code"], row["attempt"]) for row in first["rows"]] == [("C-1", 1), ("C-2", 1)]
+    assert first["rows"][0]["label"] == {"pc": "C-1", "pn": "Apple", "pp": "1.00"}
+    assert api.claim(claim_id=claim, limit=2) == first
+    assert [row["code"] for row in api.claim()["rows"]] == ["C-3"]
+    assert api.claim()["rows"] == []
+    (place,) = api("esl_trace", code="C-1", store=api.store, limit=9)["places"]
+    assert [row["kind"] for row in place["log"]] == ["intent"]
+
+
+@contract
+def esl_push_finish(api: Api) -> None:
+    api.queued(2)
+    counts = {"accepted": 0, "retried": 0, "failed": 0, "dead": 0, "stale": 0}
+    claim = api.claim(limit=1)
+    assert api.finish(claim, "transient") == counts | {"retried": 1}
+    claim = api.claim()
+    assert [row["code"] for row in claim["rows"]] == ["C-2"]  # the other waits for its next attempt
+    assert api.finish(claim) == counts | {"accepted": 1}
+    assert api.finish(claim) == counts  # repeated, because the first answer was lost
+    api("esl_redrive", store=api.store)
+    (place,) = api("esl_trace", code="C-2", store=api.store, limit=9)["places"]
+    assert place["ledger"]["label"]["pp"] == "1.00"
+    assert place["queue"] is None
+    assert [(row["kind"], row["outcome"]) for row in place["log"]] == [("result", "accepted"), ("intent", None)]
+
+
+@contract
+def esl_rate_take(api: Api) -> None:
+    waits = [api("esl_rate_take", server=api.store, rate_per_second=0.5, slots=n) for n in (1, 3, 1)]
+    assert [round(wait["wait_seconds"]) for wait in waits] == [0, 2, 8]
+    api.answers.clear()  # their fractions are the clock's
+
+
+@contract
+def esl_lease_take(api: Api) -> None:
+    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["held"] is True
+    refused = api("esl_lease_take", name=api.store, holder="b", seconds=60)
+    assert (refused["held"], refused["holder"]) == (False, "a")
+    assert api("esl_lease_take", name=api.store, holder="a", seconds=-1)["held"] is True
+    assert api("esl_lease_take", name=api.store, holder="b", seconds=60)["held"] is True
+
+
+@contract
+def esl_lease_release(api: Api) -> None:
+    api("esl_lease_take", name=api.store, holder="a", seconds=60)
+    assert api("esl_lease_release", name=api.store, holder="b") == {"released": False}
+    assert api("esl_lease_release", name=api.store, holder="a") == {"released": True}
+    assert api("esl_lease_take", name=api.store, holder="b", seconds=60)["held"] is True
+
+
+@contract
+def esl_due(api: Api) -> None:
+    api("esl_lease_take", name="event_sync", holder="a", seconds=60)
+    api.mapping()
+    due = api("esl_due")
+    assert due["drain"]["holder"] == "a"
+    assert api.shop_key in due["shops"]
+    api("esl_inbox_add", deliveries=[api.delivery()])
+    api.merge([api.variant()])
+    api.stage()
+    due = api("esl_due")
+    assert [due[key] for key in ("due", "inbox", "queue")] == [True] * 3
+    api("esl_lease_release", name="event_sync", holder="a")
+    assert api("esl_due")["drain"] is None
+
+
+@contract
+def esl_mapping_create(api: Api) -> None:
+    mapping = api.mapping(settings={"currency": "EUR"})
+    assert mapping | {"id": 0, "created_at": 0, "updated_at": 0} == {
+        **api.shop_key,
+        "id": 0,
+        "hipoink_store_code": api.store,
+        "is_active": True,
+        "settings": {"currency": "EUR"},
+        "created_at": 0,
+        "updated_at": 0,
+    }
+    with pytest.raises(BufferError) as refused:
+        api.mapping()
+    assert refused.value.code == "23505"
+    with pytest.raises(BufferError) as refused:
+        api("esl_mapping_create", **api.shop_key, hipoink_store_code="../x")
+    assert refused.value.code == "23514"
+
+
+@contract
+def esl_mapping_list(api: Api) -> None:
+    mapping = api.mapping()
+    assert mapping in api("esl_mapping_list")["mappings"]
+    assert api("esl_mapping_list", id=mapping["id"]) == {"mappings": [mapping]}
+    assert api("esl_mapping_list", id=str(uuid.uuid4())) == {"mappings": []}
+    api.answers.clear()  # the list holds the other contracts' mappings
+
+
+@contract
+def esl_mapping_update(api: Api) -> None:
+    mapping = api.mapping(settings={"currency": "EUR"})
+    api.merge([api.variant()])
+    api.stage()
+    assert api.due()["variants"] == []
+    changed = api("esl_mapping_update", id=mapping["id"], settings={})
+    assert changed == mapping | {"settings": {}, "updated_at": changed["updated_at"]}
+    assert len(api.due()["variants"]) == 1
+    assert api("esl_mapping_update", id=mapping["id"], is_active=False)["is_active"] is False
+    assert api.due()["variants"] == []
+    assert api("esl_mapping_update", id=str(uuid.uuid4()), is_active=True) is None
+
+
+@contract
+def esl_redrive(api: Api) -> None:
+    api.queued(2)
+    assert api("esl_redrive", store=api.store) == {"labels": 0, "deliveries": 0}
+    for _ in range(2):
+        api.finish(api.claim(limit=1), "rejected")
+    assert api.claim()["rows"] == []
+    assert api("esl_redrive", store=api.store, code="C-2") == {"labels": 1, "deliveries": 0}
+    assert [row["code"] for row in api.claim()["rows"]] == ["C-2"]
+    assert api("esl_redrive", store=api.store) == {"labels": 1, "deliveries": 0}
+    api("esl_inbox_add", deliveries=[api.delivery()])
+    api.claim_inbox(lease_seconds=-1)
+    api.claim_inbox(max_attempts=1)
+    assert api("esl_redrive")["deliveries"] >= 1
+    assert len(api.claim_inbox(max_attempts=1)["events"]) == 1
+
+
+@contract
+def esl_status(api: Api) -> None:
+    api.queued(2)
+    api.finish(api.claim(limit=1))
+    api("esl_inbox_add", deliveries=[api.delivery()])
+    status = api("esl_status")
+    (store,) = [s for s in status["stores"] if s["hipoink_store_code"] == api.store]
+    assert (store["on_labels"], store["held_back"], store["paused"]) == (1, 0, None)
+    assert (store["queue"]["waiting"], store["queue"]["failed"], store["queue"]["dead"]) == (1, 0, 0)
+    (shop,) = [s for s in status["shops"] if s["source_store_id"] == api.shop]
+    assert (shop["deliveries"], shop["waiting"], shop["mapped"]) == (1, 1, True)
+    api.answers.clear()  # the counts of all other contracts
+
+
+@contract
+def esl_findings(api: Api) -> None:
+    mapping = api.mapping()
+    api.merge([api.variant(1), api.variant(2) | {"barcode": "C-1"}])
+    assert api.stage()["colliding"] == 2
+    found = api("esl_findings", mapping_id=mapping["id"], limit=10)["findings"]
+    assert [(f["variant_id"], f["check_name"], f["level"]) for f in found] == [
+        ("1", "duplicate_code", "error"),
+        ("2", "duplicate_code", "error"),
+    ]
+    assert found[0]["title"] == "Apple"
+    assert len(api("esl_findings", mapping_id=mapping["id"], limit=1)["findings"]) == 1
+    assert api("esl_findings", mapping_id=str(uuid.uuid4()), limit=1) == {"findings": []}
+
+
+@contract
+def esl_trace(api: Api) -> None:
+    assert api("esl_trace", code="C-1", store=api.store, limit=9) == {"places": []}
+    api.queued()
+    api.finish(api.claim(), http_status=200, error_code=0, answer="{}", duration_ms=12)
+    (place,) = api("esl_trace", code="C-1", store=api.store, limit=9)["places"]
+    assert place["ledger"]["label"]["pp"] == "1.00"
+    assert place["variants"][0]["title"] == "Apple"
+    result, intent = place["log"]
+    assert (result["http_status"], result["answer"], result["duration_ms"]) == (200, "{}", 12)
+    assert (intent["run_id"], intent["asset"], intent["partition"]) == ("r", "a", f"shopify:{api.shop}")
+    assert intent["push_id"] == result["push_id"]
+
+
+# --- the machinery
+
+
+class Pair:
+    """The same empty buffer twice, once for each transport."""
+
+    def __init__(self, server: EmbeddedPostgres, stack: ExitStack) -> None:
+        dsns = []
+        for _ in range(2):
+            name = f"contract{next(_numbers)}"
+            server.create_database(name, template="migrated")
+            dsns.append(server.dsn(name))
+        self.gateway = stack.enter_context(Gateway.start(dsns[1]))
+        transports = (
+            PsycopgTransport(SecretStr(dsns[0])),
+            SupabaseTransport(self.gateway.url, SecretStr(Gateway.service_key)),
+        )
+        self.apis = [
+            Api(Buffer(stack.enter_context(transport)), dsn)
+            for transport, dsn in zip(transports, dsns, strict=True)
+        ]
+        self.dsn = dsns[1]
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def pair(
+    request: pytest.FixtureRequest, start_postgres: Callable[[int], EmbeddedPostgres]
+) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        yield Pair(start_postgres(request.param), stack)
+
+
+def _names(pattern: str, value: Any, seen: dict[str, str]) -> Any:
+    """The value with each text that matches replaced by a name for its first appearance."""
+    if isinstance(value, dict):
+        return {key: _names(pattern, item, seen) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_names(pattern, item, seen) for item in value]
+    if isinstance(value, str) and re.fullmatch(pattern, value):
+        return seen.setdefault(value, f"<{len(seen)}>")
+    return value
+
+
+def _comparable(answers: list[Any]) -> Any:
+    """Answers without what differs by nature: ids of the database and its clock."""
+    ids = _names("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", answers, {})
+    return _names(r"20\d\d-\d\d-\d\dT.*", ids, {}) if ids else ids
+
+
+@pytest.mark.parametrize("function", CONTRACTS)
+def test_the_documented_result_alike_over_both_transports(pair: Pair, function: str) -> None:
+    for api in pair.apis:
+        api.start(function)
+        CONTRACTS[function](api)
+    ours, theirs = (_comparable(api.answers) for api in pair.apis)
+    assert ours == theirs
+
+
+def _functions(dsn: str) -> set[str]:
+    query = (
+        r"select proname from pg_proc where pronamespace = 'public'::regnamespace and proname like 'esl\_%'"
+    )
+    with psycopg.connect(dsn) as connection:
+        return {name for (name,) in connection.execute(query)}
+
+
+def test_no_function_is_without_its_contract(pair: Pair) -> None:
+    assert _functions(pair.dsn) == set(CONTRACTS)
+
+
+def test_only_the_service_role_may_call(pair: Pair) -> None:
+    query = (
+        "select p.proname, r.rolname, has_function_privilege(r.oid, p.oid, 'execute') from pg_proc p, pg_roles r"
+        r" where p.pronamespace = 'public'::regnamespace and p.proname like 'esl\_%'"
+        " and r.rolname in ('anon', 'authenticated', 'service_role')"
+    )
+    with psycopg.connect(pair.dsn) as connection:
+        rows = connection.execute(query.encode()).fetchall()
+    assert len(rows) == 3 * len(CONTRACTS)
+    assert {(role, may) for _, role, may in rows} == {
+        ("anon", False),
+        ("authenticated", False),
+        ("service_role", True),
+    }
+
+
+def test_the_publishable_key_is_refused(pair: Pair) -> None:
+    with SupabaseTransport(pair.gateway.url, SecretStr(Gateway.anon_key)) as transport:
+        for function in CONTRACTS:
+            with pytest.raises(BufferError) as refused:
+                transport.call(function, {})
+            assert refused.value.code == "42501"
+
+
+def test_no_role_of_the_api_reaches_the_tables_or_inner_functions(pair: Pair) -> None:
+    with psycopg.connect(pair.dsn, autocommit=True) as connection:
+        tables = connection.execute(
+            "select relname from pg_class where relnamespace = 'esl'::regnamespace and relkind in ('r', 'v')"
+        ).fetchall()
+        assert len(tables) > 10
+        for role in ("anon", "authenticated", "service_role"):
+            connection.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
+            for (table,) in tables:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(sql.SQL("select from esl.{}").format(sql.Identifier(table)))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("select esl.requeue(array['S'], array['C'])")
+            connection.execute("reset role")
+
+
+def test_every_table_has_row_level_security(pair: Pair) -> None:
+    with psycopg.connect(pair.dsn) as connection:
+        without = connection.execute(
+            "select relname from pg_class where relnamespace = 'esl'::regnamespace and relkind = 'r'"
+            " and not relrowsecurity"
+        ).fetchall()
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    "statement", ["update esl.sync_log set code = 'x'", "delete from esl.sync_log", "truncate esl.sync_log"]
+)
+def test_the_audit_log_cannot_be_changed(pair: Pair, statement: str) -> None:
+    with psycopg.connect(pair.dsn) as connection, pytest.raises(psycopg.Error, match="append-only"):
+        connection.execute(statement.encode())
+
+
+def test_a_finish_whose_lease_went_to_another_worker_is_refused(pair: Pair) -> None:
+    for api in pair.apis:
+        api.start("stale_finish")
+        api.queued()
+        late = api.claim(lease_seconds=-1)
+        current = api.claim()
+        assert current["rows"][0]["attempt"] == 2
+        assert api.finish(late)["stale"] == 1
+        assert api.finish(late) == {"accepted": 0, "retried": 0, "failed": 0, "dead": 0, "stale": 0}
+        assert api.finish(current)["accepted"] == 1
+        (place,) = api("esl_trace", code="C-1", store=api.store, limit=9)["places"]
+        assert place["queue"]["redo"] is False
+        assert place["queue"]["in_doubt"] is True  # the late push may have come last
+        assert [row["outcome"] for row in place["log"][::-1]] == [None, "lost", None, "accepted", "accepted"]
+
+
+def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
+    for api in pair.apis:
+        api.start("five_thousand")
+        api.mapping()
+        before = api.buffer.transport.calls
+        merged = api.merge([api.variant(n) for n in range(MAX_ROWS_PER_CALL)])
+        assert merged["variants_changed"] == MAX_ROWS_PER_CALL
+        assert api.stage(limit=MAX_ROWS_PER_CALL)["upserts_queued"] == MAX_ROWS_PER_CALL
+        assert api.buffer.transport.calls - before == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("insert into esl.schema_migrations (version, name) values (9999, 'x')", "newer than this code"),
+        ("delete from esl.schema_migrations where version > 1", "run `esl-pipeline migrate`"),
+        ("drop function public.esl_version(jsonb)", "run `esl-pipeline migrate`"),
+    ],
+)
+def test_a_buffer_of_another_version_is_refused(
+    start_postgres: Callable[[int], EmbeddedPostgres], change: str, words: str
+) -> None:
+    with ExitStack() as stack:
+        pair = Pair(start_postgres(18), stack)
+        for api in pair.apis:
+            api.buffer.check_version()
+            with psycopg.connect(api.dsn) as connection:
+                connection.execute(change.encode())
+            pair.gateway.reload()
+            with pytest.raises(BufferError, match=words) as refused:
+                api.buffer.check_version()
+            assert "drop" in change or isinstance(refused.value, BufferVersionError)

@@ -1,0 +1,305 @@
+"""`esl-pipeline up` as its users meet it: a process of its own, on free ports, that may be killed at any moment."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.stack import dagster_url, prepare_database
+from esl_pipeline_tests.orchestration.world import SHOP, product
+from esl_pipeline_tests.receiver.support import signed
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+    pytest.mark.timeout(240),
+]
+
+ROOT = Path(__file__).parents[2]
+STORE = "S1"
+
+
+def eventually(condition: Callable[[], Any], within: float, what: str) -> float:
+    """Wait until a condition holds; the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within, f"not within {within:.0f} s: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """Every process that has to do with a home: by its variables or by its command line."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command, variables = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(home) in command + variables:
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def descendants_of(pid: int) -> set[int]:
+    """A process's children, theirs, and so on: also those that hide their variables, as Postgres' do."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            children.setdefault(int(stat[1]), []).append(int(entry.name))
+    found, look = set[int](), [pid]
+    while look:
+        new = children.get(look.pop(), [])
+        found.update(new)
+        look += new
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    stat = _stat(pid)
+    return bool(stat) and stat[0] != "Z"
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on; empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+class Up:
+    """One `esl-pipeline up`."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.home = home
+        self.ready = home / "ready.json"
+        self.ready.unlink(missing_ok=True)
+        self.log = home / "up.log"
+        ports = ("--receiver-port", "0", "--ui-port", "0", "--labels-port", "0")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "esl_pipeline.cli", "up", *ports, *arguments, "--json-ready", str(self.ready)],
+                env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "ESL_HOME": str(home)},
+                cwd=home,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def wait_until_ready(self) -> dict[str, str]:
+        """The URLs, once everything answers."""
+        eventually(lambda: self.ready.exists() or self.process.poll() is not None, 90, self.said())
+        assert self.ready.exists(), self.said()
+        urls: dict[str, str] = json.loads(self.ready.read_text())
+        return urls
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def family(self) -> set[int]:
+        return descendants_of(self.process.pid) | set(processes_of(self.home))
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def leaves_nothing(self, family: set[int]) -> None:
+        """Wait until every process of the stack is gone."""
+
+        def gone() -> bool:
+            return not any(map(is_alive, family)) and not processes_of(self.home)
+
+        eventually(gone, 20, f"the end of {processes_of(self.home)} and {[p for p in family if is_alive(p)]}")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path that every user can reach: the socket of Postgres is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="esl-up-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+
+    def start(*arguments: str) -> Up:
+        started.append(Up(home, *arguments))
+        return started[-1]
+
+    yield start
+    for up in started:
+        if up.process.poll() is None:
+            family = up.family()
+            up.process.kill()
+            up.process.wait()
+            up.leaves_nothing(family)
+
+
+class Shop:
+    """Maps a shop to a store over the API, sends its webhooks, and looks at the labels."""
+
+    def __init__(self, home: Path, urls: dict[str, str]) -> None:
+        lines = (home / "dev.env").read_text().splitlines()
+        self._secrets = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        self._urls = urls
+
+    def map(self) -> None:
+        mapping = {"source_system": "shopify", "source_store_id": SHOP, "hipoink_store_code": STORE}
+        token = {"Authorization": f"Bearer {self._secrets['ESL_ADMIN_TOKEN']}"}
+        answer = httpx.post(f"{self._urls['receiver']}/api/store-mappings/", json=mapping, headers=token)
+        assert answer.status_code == 201, answer.text
+
+    def send(self, number: int, price: str) -> None:
+        """One products/update; returns when it was acknowledged."""
+        raw = json.dumps(product(number, price=price)).encode()
+        headers = signed(
+            "products/update", raw, secret=self._secrets["SHOPIFY_WEBHOOK_SECRET"], shop_domain=SHOP
+        )
+        url = f"{self._urls['receiver']}/webhooks/shopify/products/update"
+        answer = httpx.post(url, content=raw, headers=headers, timeout=10)
+        assert answer.status_code == 200, answer.text
+
+    def prices(self) -> dict[str, str]:
+        """Code to price, as the shelf shows it."""
+        labels = self._sandbox()["labels"].get(STORE, {})
+        return {code: label["pp"] for code, label in labels.items()}
+
+    def calls(self) -> int:
+        """How often labels were sent, answered or not."""
+        return int(self._sandbox()["calls"].get("create_multiple", 0))
+
+    def slow_down(self, milliseconds: int) -> None:
+        rule = {"kind": "latency", "action": "create_multiple", "ms": milliseconds}
+        httpx.post(f"{self._urls['labels']}/sandbox/faults", json=[rule]).raise_for_status()
+
+    def _sandbox(self) -> dict[str, Any]:
+        state: dict[str, Any] = httpx.get(f"{self._urls['labels']}/sandbox/state", timeout=10).json()
+        return state
+
+
+def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up], home: Path) -> None:
+    up = start()
+    urls = up.wait_until_ready()
+    for path in (urls["receiver"] + "/health", urls["receiver"] + "/docs", urls["ui"], urls["labels"]):
+        assert httpx.get(path, follow_redirects=True).status_code == 200
+    assert (home / "dev.env").stat().st_mode & 0o077 == 0 and (home / "up.env").stat().st_mode & 0o077 == 0
+
+    shop = Shop(home, urls)
+    shop.map()
+    shop.send(1, "1.00")
+    from_idle = eventually(lambda: shop.prices() == {"C-1": "1.00"}, 30, "the first label")
+    shop.send(1, "2.00")
+    in_drain = eventually(lambda: shop.prices() == {"C-1": "2.00"}, 15, "the second label")
+    print(f"from idle {from_idle:.2f} s, within a drain {in_drain:.2f} s")
+
+    # A push is on its way when the plug is pulled, and webhooks were acknowledged the moment before.
+    before = shop.calls()
+    shop.slow_down(8_000)
+    shop.send(2, "3.00")
+    eventually(lambda: shop.calls() > before, 15, "a slow push")
+    with ThreadPoolExecutor(8) as senders:
+        list(senders.map(lambda n: shop.send(n, "4.00"), range(10, 30)))
+    family = up.family()
+    up.process.kill()
+    up.leaves_nothing(family)
+    assert up.process.wait() == -signal.SIGKILL and len(family) > 8
+
+    up = start()
+    shop = Shop(home, up.wait_until_ready())
+    wanted = {"C-1": "2.00", "C-2": "3.00", **{f"C-{n}": "4.00" for n in range(10, 30)}}
+    # The killed run's claims are free after their leases of 60 s.
+    after_kill = eventually(lambda: shop.prices() == wanted, 90, f"all labels, not {shop.prices()}")
+    print(f"all labels {after_kill:.1f} s after the second start")
+
+    family = up.family()
+    assert up.end(signal.SIGINT) == 0
+    up.leaves_nothing(family)
+    assert "Traceback" not in up.said() and not (home / "up.env").exists()
+
+
+def test_a_part_that_dies_ends_the_whole(start: Callable[..., Up], home: Path) -> None:
+    up = start()
+    up.wait_until_ready()
+    family = up.family()
+    (receiver,) = [
+        pid for pid, command in processes_of(home).items() if re.search(r"esl_pipeline\.cli receiver", command)
+        and "leash" not in command
+    ]  # fmt: skip
+
+    os.kill(receiver, signal.SIGKILL)
+
+    assert up.process.wait(60) == 1
+    assert re.search(r"^receiver has ended \(exit code 137\)", up.said(), re.MULTILINE)
+    assert "Traceback" not in up.said()
+    up.leaves_nothing(family)
+
+
+def test_terminated_while_starting(start: Callable[..., Up]) -> None:
+    up = start()
+    eventually(lambda: "starting Dagster" in up.said(), 60, up.said())
+    family = up.family()
+
+    assert up.end(signal.SIGTERM) == 0
+
+    up.leaves_nothing(family)
+    assert up.said().endswith("stopped\n") and not up.ready.exists()
+
+
+@pytest.mark.parametrize("name", ["receiver", "ui", "labels"])
+def test_a_busy_port_is_one_sentence(start: Callable[..., Up], home: Path, name: str) -> None:
+    (home / "up.env").write_text("export ESL_DATABASE_URL=of another up on this home\n")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        up = start(f"--{name}-port", str(port))
+        assert up.process.wait(30) == 1
+
+    (line,) = up.said().strip().splitlines()
+    assert line.startswith(f"port {port} for {name} cannot be used (Address already in use)")
+    up.leaves_nothing(set())
+    assert (home / "up.env").exists(), "it belongs to the other one"
+
+
+def test_dagster_loads_the_shipped_workspace(home: Path, postgres: EmbeddedPostgres) -> None:
+    prepare_database(postgres)
+    command = [
+        str(Path(sys.executable).with_name("dagster")),
+        "definitions",
+        "validate",
+        "-w",
+        "workspace.yaml",
+    ]
+    checked = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={
+            "PATH": os.environ["PATH"],
+            "ESL_HOME": str(home),
+            "ESL_DAGSTER_DATABASE_URL": dagster_url(postgres),
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "esl_pipeline" in checked.stdout + checked.stderr

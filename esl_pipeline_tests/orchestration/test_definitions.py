@@ -1,0 +1,114 @@
+"""What Dagster loads: names that users meet, in one literal each."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from esl_pipeline.settings import SettingsError
+
+
+@pytest.fixture
+def build() -> Callable[..., dg.Definitions]:
+    from esl_pipeline.definitions import build_definitions
+
+    return build_definitions
+
+
+def test_they_load(build: Callable[..., dg.Definitions]) -> None:
+    dg.Definitions.validate_loadable(build())
+    from esl_pipeline.definitions import defs
+
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_the_graph(build: Callable[..., dg.Definitions]) -> None:
+    graph = build().resolve_asset_graph()
+    assert {
+        key.to_user_string(): {
+            "after": sorted(parent.to_user_string() for parent in graph.get(key).parent_keys),
+            "kinds": sorted(graph.get(key).kinds),
+            "owners": graph.get(key).owners,
+            "group": graph.get(key).group_name,
+            "partitions": graph.get(key).partitions_def.name,  # type: ignore[union-attr]
+        }
+        for key in graph.get_all_asset_keys()
+    } == {
+        "shopify_products": {
+            "after": [],
+            "kinds": ["postgres", "shopify"],
+            "owners": ["team:esl"],
+            "group": "labels",
+            "partitions": "shops",
+        },
+        "validated_variants": {
+            "after": ["shopify_products"],
+            "kinds": ["pandas", "pandera"],
+            "owners": ["team:esl"],
+            "group": "labels",
+            "partitions": "shops",
+        },
+        "hipoink_sync_results": {
+            "after": ["validated_variants"],
+            "kinds": ["hipoink", "postgres"],
+            "owners": ["team:esl"],
+            "group": "labels",
+            "partitions": "shops",
+        },
+    }
+
+
+def test_jobs_sensors_and_schedules(
+    build: Callable[..., dg.Definitions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNC_WORKER_INTERVAL_SECONDS", "7")
+    repository = build().get_repository_def()
+    assert sorted(name for name in repository.job_names if not name.startswith("__")) == ["event_sync"]
+    assert [
+        (s.name, s.job_name, s.minimum_interval_seconds, s.default_status.value)
+        for s in repository.sensor_defs
+    ] == [("inbox_sensor", "event_sync", 7, "RUNNING")]
+    assert repository.schedule_defs == []
+    assert dict(repository.get_job("event_sync").tags) == {
+        "dagster/max_runtime": "900",
+        "dagster/max_retries": "2",
+        "esl/role": "drain",
+    }
+    assert sorted(repository.get_top_level_resources()) == ["buffer", "frames", "label_server"]
+
+
+def test_resources_can_be_replaced(build: Callable[..., dg.Definitions]) -> None:
+    class Memory(dg.InMemoryIOManager):
+        pass
+
+    frames = Memory()
+    found: dict[str, Any] = dict(build(frames=frames).resources or {})
+    assert found["frames"] is frames and set(found) == {"buffer", "frames", "label_server"}
+
+
+def test_every_wrong_setting_is_named(
+    build: Callable[..., dg.Definitions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIPOINK_RATE_LIMIT_PER_SECOND", "fast")
+    monkeypatch.setenv("ESL_DATABASE_URL", "mysql://secret@elsewhere")
+    with pytest.raises(SettingsError) as caught:
+        build()
+    names = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert sorted(names) == ["ESL_DATABASE_URL", "HIPOINK_RATE_LIMIT_PER_SECOND"]
+    assert "secret" not in str(caught.value)
+
+
+def test_loading_needs_no_connection() -> None:
+    """A code server starts although the buffer is away: its runs say so."""
+    code = (
+        "import os; os.environ |= {'ESL_DATABASE_URL': 'postgresql://nobody@127.0.0.1:9/none',"
+        " 'HIPOINK_API_BASE_URL': 'http://127.0.0.1:9'}; from esl_pipeline.definitions import defs;"
+        " print(len(defs.assets))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "3"

@@ -1,0 +1,178 @@
+"""The drain job: all shops, one materialisation per asset and shop, one drain at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from esl_pipeline.orchestration import event_sync
+from esl_pipeline.stages.drain import LEASE
+from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
+from esl_pipeline_tests.orchestration.world import (
+    KEY,
+    OTHER_KEY,
+    OTHER_SHOP,
+    OTHER_STORE,
+    STORE,
+    arrive,
+    map_shop,
+    product,
+)
+
+
+def materialisations(
+    pipeline: Pipeline, result: dg.ExecuteInProcessResult
+) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """Metadata by asset and partition, as the event log has them; fails when one was logged twice."""
+    found: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for entry in pipeline.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+        logged = entry.asset_materialization
+        assert logged is not None
+        key = (logged.asset_key.to_user_string(), logged.partition)
+        assert key not in found
+        found[key] = {name: value.value for name, value in logged.metadata.items()}
+    return found
+
+
+def run_of(pipeline: Pipeline, result: dg.ExecuteInProcessResult) -> dg.DagsterRun:
+    run = pipeline.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    return run
+
+
+def test_one_run_for_all_shops(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
+    arrive(pipeline.buffer, product(1), product(2, price="0"))
+    arrive(pipeline.buffer, product(3), product(4), product(5), shop=OTHER_SHOP)
+
+    result = pipeline.drain()
+
+    assert set(pipeline.labels(STORE)) == {"C-1"}
+    assert set(pipeline.labels(OTHER_STORE)) == {"C-3", "C-4", "C-5"}
+    found = materialisations(pipeline, result)
+    assert set(found) == {(asset, shop) for asset in ASSETS for shop in (KEY, OTHER_KEY)}
+    assert [found["shopify_products", shop]["deliveries"] for shop in (KEY, OTHER_KEY)] == [2, 3]
+    assert found["validated_variants", KEY]["labels to publish"] == 1
+    assert found["validated_variants", KEY]["held back"] == 1
+    assert found["validated_variants", OTHER_KEY]["labels to publish"] == 3
+    assert found["validated_variants", OTHER_KEY]["findings"] == "none"
+    assert found["hipoink_sync_results", OTHER_KEY]["labels written"] == 3
+    assert pipeline.buffer.due()["drain"] is None, "the lease is given back"
+    (place,) = pipeline.buffer.trace("C-1")
+    assert {row["run_id"] for row in place["log"]} == {result.run_id}
+    assert {row["partition"] for row in place["log"]} == {KEY}
+
+
+def test_what_comes_while_it_runs_is_done_by_the_same_run(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    seen: list[int] = []
+    add = event_sync.Journal.add
+
+    def arrive_once_more(journal: event_sync.Journal, done: Any) -> None:
+        add(journal, done)
+        seen.append(len(done.events))
+        if len(seen) == 1:
+            arrive(pipeline.buffer, product(2))
+
+    monkeypatch.setattr(event_sync.Journal, "add", arrive_once_more)
+
+    result = pipeline.drain()
+
+    assert seen == [1, 1] and set(pipeline.labels(STORE)) == {"C-1", "C-2"}
+    found = materialisations(pipeline, result)
+    assert found["shopify_products", KEY]["deliveries"] == 2, "rounds are reported together"
+
+
+def test_it_is_reported_although_it_fails_later(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    _after_a_round(monkeypatch, lambda: pipeline.sql("drop function public.esl_due(jsonb)"))
+
+    result = pipeline.drain(raise_on_error=False)
+
+    assert not result.success
+    assert materialisations(pipeline, result)["hipoink_sync_results", KEY]["labels written"] == 1
+
+
+def test_beside_a_living_drain_it_does_nothing(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    pipeline.buffer.lease_take(name=LEASE, holder="somebody else", seconds=60)
+
+    result = pipeline.drain()
+
+    assert result.success and materialisations(pipeline, result) == {} and pipeline.labels(STORE) == {}
+    drain = pipeline.buffer.due()["drain"]
+    assert drain is not None and drain["holder"] == "somebody else"
+
+
+def test_it_takes_over_the_lease_that_its_sensor_took(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    pipeline.buffer.lease_take(name=LEASE, holder="from the sensor", seconds=60)
+
+    assert pipeline.drain(holder="from the sensor").success
+
+    assert set(pipeline.labels(STORE)) == {"C-1"}
+    assert pipeline.buffer.due()["drain"] is None
+
+
+def test_a_permanent_failure_is_not_tried_again(pipeline: Pipeline) -> None:
+    pipeline.sql("insert into esl.schema_migrations (version, name) values (9999, 'of the future')")
+
+    result = pipeline.drain(raise_on_error=False)
+
+    assert not result.success
+    assert run_of(pipeline, result).tags["dagster/retry_on_asset_or_op_failure"] == "false"
+
+
+def test_a_buffer_that_goes_away_fails_the_run_which_may_be_tried_again(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    database = pipeline.dsn.rpartition("/")[2].partition("?")[0]
+
+    def pull_the_plug() -> None:
+        pipeline.sql_elsewhere(f"alter database {database} allow_connections false")
+        pipeline.sql_elsewhere(
+            f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'"
+        )
+
+    _after_a_round(monkeypatch, pull_the_plug)
+
+    result = pipeline.drain(raise_on_error=False)
+
+    assert not result.success
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    assert "BufferUnavailable" in failure.step_failure_data.error_display_string
+    run = run_of(pipeline, result)
+    assert "dagster/retry_on_asset_or_op_failure" not in run.tags
+    assert (run.tags["dagster/max_retries"], run.tags["dagster/max_runtime"]) == ("2", "900")
+
+
+def test_wrong_policies_are_said_and_hold_up_nobody_else(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer, settings={"nonsense": 1})
+    map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
+    arrive(pipeline.buffer, product(1))
+    arrive(pipeline.buffer, product(2), shop=OTHER_SHOP)
+
+    result = pipeline.drain()
+
+    assert result.success
+    assert set(pipeline.labels(OTHER_STORE)) == {"C-2"} and not pipeline.labels(STORE)
+
+
+def _after_a_round(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    add = event_sync.Journal.add
+
+    def add_and_act(journal: event_sync.Journal, done: Any) -> None:
+        add(journal, done)
+        act()
+
+    monkeypatch.setattr(event_sync.Journal, "add", add_and_act)

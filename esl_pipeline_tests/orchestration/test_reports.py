@@ -1,0 +1,91 @@
+"""What a materialisation says: right counts, short tables, no surprises for Dagster."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
+from esl_pipeline.orchestration import reports
+from esl_pipeline.stages.push import RESULT_COLUMNS
+from esl_pipeline.stages.read import VARIANT_COLUMNS
+
+
+def results(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
+    """Rows of (push id, code, operation, outcome)."""
+    return pd.DataFrame(
+        [
+            {"store_code": "S1", "push_id": push, "code": code, "operation": operation, "outcome": outcome,
+             "message": "words", "shop": "shopify:a", "variant_id": "1", "event_ids": [7, 8], "attempt": 2}
+            for push, code, operation, outcome in rows
+        ],
+        columns=RESULT_COLUMNS,
+    )  # fmt: skip
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    assert isinstance(value, dg.TableMetadataValue)
+    return [dict(record.data) for record in value.records]
+
+
+def test_what_the_label_server_said() -> None:
+    report = reports.results_report(
+        results(("p1", "A", "upsert", "accepted"), ("p1", "B", "upsert", "accepted"),
+                ("p2", "C", "delete", "accepted"), ("p3", "D", "upsert", "rejected"),
+                ("p4", "D", "upsert", "transient"))
+    )  # fmt: skip
+    assert (report["pushes"], report["labels written"], report["labels removed"]) == (4, 2, 1)
+    assert report["outcomes"] == "3 accepted, 1 rejected, 1 transient"
+    assert report["codes"] == "A, B, C, D" and report["inbox events"] == "7, 8"
+    assert [row["outcome"] for row in records(report["not accepted"])] == ["rejected", "transient"]
+
+
+def test_nothing_is_said_of_refusals_when_there_are_none() -> None:
+    assert "not accepted" not in reports.results_report(results(("p1", "A", "upsert", "accepted")))
+
+
+def test_nothing_at_all() -> None:
+    empty = [
+        reports.products_report([], pd.DataFrame(columns=list(VARIANT_COLUMNS))),
+        reports.labels_report(pd.DataFrame(columns=LABEL_COLUMNS), pd.DataFrame(columns=FINDING_COLUMNS)),
+        reports.results_report(pd.DataFrame(columns=RESULT_COLUMNS)),
+    ]
+    for report in empty:
+        assert dg.AssetMaterialization("a", metadata=report)
+    assert empty[0]["deliveries"] == 0 and "oldest delivery (s)" not in empty[0]
+    assert empty[1]["labels to publish"] == 0 and empty[2]["pushes"] == 0
+
+
+def test_deliveries_and_their_age() -> None:
+    now = datetime.now(UTC)
+    events = [
+        {"webhook_id": name, "outcome": outcome, "received_at": (now - timedelta(seconds=age)).isoformat()}
+        for name, outcome, age in (("w1", "done", 1), ("w2", "unusable", 90), ("w3", "done", 3))
+    ]
+    variants = pd.DataFrame({"variant_id": ["1", "2"], "removed": [False, True]})
+    report = reports.products_report(events, variants)
+    assert (report["deliveries"], report["unusable deliveries"]) == (3, 1)
+    assert (report["variants changed"], report["variants gone"]) == (2, 1)
+    assert report["webhooks"] == "w1, w2, w3" and 90 <= report["oldest delivery (s)"] < 100
+
+
+def test_a_preview_has_twenty_rows_of_short_text() -> None:
+    frame = pd.DataFrame({"code": [f"{i:03d}" for i in range(50)], "label": ["x" * 500] * 49 + [None]})
+    shown = records(reports.preview(frame, ["code", "label", "not there"]))
+    assert [row["code"] for row in shown] == [f"{i:03d}" for i in range(20)]
+    assert {len(row["label"]) for row in shown} == {80} and shown[0]["label"].endswith("…")
+
+
+def test_missing_values_are_shown_as_nothing() -> None:
+    frame = pd.DataFrame(
+        {"a": pd.Series([None], dtype="str"), "b": [float("nan")], "c": [None], "d": [pd.NA]}
+    )
+    assert records(reports.preview(frame, list("abcd"))) == [dict.fromkeys("abcd", "")]
+
+
+def test_lists_are_short_and_without_repetition() -> None:
+    assert reports.listed([]) == ""
+    assert reports.listed([3, 1, 3, None, 1]) == "3, 1"
+    assert reports.listed(range(20)).endswith("18, 19")
+    assert reports.listed(range(23)).endswith("18, 19 and 3 more")

@@ -1,0 +1,130 @@
+"""inbox_sensor: one run when something is due, none beside a living drain, new shops as partitions."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import dagster as dg
+import pytest
+
+from esl_pipeline.orchestration import sensors
+from esl_pipeline.stages.drain import LEASE
+from esl_pipeline_tests.orchestration.conftest import Pipeline
+from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, arrive, map_shop, product
+
+
+@pytest.fixture(autouse=True)
+def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensors, "HOLD_SECONDS", 0.6)
+    monkeypatch.setattr(sensors, "_POLL_SECONDS", 0.05)
+
+
+def tick(pipeline: Pipeline) -> dg.SensorResult:
+    sensor = pipeline.definitions.resolve_sensor_def("inbox_sensor")
+    with dg.build_sensor_context(instance=pipeline.instance, definitions=pipeline.definitions) as context:
+        result = sensor(context, buffer=pipeline.buffer)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def skipped(result: dg.SensorResult) -> str | None:
+    assert not result.run_requests
+    return result.skip_reason.skip_message if result.skip_reason else None
+
+
+def test_due_work_starts_one_drain_run(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1), product(2))
+
+    result = tick(pipeline)
+
+    assert result.run_requests is not None
+    (request,) = result.run_requests
+    holder = request.run_config["ops"]["drain_events"]["config"]["holder"]
+    drain = pipeline.buffer.due()["drain"]
+    assert drain is not None and drain["holder"] == holder == request.run_key
+    assert dg.validate_run_config(pipeline.definitions.resolve_job_def("event_sync"), request.run_config)
+    assert skipped(tick(pipeline)) == "the drain run is at work"
+
+
+def test_the_run_it_starts_holds_the_lease(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    (request,) = tick(pipeline).run_requests or []
+
+    done = pipeline.drain(holder=request.run_config["ops"]["drain_events"]["config"]["holder"])
+
+    assert done.success and set(pipeline.labels("S1")) == {"C-1"}
+    assert skipped(tick(pipeline)) == "nothing is due"
+
+
+def test_labels_that_wait_are_due_too(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    pipeline.materialize("shopify_products")
+    assert pipeline.buffer.due() | {"shops": [], "drain": None} == {
+        "due": True, "inbox": False, "variants": True, "queue": False, "shops": [], "drain": None,
+    }  # fmt: skip
+    assert tick(pipeline).run_requests
+
+
+def test_a_living_drain_is_left_alone(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    pipeline.buffer.lease_take(name=LEASE, holder="a drain run", seconds=60)
+
+    assert skipped(tick(pipeline)) == "the drain run is at work"
+
+
+def test_it_waits_a_while_for_work(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    with ThreadPoolExecutor(1) as other:
+        result = other.submit(tick, pipeline)
+        assert not result.done()
+        arrive(pipeline.buffer, product(1))
+        assert result.result(10).run_requests, "seen within the tick that was on its way"
+
+
+def test_deliveries_of_unmapped_shops_are_not_due(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1), shop="nobody.myshopify.com")
+
+    assert skipped(tick(pipeline)) == "nothing is due"
+
+    map_shop(pipeline.buffer, "nobody.myshopify.com", "S9")
+    assert tick(pipeline).run_requests
+
+
+def test_new_shops_become_partitions_within_the_tick(pipeline: Pipeline) -> None:
+    pipeline.instance.delete_dynamic_partition("shops", KEY)
+    map_shop(pipeline.buffer)
+
+    assert skipped(tick(pipeline)) == "nothing is due"
+
+    assert KEY in pipeline.instance.get_dynamic_partitions("shops")
+
+
+def test_a_new_shop_with_work_needs_one_tick(pipeline: Pipeline) -> None:
+    pipeline.instance.delete_dynamic_partition("shops", KEY)
+    map_shop(pipeline.buffer)
+    map_shop(pipeline.buffer, OTHER_SHOP, "S2")
+    arrive(pipeline.buffer, product(1))
+
+    assert len(tick(pipeline).run_requests or []) == 1
+
+    assert KEY in pipeline.instance.get_dynamic_partitions("shops")
+
+
+def test_of_two_sensors_at_once_one_starts_a_run(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    with ThreadPoolExecutor(4) as daemons:
+        results = list(daemons.map(lambda _: tick(pipeline), range(4)))
+
+    assert sum(len(result.run_requests or []) for result in results) == 1
+
+
+def test_a_buffer_without_its_functions_is_said_by_the_tick(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.sql("drop function public.esl_due(jsonb)")
+    with pytest.raises(Exception, match="run `esl-pipeline migrate`"):
+        tick(pipeline)

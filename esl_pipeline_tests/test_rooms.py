@@ -1,0 +1,87 @@
+"""The house rules: who may import whom, and a sentence at every door."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import esl_pipeline
+
+PACKAGE = Path(esl_pipeline.__file__).parent
+ROOMS = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+# What the heart must not do: reach for files, processes, the network or a clock.
+INPUT_OUTPUT = {
+    "asyncio", "dagster", "fastapi", "httpx", "io", "os", "pathlib", "psycopg", "requests", "shutil", "socket",
+    "sqlite3", "subprocess", "supabase", "tempfile", "time", "upath", "urllib", "uvicorn",
+}  # fmt: skip
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def of_package(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def files(room: str = "") -> list[Path]:
+    found = sorted((PACKAGE / room).rglob("*.py"))
+    assert found, f"no such room: {room}"
+    return found
+
+
+def test_only_the_orchestration_knows_dagster() -> None:
+    knowing = {
+        file.relative_to(PACKAGE).parts[0]
+        for file in files()
+        if any(of_package(module.partition("_")[0], "dagster") for module in imports(file))
+    }
+    assert knowing == {"orchestration", "definitions.py"}
+
+
+def test_nobody_below_imports_the_orchestration() -> None:
+    importing = {
+        file.relative_to(PACKAGE).parts[0]
+        for file in files()
+        if any(
+            of_package(module, "esl_pipeline.orchestration") or of_package(module, "esl_pipeline.definitions")
+            for module in imports(file)
+        )
+    }
+    assert importing == {"orchestration", "definitions.py"}
+
+
+@pytest.mark.parametrize("file", files("labels"), ids=lambda file: file.name)
+def test_the_heart_is_pure(file: Path) -> None:
+    for module in imports(file):
+        assert not of_package(module, "esl_pipeline") or of_package(module, "esl_pipeline.labels"), module
+        assert module.partition(".")[0] not in INPUT_OUTPUT, module
+    calls = [
+        node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    ]
+    named = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    assert named.isdisjoint({"open", "print", "input", "exec", "eval"})
+
+
+@pytest.mark.parametrize("room", ["sources", "hipoink", "buffer", "receiver", "stages"])
+def test_rooms_of_the_pipeline_need_nothing_of_the_local_one(room: str) -> None:
+    for file in files(room):
+        assert not any(of_package(module, "esl_pipeline.local") for module in imports(file)), file
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_every_room_says_what_belongs_there(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+    assert text and text.rstrip().endswith(".") and len(text) > 20
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_every_module_says_what_belongs_there(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))

@@ -1,0 +1,207 @@
+"""A small world for tests of behaviour: deliveries in, rounds drained, and a real sandbox that took the labels."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import psycopg.rows
+from starlette.datastructures import Headers
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.stages.drain import Round, drain_round
+from esl_pipeline.stages.push import PushRules
+from esl_pipeline_tests.hipoink.servers import Sandbox
+
+SHOP = "corner-shop.myshopify.com"
+STORE = "S1"
+LOCATION = 77
+RUN = "run-1"
+ASSET = "hipoink_sync_results"
+
+# Fast, with no jitter worth waiting for.
+RULES = PushRules(initial_delay=0.01, multiplier=1, max_delay=0.02, max_attempts=5, pause=0.3)
+
+# Shopify's times must be in the past and its deliveries at most 48 h old.
+_EPOCH = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+
+_numbers = itertools.count(1)
+
+Body = dict[str, Any]
+
+
+def when(version: int) -> str:
+    """The time at which Shopify made this version."""
+    return (_EPOCH + timedelta(seconds=version)).isoformat()
+
+
+def variant(number: int = 1, code: str | None = "auto", price: Any = "1.00", **fields: Any) -> Body:
+    """A variant as Shopify sends it; its code is `C-<number>` unless given."""
+    return {
+        "id": number,
+        "admin_graphql_api_id": f"gid://shopify/ProductVariant/{number}",
+        "title": "Default Title",
+        "barcode": f"C-{number}" if code == "auto" else code,
+        "sku": f"sku-{number}",
+        "price": price,
+        "inventory_item_id": 10_000 + number,
+    } | fields
+
+
+def product(number: int = 1, version: int = 1, variants: Sequence[Body] | None = None, **fields: Any) -> Body:
+    """A product body as Shopify sends it; without variants it has one of its own number."""
+    variants = [variant(number)] if variants is None else list(variants)
+    return {
+        "id": number,
+        "admin_graphql_api_id": f"gid://shopify/Product/{number}",
+        "title": f"Product {number}",
+        "status": "active",
+        "updated_at": when(version),
+        "variants": variants,
+        "variant_gids": [
+            {"admin_graphql_api_id": f"gid://shopify/ProductVariant/{v.get('id')}", "updated_at": when(version)}
+            for v in variants
+        ],
+    } | fields
+
+
+def level(number: int = 1, available: int | None = 5, version: int = 1, location: int = LOCATION) -> Body:
+    """The stock of the variant of this number at one location."""
+    return {
+        "inventory_item_id": 10_000 + number,
+        "location_id": location,
+        "available": available,
+        "updated_at": when(version),
+    }
+
+
+@dataclass
+class World:
+    """One buffer and one label server, with the verbs of the tests."""
+
+    buffer: Buffer
+    dsn: str
+    sandbox: Sandbox
+    client: HipoinkClient
+    rules: PushRules = RULES
+
+    def map(self, shop: str = SHOP, store: str = STORE, **fields: Any) -> str:
+        """Map a shop to a store; the mapping's id."""
+        named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store}
+        return str(self.buffer.mapping_create(named | fields)["id"])
+
+    def send(self, topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> None:
+        """One delivery with an id of its own, as the receiver keeps it."""
+        raw = json.dumps(body).encode()
+        headers = Headers(
+            {
+                "x-shopify-topic": topic,
+                "x-shopify-shop-domain": shop,
+                "x-shopify-webhook-id": f"delivery-{next(_numbers)}",
+                "x-shopify-triggered-at": at or str(body.get("updated_at") or when(1)),
+            }
+        )
+        kept = delivery(topic, headers, raw, datetime.now(UTC))
+        assert kept["state"] == "ready", kept["reason"]
+        self.buffer.inbox_add([kept])
+
+    def update(self, *bodies: Body, shop: str = SHOP) -> None:
+        """Deliver products/update for each body."""
+        for body in bodies:
+            self.send("products/update", body, shop=shop)
+
+    def delete(self, number: int, version: int, shop: str = SHOP) -> None:
+        """Deliver products/delete, triggered at the time of this version."""
+        self.send("products/delete", {"id": number}, shop=shop, at=when(version))
+
+    def stock(self, *bodies: Body) -> None:
+        """Deliver inventory_levels/update for each body."""
+        for body in bodies:
+            self.send("inventory_levels/update", body)
+
+    def round(self, **rules: Any) -> Round:
+        """Read, validate and push once what is due now."""
+        return drain_round(
+            self.buffer, self.client, replace(self.rules, **rules), run_id=RUN, asset=ASSET
+        )  # fmt: skip
+
+    def settle(self, *bodies: Body, **rules: Any) -> None:
+        """Deliver updates, then drain until nothing is due, now or after a back-off."""
+        self.update(*bodies)
+
+        def quiet() -> bool:
+            return not self.round(**rules).did_something and not self.waiting()
+
+        eventually(quiet)
+
+    def waiting(self) -> int:
+        """Queue rows that will be pushed one day without anybody's help."""
+        (row,) = self.sql(
+            "select count(*) as n from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id"
+            " where q.state in ('ready', 'leased') and m.is_active and not exists (select from esl.sync_queue u"
+            " where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.state in ('failed', 'dead'))"
+        )
+        return int(row["n"])
+
+    def sql(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Look (or tamper) behind the functions."""
+        with psycopg.connect(self.dsn, row_factory=psycopg.rows.dict_row) as connection:
+            cursor = connection.execute(query.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def expire_leases(self) -> None:
+        """What the passing of time does to the claims of a worker that died."""
+        self.sql("update esl.sync_queue set lease_until = now() - interval '1 s' where state = 'leased'")
+        self.sql("update esl.webhook_inbox set lease_until = now() - interval '1 s' where state = 'leased'")
+
+    # What the label server has seen
+
+    def labels(self, store: str = STORE) -> dict[str, Any]:
+        """The records on the labels of a store, by code."""
+        return dict(self.sandbox.state()["labels"].get(store, {}))
+
+    def prices(self, store: str = STORE) -> dict[str, str]:
+        """The prices on the labels of a store, by code."""
+        return {code: record["pp"] for code, record in self.labels(store).items()}
+
+    def shown(self, code: str, store: str = STORE) -> list[str | None]:
+        """Every price that the label has shown, in order; None after a removal."""
+        changes = self.sandbox.state()["history"].get(store, {}).get(code, [])
+        return [change["record"] and change["record"]["pp"] for change in changes]
+
+    def calls(self) -> int:
+        """Calls that changed labels, or tried to."""
+        return sum(self.sandbox.state()["calls"].values())
+
+    # What the buffer says
+
+    def queue(self) -> dict[str, dict[str, Any]]:
+        """The queue by code (of all stores)."""
+        return {row["code"]: row for row in self.sql("select * from esl.sync_queue")}
+
+    def outcomes(self, code: str) -> list[str]:
+        """The results of all pushes of a code, oldest first."""
+        rows = self.sql("select outcome from esl.sync_log where code = %s and kind = 'result' order by id", code)
+        return [row["outcome"] for row in rows]
+
+    def findings(self) -> set[tuple[str, str]]:
+        """(variant id, check) of the open findings."""
+        return {(row["variant_id"], row["check_name"]) for row in self.buffer.findings()}
+
+    def inbox(self) -> list[str]:
+        """States of all deliveries, oldest first."""
+        return [row["state"] for row in self.sql("select state from esl.webhook_inbox order by id")]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
