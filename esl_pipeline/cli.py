@@ -109,6 +109,8 @@ def migrate(
     to_stdout: Annotated[bool, typer.Option("--print", help="Print one SQL file for an SQL editor.")] = False,
 ) -> None:
     """Bring the buffer's tables and functions to the version of this code."""
+    import psycopg
+
     from esl_pipeline.buffer.migrate import as_one_file, code_version
     from esl_pipeline.buffer.migrate import migrate as apply
 
@@ -121,7 +123,10 @@ def migrate(
             "migrations need a Postgres address: set ESL_DATABASE_URL, or paste the output of "
             "`esl-pipeline migrate --print` into Supabase's SQL editor"
         )
-    applied = apply(settings.esl_database_url.get_secret_value())
+    try:
+        applied = apply(settings.esl_database_url.get_secret_value())
+    except psycopg.Error as error:
+        raise CommandError(f"the migrations were not applied: {' '.join(str(error).split())}") from None
     for migration in applied:
         out.print(f"applied {migration.version:04d} {migration.name}")
     out.print(f"the buffer is at version {code_version()}")
@@ -156,7 +161,7 @@ def stores_add(
 
     fields = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
     given = _checked(NewMapping, fields | {"settings": _json_object(settings)})
-    with _buffer() as buffer:
+    with _buffer() as buffer, _said_of_duplicates():
         _show_mappings([buffer.mapping_create(given)], as_json)
 
 
@@ -182,7 +187,9 @@ def stores_set(
     if settings is not None:
         changes["settings"] = _json_object(settings)
     given = _checked(MappingChange, {k: v for k, v in changes.items() if v is not None})
-    with _buffer() as buffer:
+    if not given:
+        raise CommandError("nothing to change: give --store, --active, --inactive or --settings")
+    with _buffer() as buffer, _said_of_duplicates():
         known = {mapping["id"] for mapping in buffer.mapping_list()}
         changed = buffer.mapping_update(mapping_id, given) if mapping_id in known else None
         if changed is None:
@@ -302,6 +309,18 @@ def _terminable(*, exit_code: int = 0) -> Iterator[None]:
         raise typer.Exit(exit_code) from None
 
 
+@contextmanager
+def _said_of_duplicates() -> Iterator[None]:
+    try:
+        yield
+    except BufferError as error:
+        if error.code != "23505":
+            raise
+        raise CommandError(
+            "this shop is mapped to this store already: see `esl-pipeline stores list`"
+        ) from None
+
+
 def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
     from pydantic import ValidationError
 
@@ -309,7 +328,7 @@ def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
         checked: dict[str, Any] = model.model_validate(fields).model_dump(exclude_unset=True)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False)
         ]
         raise CommandError("\n".join(problems)) from None
@@ -331,7 +350,8 @@ def _show_mappings(mappings: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    # Escaped, so that no control character in a title reaches a terminal.
+    print(json.dumps(value, indent=2))
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -101,7 +101,7 @@ def _trace(place: Row) -> Group:
         wanted = _fields(queue["label"]) if queue["label"] else "removal"
         label.add(
             f"[yellow]waiting ({escape(queue['state'])})[/]: {wanted}, next try {_time(queue['next_attempt_at'])}"
-            + (f", {escape(queue['last_error'])}" if queue["last_error"] else "")
+            + (f", {escape(_text(queue['last_error']))}" if queue["last_error"] else "")
         )
     pushes = Tree("[bold]pushes[/], newest first")
     for push_id, rows in _by_push(place["log"]).items():

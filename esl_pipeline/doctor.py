@@ -106,4 +106,8 @@ def _dagster_check(url: SecretStr | None) -> Check:
             "its tables would be in schema public, which Supabase exposes: give Dagster a role with a "
             "search_path of its own",
         )
+    if schema is None:
+        return Check(
+            "Dagster's storage", "wrong", "no schema of its role's search_path exists: create one for it"
+        )
     return Check("Dagster's storage", "ok", f"schema {schema}")

@@ -65,7 +65,10 @@ def product(number: int = 1, version: int = 1, variants: Sequence[Body] | None =
         "updated_at": when(version),
         "variants": variants,
         "variant_gids": [
-            {"admin_graphql_api_id": f"gid://shopify/ProductVariant/{v.get('id')}", "updated_at": when(version)}
+            {
+                "admin_graphql_api_id": f"gid://shopify/ProductVariant/{v.get('id')}",
+                "updated_at": when(version),
+            }
             for v in variants
         ],
     } | fields
@@ -187,7 +190,9 @@ class World:
 
     def outcomes(self, code: str) -> list[str]:
         """The results of all pushes of a code, oldest first."""
-        rows = self.sql("select outcome from esl.sync_log where code = %s and kind = 'result' order by id", code)
+        rows = self.sql(
+            "select outcome from esl.sync_log where code = %s and kind = 'result' order by id", code
+        )
         return [row["outcome"] for row in rows]
 
     def findings(self) -> set[tuple[str, str]]:

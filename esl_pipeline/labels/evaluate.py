@@ -30,6 +30,7 @@ FINDING_COLUMNS = [
     "mapping_id",
     "source_store_id",
     "variant_id",
+    "revision",
     "check_name",
     "level",
     "column_name",
@@ -89,6 +90,7 @@ def evaluate(
         mapping_id=mapping_id,
         source_store_id=[rows[i]["source_store_id"] for i in found["row"]],
         variant_id=[rows[i]["variant_id"] for i in found["row"]],
+        revision=[rows[i]["revision"] for i in found["row"]],
     )
     return pd.DataFrame(labels, columns=LABEL_COLUMNS), found[FINDING_COLUMNS]
 

@@ -16,9 +16,9 @@ from pandera.errors import SchemaErrors
 from esl_pipeline.labels.policy import LABEL_SERVER_DECIMALS
 
 # [0-9], never \d: Python's takes Arabic digits. Checked before Decimal, which takes NaN, Infinity and 1e3.
-PRICE_PATTERN = r"^[0-9]{1,9}(?:\.[0-9]{1,4})?$"
-CODE_PATTERN = r"^[0-9A-Za-z._-]{1,32}$"
-GTIN_PATTERN = r"^(?:[0-9]{8}|[0-9]{12,14})$"
+PRICE_PATTERN = r"[0-9]{1,9}(?:\.[0-9]{1,4})?"
+CODE_PATTERN = r"[0-9A-Za-z._-]{1,32}"
+GTIN_PATTERN = r"[0-9]{8}|[0-9]{12,14}"
 STATUSES = ("active", "draft", "archived", "unlisted")
 # Stands where a source sent NUL or half a surrogate pair, which text columns cannot hold.
 UNREADABLE = "\ufffd"
@@ -99,7 +99,7 @@ def _filled(values: pd.Series) -> pd.Series:
 
 
 def _well_formed_price(frame: pd.DataFrame) -> pd.Series:
-    return frame["price"].fillna("").str.match(PRICE_PATTERN)
+    return frame["price"].fillna("").str.fullmatch(PRICE_PATTERN)
 
 
 def _price_fits(frame: pd.DataFrame) -> pd.Series:
@@ -116,12 +116,12 @@ def _price_fits(frame: pd.DataFrame) -> pd.Series:
 
 
 def _price_not_zero(frame: pd.DataFrame) -> pd.Series:
-    zero = frame["price"].fillna("").str.match(r"^0+(?:\.0+)?$")
+    zero = frame["price"].fillna("").str.fullmatch(r"0+(?:\.0+)?")
     return ~zero
 
 
 def _gtin_ok(codes: pd.Series) -> pd.Series:
-    shaped_like_one = codes.fillna("").str.match(GTIN_PATTERN)
+    shaped_like_one = codes.fillna("").str.fullmatch(GTIN_PATTERN)
     return codes.where(shaped_like_one, "0").map(gtin_is_valid).astype(bool)
 
 
@@ -137,8 +137,8 @@ ERRORS = pa.DataFrameSchema(
     {
         "code": _text(
             _check("code_missing", _filled),
-            _check("code_form", lambda s: ~_filled(s) | s.fillna("").str.match(CODE_PATTERN)),
-            _check("code_zero", lambda s: ~s.fillna("").str.match("^0+$")),
+            _check("code_form", lambda s: ~_filled(s) | s.fillna("").str.fullmatch(CODE_PATTERN)),
+            _check("code_zero", lambda s: ~s.fillna("").str.fullmatch("0+")),
         ),
         "title": _text(
             _check("title_missing", lambda s: s.fillna("").str.strip().ne("")),
@@ -146,7 +146,7 @@ ERRORS = pa.DataFrameSchema(
         ),
         "price": _text(
             _check("price_missing", _filled),
-            _check("price_form", lambda s: ~_filled(s) | s.fillna("").str.match(PRICE_PATTERN)),
+            _check("price_form", lambda s: ~_filled(s) | s.fillna("").str.fullmatch(PRICE_PATTERN)),
         ),
         "decimals": pa.Column("int64", coerce=True),
     },

@@ -1,0 +1,1 @@
+"""What a machine without accounts needs: embedded Postgres, label-server and Shopify sandboxes, `up` and `demo`."""

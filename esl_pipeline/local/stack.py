@@ -170,7 +170,9 @@ class Stack:
         home.mkdir(exist_ok=True)
         instance = Path(__file__).parents[2] / "dagster.yaml"
         if not instance.exists():
-            raise StackError(f"{instance} is missing: run `esl-pipeline up` from a checkout of the repository")
+            raise StackError(
+                f"{instance} is missing: run `esl-pipeline up` from a checkout of the repository"
+            )
         shutil.copyfile(instance, home / "dagster.yaml")
         self.environment |= {"DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         code = _port("code server", 0)

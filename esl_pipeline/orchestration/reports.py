@@ -56,7 +56,7 @@ def products_report(events: Sequence[Mapping[str, Any]], variants: pd.DataFrame)
 def labels_report(labels: pd.DataFrame, findings: pd.DataFrame) -> Metadata:
     """For validated_variants: how the variants were judged."""
     states = labels["state"].value_counts()
-    built = [json.loads(label) if label else {} for label in labels["label"]]
+    built = [json.loads(label) if isinstance(label, str) else {} for label in labels["label"]]
     shown = labels.assign(name=[b.get("pn") for b in built], price=[b.get("pp") for b in built])
     errors = findings[findings["level"] == "error"]
     report: Metadata = {

@@ -88,7 +88,7 @@ def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
     labels = evaluation.labels
     colliding = pd.MultiIndex.from_frame(labels[keys]).isin(pd.MultiIndex.from_frame(collisions[keys]))
     labels.loc[colliding, "state"] = "held"
-    shops = labels.loc[colliding, [*keys, "source_store_id"]]
+    shops = labels.loc[colliding, [*keys, "source_store_id", "revision"]]
     found = collisions.merge(shops, on=keys)[FINDING_COLUMNS]
     evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
 

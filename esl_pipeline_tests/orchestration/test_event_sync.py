@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.orchestration import event_sync
 from esl_pipeline.stages.drain import LEASE
@@ -136,7 +137,7 @@ def test_a_buffer_that_goes_away_fails_the_run_which_may_be_tried_again(
 ) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
-    database = pipeline.dsn.rpartition("/")[2].partition("?")[0]
+    database = conninfo_to_dict(pipeline.dsn)["dbname"]
 
     def pull_the_plug() -> None:
         pipeline.sql_elsewhere(f"alter database {database} allow_connections false")

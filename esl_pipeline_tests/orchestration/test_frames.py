@@ -29,7 +29,7 @@ def read(run_id: str, shop: str = KEY) -> pd.DataFrame:
     context = dg.build_input_context(
         upstream_output=dg.build_output_context(run_id=run_id, asset_key=PRODUCTS),
         asset_key=PRODUCTS,
-        asset_partition_keys=[shop],
+        partition_key=shop,
         asset_partitions_def=SHOPS,
     )
     return ParquetFrames().load_input(context)

@@ -37,7 +37,9 @@ def test_transient_failures_stay_queued_with_growing_delays(ready: World) -> Non
     delays = []
     for _ in range(4):
         ready.round(initial_delay=10, multiplier=3, max_delay=200)
-        (row,) = ready.sql("select extract(epoch from next_attempt_at - now())::float8 as s from esl.sync_queue")
+        (row,) = ready.sql(
+            "select extract(epoch from next_attempt_at - now())::float8 as s from esl.sync_queue"
+        )
         delays.append(row["s"])
         ready.sql("update esl.sync_queue set next_attempt_at = now()")
     assert (ready.queue()["C-1"]["state"], ready.queue()["C-1"]["attempts"]) == ("ready", 4)
@@ -53,7 +55,9 @@ def test_the_servers_own_delay_is_respected(ready: World) -> None:
     ready.sandbox.faults({"kind": "status", "status": 429, "retry_after": "50"})
     ready.update(product())
     ready.round()
-    (row,) = ready.sql("select extract(epoch from next_attempt_at - now())::float8 as delay from esl.sync_queue")
+    (row,) = ready.sql(
+        "select extract(epoch from next_attempt_at - now())::float8 as delay from esl.sync_queue"
+    )
     assert 45 < row["delay"] <= 50
     assert ready.buffer.due()["due"] is False
 
@@ -270,7 +274,9 @@ def finish_late(world: World, claim: dict[str, object]) -> dict[str, object]:
 def test_price_rises_go_first(ready: World) -> None:
     prices = {1: "5.00", 2: "5.00", 3: "5.00"}
     ready.settle(*[priced(price, 1, n) for n, price in prices.items()])
-    ready.update(product(4, 2), priced("4.00", 2, 1), priced("5.00", 2, 2) | {"title": "New"}, priced("6.00", 2, 3))
+    ready.update(
+        product(4, 2), priced("4.00", 2, 1), priced("5.00", 2, 2) | {"title": "New"}, priced("6.00", 2, 3)
+    )
     ready.round(batch_size=0)
     pushed = [push_one(ready) for _ in range(4)]
     assert pushed[:2] == [["C-3"], ["C-1"]]
@@ -278,7 +284,9 @@ def test_price_rises_go_first(ready: World) -> None:
 
 
 def push_one(world: World) -> list[str]:
-    return list(push_batch(world.buffer, world.client, PushRules(batch_size=1), run_id=RUN, asset=ASSET)["code"])
+    return list(
+        push_batch(world.buffer, world.client, PushRules(batch_size=1), run_id=RUN, asset=ASSET)["code"]
+    )
 
 
 def test_every_label_of_every_call_has_its_intent_and_its_result(ready: World) -> None:
@@ -334,7 +342,9 @@ def test_the_call_rate_is_shared_evenly_by_all_who_push(world: World, second_buf
         for _ in range(each):
             limiter.acquire()
 
-    threads = [threading.Thread(target=take, args=(b,)) for b in (world.buffer, second_buffer) for _ in range(2)]
+    threads = [
+        threading.Thread(target=take, args=(b,)) for b in (world.buffer, second_buffer) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -211,7 +211,9 @@ def test_the_old_code_stays_until_the_new_one_is_accepted(world: World) -> None:
 @pytest.mark.parametrize("together", [True, False])
 def test_two_barcodes_may_be_swapped(world: World, together: bool) -> None:
     world.map()
-    world.settle(product(1, variants=[variant(1, "A", "1.00")]), product(2, variants=[variant(2, "B", "2.00")]))
+    world.settle(
+        product(1, variants=[variant(1, "A", "1.00")]), product(2, variants=[variant(2, "B", "2.00")])
+    )
     first = product(1, version=2, variants=[variant(1, "B", "1.00")])
     second = product(2, version=2, variants=[variant(2, "A", "2.00")])
     world.settle(first, *([second] if together else []))
@@ -499,7 +501,9 @@ ODD: dict[str, dict[str, Any]] = {
 
 def test_odd_variants_hold_up_no_other(world: World) -> None:
     world.map()
-    world.settle(*[product(n, variants=[variant(n) | odd]) for n, odd in enumerate(ODD.values(), 1)], product(99))
+    world.settle(
+        *[product(n, variants=[variant(n) | odd]) for n, odd in enumerate(ODD.values(), 1)], product(99)
+    )
     assert "C-99" in world.labels()
     assert set(world.inbox()) == {"done"}
     assert world.sql("select from esl.products where due") == []

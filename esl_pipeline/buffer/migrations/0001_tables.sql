@@ -54,6 +54,9 @@ create table if not exists esl.webhook_inbox (
 create index if not exists webhook_inbox_open
     on esl.webhook_inbox (source_system, source_store_id, id) where state in ('ready', 'leased');
 
+-- Keys begin with what is selective: on a table without statistics the planner takes any index whose first columns
+-- it can use, and a shop's name alone would read the whole shop for every row.
+
 -- The newest version seen of each product. A tombstone (deleted) stays, so that a late update cannot revive it.
 create table if not exists esl.product_versions (
     source_system    text not null,
@@ -64,7 +67,7 @@ create table if not exists esl.product_versions (
     body_sha256      text collate "C" not null,
     deleted          boolean not null,
     missing_variants integer not null default 0,  -- named in variant_gids but not in the body (> 100 variants)
-    primary key (source_system, source_store_id, product_id)
+    primary key (product_id, source_store_id, source_system)
 );
 
 -- Normalised variants: what Shopify says now. due = not yet evaluated into labels.
@@ -93,10 +96,10 @@ create table if not exists esl.products (
     revision          bigint not null default nextval('esl.revision'),
     due               boolean not null default true,
     changed_at        timestamptz not null default now(),
-    primary key (source_system, source_store_id, variant_id)
+    primary key (variant_id, source_store_id, source_system)
 ) with (fillfactor = 80);
-create index if not exists products_by_product on esl.products (source_system, source_store_id, product_id);
-create index if not exists products_by_item on esl.products (source_system, source_store_id, inventory_item_id);
+create index if not exists products_by_product on esl.products (product_id, source_store_id, source_system);
+create index if not exists products_by_item on esl.products (inventory_item_id, source_store_id, source_system);
 create index if not exists products_due on esl.products (revision) where due;
 
 -- Stock per location; kept apart from the variant because a level may arrive before its product.
@@ -107,7 +110,7 @@ create table if not exists esl.inventory_levels (
     location_id       text not null,
     available         bigint,
     updated_at        timestamptz not null,
-    primary key (source_system, source_store_id, inventory_item_id, location_id)
+    primary key (inventory_item_id, location_id, source_store_id, source_system)
 );
 
 create table if not exists esl.findings (
@@ -122,7 +125,7 @@ create table if not exists esl.findings (
     first_seen_at timestamptz not null default now(),
     last_seen_at  timestamptz not null default now(),
     resolved_at   timestamptz,
-    primary key (mapping_id, variant_id, check_name)
+    primary key (variant_id, mapping_id, check_name)
 );
 
 -- What each variant should put on a label of each mapped store: the result of build_label, as evaluated last.
@@ -137,10 +140,10 @@ create table if not exists esl.labels (
     collides     boolean not null default false,
     event_ids    bigint[] not null default '{}',
     evaluated_at timestamptz not null default now(),
-    primary key (mapping_id, variant_id),
+    primary key (variant_id, mapping_id),
     check (state <> 'publish' or (code is not null and label is not null and label_hash is not null))
 );
-create index if not exists labels_by_code on esl.labels (store_code, code);
+create index if not exists labels_by_code on esl.labels (code, store_code);
 
 -- The ledger: what the label server last accepted.
 create table if not exists esl.hipoink_products (
@@ -152,9 +155,9 @@ create table if not exists esl.hipoink_products (
     label_hash  text not null,
     push_id     uuid not null,
     accepted_at timestamptz not null default now(),
-    primary key (store_code, code)
+    primary key (code, store_code)
 );
-create index if not exists hipoink_products_by_variant on esl.hipoink_products (mapping_id, variant_id);
+create index if not exists hipoink_products_by_variant on esl.hipoink_products (variant_id, mapping_id);
 
 -- One row per label that differs from the ledger. in_doubt: a push went out whose outcome is not known to be
 -- "accepted", so the server may hold something else than the ledger says, and the row may not simply be dropped.
@@ -180,11 +183,11 @@ create table if not exists esl.sync_queue (
     last_error      text,
     event_ids       bigint[] not null default '{}',
     created_at      timestamptz not null default now(),
-    primary key (store_code, code)
+    primary key (code, store_code)
 ) with (fillfactor = 80);
-create index if not exists sync_queue_ready on esl.sync_queue (priority, next_attempt_at) where state = 'ready';
+create index if not exists sync_queue_ready on esl.sync_queue (priority, next_attempt_at, created_at, code collate "C") where state = 'ready';
 create index if not exists sync_queue_leased on esl.sync_queue (lease_until) where state = 'leased';
-create index if not exists sync_queue_by_variant on esl.sync_queue (mapping_id, variant_id);
+create index if not exists sync_queue_by_variant on esl.sync_queue (variant_id, mapping_id);
 
 -- Audit, append-only: an intent per label before each push, its result after.
 create table if not exists esl.sync_log (
@@ -212,7 +215,7 @@ create table if not exists esl.sync_log (
     duration_ms integer,
     check (kind = 'intent' or outcome is not null)
 );
-create index if not exists sync_log_by_code on esl.sync_log (store_code, code, id);
+create index if not exists sync_log_by_code on esl.sync_log (code, store_code, id);
 create index if not exists sync_log_by_push on esl.sync_log (push_id);
 
 create or replace function esl.refuse_change() returns trigger language plpgsql set search_path = '' as $$

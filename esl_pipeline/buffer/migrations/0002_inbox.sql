@@ -23,7 +23,7 @@ $$;
 -- -> {events: [...]}, oldest first. Only shops with a mapping: the others' events wait.
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_claim uuid := (p ->> 'claim_id')::uuid;
     v_now   timestamptz := clock_timestamp();

@@ -2,69 +2,64 @@
 
 -- {claim_id, products: [{source_system, source_store_id, product_id, version_at, triggered_at, body_sha256, deleted,
 --   missing_variants, variant_ids: [...], event_ids: [...]}],
---  variants: [{source_system, source_store_id, product_id, variant_id, ..., content_hash}],
+--  variants: [{source_system, source_store_id, product_id, variant_id, ..., content_hash, version_at, triggered_at,
+--   body_sha256, event_ids}],
 --  levels: [{source_system, source_store_id, inventory_item_id, location_id, available, updated_at}],
 --  events: [{id, state, reason, product_id?, version_at?, triggered_at?, body_sha256?}]}
 -- -> {products_applied, variants_changed, variants_removed, levels_changed, superseded}
 -- variant_ids null: the body does not say which variants there are, so none is removed.
 -- One transaction: the inbox events are finished exactly when their effect is stored.
--- A product is applied only when (version_at, triggered_at, body_sha256) is newer than the stored one.
+-- A product is applied only when (version_at, triggered_at, body_sha256) is not older than the stored one; whether a
+-- row belongs to the version that stands is looked up there. (Row sets from JSON are never joined with each other:
+-- the planner takes them for 100 rows and would compare all with all.)
 create or replace function public.esl_variants_merge(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_won jsonb;  -- the products whose stored version this call has moved forward
-    v_changed int; v_removed int; v_levels int; v_superseded int;
+    v_applied int; v_changed int; v_removed int; v_levels int; v_superseded int;
 begin
-    with incoming as (
-        select distinct on (source_system, source_store_id, product_id) *
-        from jsonb_to_recordset(p -> 'products') as d (
-            source_system text, source_store_id text, product_id text, version_at timestamptz,
-            triggered_at timestamptz, body_sha256 text, deleted boolean, missing_variants int,
-            variant_ids jsonb, event_ids bigint[])
-        order by source_system, source_store_id, product_id, version_at desc, triggered_at desc,
-                 body_sha256 collate "C" desc
-    ), won as (
-        insert into esl.product_versions as v (source_system, source_store_id, product_id, version_at, triggered_at,
-                                               body_sha256, deleted, missing_variants)
-        select source_system, source_store_id, product_id, version_at, triggered_at, body_sha256, deleted,
-               missing_variants
-        from incoming
-        on conflict (source_system, source_store_id, product_id) do update
-        set version_at = excluded.version_at, triggered_at = excluded.triggered_at,
-            body_sha256 = excluded.body_sha256, deleted = excluded.deleted,
-            missing_variants = excluded.missing_variants
-        where (excluded.version_at, excluded.triggered_at, excluded.body_sha256)
-            > (v.version_at, v.triggered_at, v.body_sha256)
-        returning source_system, source_store_id, product_id
-    )
-    select coalesce(jsonb_agg(to_jsonb(i)), '[]') into v_won
-    from incoming i join won using (source_system, source_store_id, product_id);
+    insert into esl.product_versions as v (source_system, source_store_id, product_id, version_at, triggered_at,
+                                           body_sha256, deleted, missing_variants)
+    select distinct on (source_system, source_store_id, product_id)
+           source_system, source_store_id, product_id, version_at, triggered_at, body_sha256, deleted, missing_variants
+    from jsonb_to_recordset(p -> 'products') as d (
+        source_system text, source_store_id text, product_id text, version_at timestamptz,
+        triggered_at timestamptz, body_sha256 text, deleted boolean, missing_variants int)
+    where not exists (
+        select from esl.product_versions o
+        where o.source_system = d.source_system and o.source_store_id = d.source_store_id
+          and o.product_id = d.product_id
+          and (o.version_at, o.triggered_at, o.body_sha256) >= (d.version_at, d.triggered_at, d.body_sha256))
+    order by source_system, source_store_id, product_id, version_at desc, triggered_at desc,
+             body_sha256 collate "C" desc
+    on conflict (source_system, source_store_id, product_id) do update
+    set version_at = excluded.version_at, triggered_at = excluded.triggered_at,
+        body_sha256 = excluded.body_sha256, deleted = excluded.deleted,
+        missing_variants = excluded.missing_variants
+    where (excluded.version_at, excluded.triggered_at, excluded.body_sha256)
+        > (v.version_at, v.triggered_at, v.body_sha256);
+    get diagnostics v_applied = row_count;
 
     -- Unchanged rows are left out before the upsert: it would lock and log each of them.
-    with applied as (
-        select * from jsonb_to_recordset(v_won) as a (source_system text, source_store_id text, product_id text,
-                                                      version_at timestamptz, event_ids bigint[])
-    ), incoming as (
-        select distinct on (d.source_system, d.source_store_id, d.variant_id) d.*, a.version_at, a.event_ids
-        from jsonb_to_recordset(p -> 'variants') as d (
-            source_system text, source_store_id text, product_id text, variant_id text, inventory_item_id text,
-            title text, variant_title text, barcode text, sku text, price text, compare_at_price text,
-            image_url text, status text, published_at text, vendor text, product_type text, tags text,
-            content_hash text)
-        join applied a using (source_system, source_store_id, product_id)
-        where not exists (
-            select from esl.products o
-            where o.source_system = d.source_system and o.source_store_id = d.source_store_id
-              and o.variant_id = d.variant_id and o.content_hash = d.content_hash and not o.removed)
-        order by d.source_system, d.source_store_id, d.variant_id, a.version_at desc
-    )
     insert into esl.products as o (source_system, source_store_id, variant_id, product_id, inventory_item_id, title,
         variant_title, barcode, sku, price, compare_at_price, image_url, status, published_at, vendor, product_type,
         tags, source_updated_at, content_hash, event_ids)
-    select source_system, source_store_id, variant_id, product_id, inventory_item_id, title, variant_title, barcode,
-           sku, price, compare_at_price, image_url, status, published_at, vendor, product_type, tags, version_at,
-           content_hash, event_ids
-    from incoming
+    select distinct on (d.source_system, d.source_store_id, d.variant_id)
+           d.source_system, d.source_store_id, d.variant_id, d.product_id, d.inventory_item_id, d.title,
+           d.variant_title, d.barcode, d.sku, d.price, d.compare_at_price, d.image_url, d.status, d.published_at,
+           d.vendor, d.product_type, d.tags, d.version_at, d.content_hash, d.event_ids
+    from jsonb_to_recordset(p -> 'variants') as d (
+        source_system text, source_store_id text, product_id text, variant_id text, inventory_item_id text,
+        title text, variant_title text, barcode text, sku text, price text, compare_at_price text,
+        image_url text, status text, published_at text, vendor text, product_type text, tags text,
+        content_hash text, version_at timestamptz, triggered_at timestamptz, body_sha256 text, event_ids bigint[])
+    join esl.product_versions v
+      on v.source_system = d.source_system and v.source_store_id = d.source_store_id and v.product_id = d.product_id
+     and (v.version_at, v.triggered_at, v.body_sha256) = (d.version_at, d.triggered_at, d.body_sha256)
+    where not exists (
+        select from esl.products o
+        where o.source_system = d.source_system and o.source_store_id = d.source_store_id
+          and o.variant_id = d.variant_id and o.content_hash = d.content_hash and not o.removed)
+    order by d.source_system, d.source_store_id, d.variant_id, d.version_at desc
     on conflict (source_system, source_store_id, variant_id) do update
     set product_id = excluded.product_id, inventory_item_id = excluded.inventory_item_id, title = excluded.title,
         variant_title = excluded.variant_title, barcode = excluded.barcode, sku = excluded.sku,
@@ -78,22 +73,18 @@ begin
     get diagnostics v_changed = row_count;
 
     -- A variant that an applied version no longer names is gone; all of them when the product is deleted.
-    with applied as (
-        select * from jsonb_to_recordset(v_won) as a (source_system text, source_store_id text, product_id text,
-            version_at timestamptz, deleted boolean, variant_ids jsonb, event_ids bigint[])
-    ), named as (
-        select a.source_system, a.source_store_id, n.variant_id
-        from applied a cross join lateral jsonb_array_elements_text(a.variant_ids) as n (variant_id)
-        where not a.deleted
-    )
     update esl.products o
     set removed = true, source_updated_at = a.version_at, event_ids = a.event_ids,
         revision = nextval('esl.revision'), due = true, changed_at = now()
-    from applied a
+    from jsonb_to_recordset(p -> 'products') as a (
+        source_system text, source_store_id text, product_id text, version_at timestamptz,
+        triggered_at timestamptz, body_sha256 text, deleted boolean, variant_ids text[], event_ids bigint[])
+    join esl.product_versions v
+      on v.source_system = a.source_system and v.source_store_id = a.source_store_id and v.product_id = a.product_id
+     and (v.version_at, v.triggered_at, v.body_sha256) = (a.version_at, a.triggered_at, a.body_sha256)
     where o.source_system = a.source_system and o.source_store_id = a.source_store_id
-      and o.product_id = a.product_id and not o.removed and (a.deleted or a.variant_ids is not null)
-      and not exists (select from named n where n.source_system = o.source_system
-                      and n.source_store_id = o.source_store_id and n.variant_id = o.variant_id);
+      and o.product_id = a.product_id and not o.removed
+      and (a.deleted or o.variant_id <> all (a.variant_ids));
     get diagnostics v_removed = row_count;
 
     with incoming as (
@@ -140,7 +131,7 @@ begin
     )
     select count(*) filter (where state = 'superseded') into v_superseded from finished;
 
-    return jsonb_build_object('products_applied', jsonb_array_length(v_won), 'variants_changed', v_changed,
+    return jsonb_build_object('products_applied', v_applied, 'variants_changed', v_changed,
         'variants_removed', v_removed, 'levels_changed', v_levels, 'superseded', v_superseded);
 end $$;
 

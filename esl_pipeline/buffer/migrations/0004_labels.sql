@@ -6,7 +6,7 @@
 --   two and more    -> collision: nothing is pushed, the label on the shelf stays
 --   none            -> removal, unless the label's owner is held back or paused (then it stays)
 create or replace function esl.requeue(p_stores text[], p_codes text[]) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     -- Findings first: a collision is an error of every variant that takes part, and ends for all of them.
     with keys as (
@@ -39,23 +39,18 @@ begin
     with keys as (
         select distinct k.store_code, k.code from unnest(p_stores, p_codes) as k (store_code, code)
         where k.code is not null
-    ), publishers as (
-        select l.store_code, l.code, count(*) as n, min(l.mapping_id::text)::uuid as mapping_id,
-               min(l.variant_id) as variant_id
-        from keys join esl.labels l using (store_code, code)
-        join esl.store_mappings m on m.id = l.mapping_id and m.is_active and m.hipoink_store_code = l.store_code
-        where l.state = 'publish'
-        group by l.store_code, l.code
     ), places as (
-        select k.store_code, k.code, coalesce(b.n, 0) as publishers,
-               w.mapping_id, w.variant_id, w.label, w.label_hash, w.event_ids,
+        select k.store_code, k.code, b.n as publishers, w.mapping_id, w.variant_id, w.label, w.label_hash, w.event_ids,
                s.label as shown, s.label_hash as shown_hash,
                coalesce(s.mapping_id, q.mapping_id) as owner_mapping,
                coalesce(s.variant_id, q.variant_id) as owner_variant,
-               q.state as queue_state, coalesce(q.in_doubt or q.state = 'leased', false) as open_push,
-               q.store_code is not null as queued
+               coalesce(q.in_doubt or q.state = 'leased', false) as open_push
         from keys k
-        left join publishers b using (store_code, code)
+        cross join lateral (
+            select count(*) as n, min(l.mapping_id::text)::uuid as mapping_id, min(l.variant_id) as variant_id
+            from esl.labels l
+            join esl.store_mappings m on m.id = l.mapping_id and m.is_active and m.hipoink_store_code = l.store_code
+            where l.store_code = k.store_code and l.code = k.code and l.state = 'publish') b
         left join esl.labels w on b.n = 1 and w.mapping_id = b.mapping_id and w.variant_id = b.variant_id
         left join esl.hipoink_products s on s.store_code = k.store_code and s.code = k.code
         left join esl.sync_queue q on q.store_code = k.store_code and q.code = k.code
@@ -105,42 +100,37 @@ begin
        is distinct from (excluded.operation, excluded.label_hash, excluded.mapping_id, excluded.variant_id);
 end $$;
 
--- {labels: [{mapping_id, variant_id, store_code, state, code, label, label_hash, event_ids}],
---  findings: [{mapping_id, variant_id, check_name, level, column_name, value, reason, action}],
+-- {labels: [{mapping_id, variant_id, revision, store_code, state, code, label, label_hash, event_ids}],
+--  findings: [{mapping_id, variant_id, revision, check_name, level, column_name, value, reason, action}],
 --  evaluated: [{source_system, source_store_id, variant_id, revision}]}
 -- -> {labels_changed, stale, upserts_queued, removals_queued, collisions: [findings of the staged variants]}
 -- Only variants whose revision is still the evaluated one are staged; the others have changed meanwhile, are due
 -- again, and an older evaluation may not win over a newer one.
 create or replace function public.esl_labels_stage(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_fresh jsonb; v_stores text[]; v_codes text[]; v_staged int;
+    v_stores text[]; v_codes text[]; v_staged int; v_fresh int; v_now timestamptz; v_collisions jsonb;
 begin
     -- Stages are short and take turns: codes may collide between any two of them.
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    v_now := clock_timestamp();
 
-    with evaluated as (
-        select * from jsonb_to_recordset(p -> 'evaluated') as e (
-            source_system text, source_store_id text, variant_id text, revision bigint)
-    ), current as (
-        update esl.products o set due = false from evaluated e
-        where o.source_system = e.source_system and o.source_store_id = e.source_store_id
-          and o.variant_id = e.variant_id and o.revision = e.revision
-        returning o.source_system, o.source_store_id, o.variant_id
-    )
-    select coalesce(jsonb_agg(jsonb_build_object('mapping_id', m.id, 'variant_id', c.variant_id)), '[]')
-    into v_fresh
-    from current c join esl.store_mappings m
-      on m.source_system = c.source_system and m.source_store_id = c.source_store_id and m.is_active;
+    -- Locks the variants, so that their revisions stand until the end of this call.
+    update esl.products o set due = false
+    from jsonb_to_recordset(p -> 'evaluated') as e (
+        source_system text, source_store_id text, variant_id text, revision bigint)
+    where o.source_system = e.source_system and o.source_store_id = e.source_store_id
+      and o.variant_id = e.variant_id and o.revision = e.revision;
+    get diagnostics v_fresh = row_count;
 
-    with fresh as (
-        select * from jsonb_to_recordset(v_fresh) as f (mapping_id uuid, variant_id text)
-    ), incoming as (
+    with incoming as (
         select distinct on (d.mapping_id, d.variant_id) d.*
         from jsonb_to_recordset(p -> 'labels') as d (
-            mapping_id uuid, variant_id text, store_code text, state text, code text, label jsonb, label_hash text,
-            event_ids bigint[])
-        join fresh using (mapping_id, variant_id)
+            mapping_id uuid, variant_id text, revision bigint, store_code text, state text, code text, label jsonb,
+            label_hash text, event_ids bigint[])
+        join esl.store_mappings m on m.id = d.mapping_id and m.is_active
+        join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
+                           and o.variant_id = d.variant_id and o.revision = d.revision
         order by d.mapping_id, d.variant_id
     ), before as (
         select o.store_code, o.code from esl.labels o join incoming using (mapping_id, variant_id)
@@ -159,7 +149,7 @@ begin
         set store_code = excluded.store_code, code = excluded.code, label = excluded.label,
             label_hash = excluded.label_hash, state = excluded.state, collides = false,
             event_ids = excluded.event_ids, evaluated_at = now()
-        returning o.store_code, o.code
+        returning 1
     ), touched as (
         select store_code, code from before
         union select store_code, code from incoming
@@ -168,44 +158,47 @@ begin
     into v_stores, v_codes, v_staged
     from touched where code is not null;
 
-    with fresh as (
-        select * from jsonb_to_recordset(v_fresh) as f (mapping_id uuid, variant_id text)
-    ), incoming as (
-        select distinct on (d.mapping_id, d.variant_id, d.check_name) d.*
-        from jsonb_to_recordset(p -> 'findings') as d (
-            mapping_id uuid, variant_id text, check_name text, level text, column_name text, value text,
-            reason text, action text)
-        join fresh using (mapping_id, variant_id)
-    ), resolved as (
-        update esl.findings f set resolved_at = now() from fresh
-        where f.mapping_id = fresh.mapping_id and f.variant_id = fresh.variant_id and f.resolved_at is null
-          and f.check_name <> 'duplicate_code'
-          and not exists (select from incoming i where i.mapping_id = f.mapping_id
-                          and i.variant_id = f.variant_id and i.check_name = f.check_name)
-    )
-    insert into esl.findings as f (mapping_id, variant_id, check_name, level, column_name, value, reason, action)
-    select mapping_id, variant_id, check_name, level, column_name, value, reason, action from incoming
+    insert into esl.findings as f (mapping_id, variant_id, check_name, level, column_name, value, reason, action,
+                                   last_seen_at)
+    select distinct on (d.mapping_id, d.variant_id, d.check_name)
+           d.mapping_id, d.variant_id, d.check_name, d.level, d.column_name, d.value, d.reason, d.action, v_now
+    from jsonb_to_recordset(p -> 'findings') as d (
+        mapping_id uuid, variant_id text, revision bigint, check_name text, level text, column_name text, value text,
+        reason text, action text)
+    join esl.store_mappings m on m.id = d.mapping_id and m.is_active
+    join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
+                       and o.variant_id = d.variant_id and o.revision = d.revision
+    order by d.mapping_id, d.variant_id, d.check_name
     on conflict (mapping_id, variant_id, check_name) do update
     set level = excluded.level, column_name = excluded.column_name, value = excluded.value,
-        reason = excluded.reason, action = excluded.action, last_seen_at = now(), resolved_at = null;
+        reason = excluded.reason, action = excluded.action, last_seen_at = excluded.last_seen_at, resolved_at = null;
+
+    -- What was not found again is resolved.
+    update esl.findings f set resolved_at = v_now
+    from jsonb_to_recordset(p -> 'labels') as d (mapping_id uuid, variant_id text, revision bigint)
+    join esl.store_mappings m on m.id = d.mapping_id and m.is_active
+    join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
+                       and o.variant_id = d.variant_id and o.revision = d.revision
+    where f.mapping_id = d.mapping_id and f.variant_id = d.variant_id and f.resolved_at is null
+      and f.last_seen_at < v_now and f.check_name <> 'duplicate_code';
 
     perform esl.requeue(v_stores, v_codes);
 
+    select coalesce(jsonb_agg(jsonb_build_object('mapping_id', f.mapping_id, 'variant_id', f.variant_id,
+               'check_name', f.check_name, 'level', f.level, 'column_name', f.column_name, 'value', f.value,
+               'reason', f.reason, 'action', f.action)), '[]')
+    into v_collisions
+    from jsonb_to_recordset(p -> 'labels') as d (mapping_id uuid, variant_id text)
+    join esl.labels l using (mapping_id, variant_id)
+    join esl.findings f using (mapping_id, variant_id)
+    where l.state = 'publish' and l.collides and f.check_name = 'duplicate_code' and f.resolved_at is null;
+
     return (select jsonb_build_object(
         'labels_changed', coalesce(v_staged, 0),
-        'stale', jsonb_array_length(p -> 'evaluated') - (
-            select count(distinct f ->> 'variant_id') from jsonb_array_elements(v_fresh) f),
+        'stale', jsonb_array_length(p -> 'evaluated') - v_fresh,
         'upserts_queued', count(*) filter (where q.operation = 'upsert'),
         'removals_queued', count(*) filter (where q.operation = 'delete'),
-        'collisions', (
-            select coalesce(jsonb_agg(jsonb_build_object('mapping_id', f.mapping_id, 'variant_id', f.variant_id,
-                'check_name', f.check_name, 'level', f.level, 'column_name', f.column_name, 'value', f.value,
-                'reason', f.reason, 'action', f.action)), '[]')
-            from jsonb_to_recordset(v_fresh) as v (mapping_id uuid, variant_id text)
-            join esl.labels l using (mapping_id, variant_id)
-            join esl.findings f using (mapping_id, variant_id)
-            where l.state = 'publish' and l.collides and f.check_name = 'duplicate_code'
-              and f.resolved_at is null))
+        'collisions', v_collisions)
         from unnest(v_stores, v_codes) as k (store_code, code) join esl.sync_queue q using (store_code, code));
 end $$;
 

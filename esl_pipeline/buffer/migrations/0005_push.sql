@@ -19,7 +19,7 @@ where ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased'
 -- One batch is one call at the label server: one store, one operation. The rises first. Writes an intent per label.
 -- The same claim_id again returns the same rows.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_push  uuid := (p ->> 'claim_id')::uuid;
     v_max   int := (p ->> 'max_attempts')::int;
@@ -48,7 +48,7 @@ begin
         where v.state = 'ready'
           and (p -> 'shop' is null or (v.source_system, v.source_store_id)
                = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-        order by v.priority, v.next_attempt_at, v.created_at limit 1;
+        order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C" limit 1;
 
         if found then
             -- Chosen first and locked after: joining the whole queue with itself grows with its square.
@@ -96,7 +96,7 @@ end $$;
 -- is halved until the refused label stands alone, which is then failed. authentication: the store pauses.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_push    uuid := (p ->> 'push_id')::uuid;
     v_store   text := p ->> 'store_code';

@@ -27,7 +27,6 @@ language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings; v_before esl.store_mappings; v_stores text[]; v_codes text[];
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
     update esl.store_mappings set
         source_system = coalesce(p ->> 'source_system', source_system),

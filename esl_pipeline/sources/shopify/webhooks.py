@@ -77,15 +77,16 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
         raise UnusableError("the product has no id")
     if not isinstance(variants, list):
         raise UnusableError("the product has no list of variants")
+    version = _version_row(delivery, product_id, version_at)
     rows, without_id = [], 0
     for variant in variants:
         if isinstance(variant, dict) and (variant_id := _id(variant)) is not None:
-            rows.append(_variant(delivery, body, product_id, variant, variant_id))
+            rows.append(_variant(body, product_id, variant, variant_id) | version)
         else:
             without_id += 1
     named = _named_variants(body, rows)
     reason = f"{without_id} variants without an id left out" if without_id else None
-    product = _version_row(delivery, product_id, version_at) | {
+    product = version | {
         "deleted": False,
         # A variant that could not be identified may be any of the known ones: remove none.
         "variant_ids": None if without_id else named,
@@ -145,7 +146,6 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Facts]] = {
 
 
 def _variant(
-    delivery: Mapping[str, Any],
     product: Mapping[str, Any],
     product_id: str,
     variant: Mapping[str, Any],
@@ -168,12 +168,7 @@ def _variant(
         "tags": _text(product.get("tags")),
     }
     text = json.dumps(content, sort_keys=True)
-    return content | {
-        "source_system": delivery["source_system"],
-        "source_store_id": delivery["source_store_id"],
-        "variant_id": variant_id,
-        "content_hash": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    return content | {"variant_id": variant_id, "content_hash": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _version_row(delivery: Mapping[str, Any], product_id: str, at: datetime) -> Row:

@@ -1,0 +1,92 @@
+"""Migrations: from nothing, from half-way, twice, by two at once, and through an SQL editor."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.migrate import as_one_file, code_version, migrate, migrations
+from esl_pipeline.buffer.transports import PsycopgTransport
+
+
+def paste(dsn: str) -> None:
+    """What an SQL editor does with the printed file."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(as_one_file().encode())
+
+
+def describe(dsn: str) -> dict[str, list[tuple[object, ...]]]:
+    """All that migrations make: functions with their grants, tables, indexes, triggers, versions."""
+    queries = {
+        "functions": "select p.oid::regprocedure::text, prosrc, proacl::text[] from pg_proc p"
+        " where pronamespace in ('public'::regnamespace, 'esl'::regnamespace) order by 1",
+        "columns": "select table_name, column_name, data_type, column_default, is_nullable"
+        " from information_schema.columns where table_schema = 'esl' order by 1, ordinal_position",
+        "indexes": "select indexdef from pg_indexes where schemaname = 'esl' order by 1",
+        "triggers": "select pg_get_triggerdef(oid) from pg_trigger where not tgisinternal order by 1",
+        "versions": "select version, name from esl.schema_migrations order by 1",
+    }
+    with psycopg.connect(dsn) as connection:
+        return {name: connection.execute(query.encode()).fetchall() for name, query in queries.items()}
+
+
+def is_usable(dsn: str) -> bool:
+    with PsycopgTransport(SecretStr(dsn)) as transport:
+        Buffer(transport).check_version()
+    return True
+
+
+def test_versions_are_numbered_without_gaps() -> None:
+    assert [migration.version for migration in migrations()] == list(range(1, code_version() + 1))
+
+
+def test_an_empty_database_is_migrated_once(database: str) -> None:
+    assert [migration.version for migration in migrate(database)] == list(range(1, code_version() + 1))
+    first = describe(database)
+    assert migrate(database) == []
+    assert describe(database) == first
+    assert is_usable(database)
+
+
+def test_the_printed_file_does_the_same_and_may_be_run_twice(database: str, buffer_dsn: str) -> None:
+    paste(database)
+    once = describe(database)
+    assert once == describe(buffer_dsn)
+    paste(database)
+    assert describe(database) == once
+    assert migrate(database) == []
+    assert is_usable(database)
+
+
+def test_half_a_migration_is_completed_and_keeps_its_rows(database: str, buffer_dsn: str) -> None:
+    assert [migration.version for migration in migrate(database, up_to=2)] == [1, 2]
+    with psycopg.connect(database) as connection:
+        connection.execute("insert into esl.store_pauses values ('S1', now(), 'kept')")
+    paste(database)
+    assert describe(database) == describe(buffer_dsn)
+    with psycopg.connect(database) as connection:
+        assert connection.execute("select reason from esl.store_pauses").fetchall() == [("kept",)]
+
+
+def test_the_missing_ones_are_applied(database: str, buffer_dsn: str) -> None:
+    migrate(database, up_to=3)
+    assert [migration.version for migration in migrate(database)] == list(range(4, code_version() + 1))
+    assert describe(database) == describe(buffer_dsn)
+
+
+def test_two_migrators_at_once_take_turns(database: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        applied = list(pool.map(migrate, [database] * 2))
+    assert sorted(map(len, applied)) == [0, code_version()]
+    assert is_usable(database)
+
+
+def test_a_failed_migration_leaves_nothing_behind(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute("create schema esl; create table esl.store_mappings (id int)")
+    with pytest.raises(psycopg.Error):
+        migrate(database)
+    with psycopg.connect(database) as connection:
+        assert connection.execute("select to_regclass('esl.webhook_inbox')").fetchone() == (None,)

@@ -1,0 +1,492 @@
+"""The esl-pipeline command: what a person types, what comes back, and the one sentence when it cannot be done."""
+
+import json
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from rich.console import Console
+
+from esl_pipeline import cli
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.migrate import code_version, migrations
+from esl_pipeline.buffer.migrate import migrate as migrate_database
+from esl_pipeline.connections import open_label_server, push_rules
+from esl_pipeline.local.label_server import SIGN
+from esl_pipeline.settings import load_settings
+from esl_pipeline.stages.drain import drain_round
+from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
+from esl_pipeline_tests.orchestration.world import SHOP, STORE, arrive, map_shop, product
+
+UNREACHABLE = "postgresql://somebody:a-secret-word@127.0.0.1:9/esl"
+
+
+@dataclass
+class Done:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process; nothing that it says may be a traceback or hold a secret."""
+    monkeypatch.setattr(cli, "out", Console(width=200))
+    monkeypatch.setattr(cli, "err", Console(width=200, stderr=True))
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["esl-pipeline", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        assert "a-secret-word" not in said.out + said.err
+        return Done(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Runs a command that must be refused; its sentence."""
+
+    def refused(*arguments: str) -> str:
+        done = run(*arguments)
+        assert done.code == 1 and done.out == "", done
+        sentence = done.err.strip()
+        assert len(sentence.splitlines()) == 1, sentence
+        return sentence
+
+    return refused
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch, buffer_dsn: str) -> None:
+    monkeypatch.setenv("ESL_DATABASE_URL", buffer_dsn)
+
+
+@pytest.fixture
+def sandbox(configured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    with running_sandbox() as found:
+        monkeypatch.setenv("HIPOINK_API_BASE_URL", found.url)
+        monkeypatch.setenv("HIPOINK_API_SECRET", SIGN)
+        monkeypatch.setenv("HIPOINK_RATE_LIMIT_PER_SECOND", "1000")
+        yield found
+
+
+def drained(buffer: Buffer) -> None:
+    """One round, as run `a-run`."""
+    settings = load_settings()
+    with open_label_server(settings, buffer) as client:
+        drain_round(buffer, client, push_rules(settings), run_id="a-run", asset="hipoink_sync_results")
+
+
+def sql(dsn: str, statement: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+# Settings and connections
+
+
+EVERY_BUFFER_COMMAND = [
+    ("status",),
+    ("trace", "C-1"),
+    ("redrive",),
+    ("stores", "list"),
+    ("stores", "add", SHOP, STORE),
+    ("stores", "set", str(uuid4()), "--inactive"),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments", [*EVERY_BUFFER_COMMAND, ("doctor",), ("migrate",), ("receiver",), ("up",)]
+)
+def test_all_wrong_settings_are_listed_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("MAX_RETRY_ATTEMPTS", "many")
+    monkeypatch.setenv("ESL_DATABASE_URL", "mysql://a-secret-word")
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    done = run(*arguments)
+    assert done.code == 1 and "3 settings are wrong" in done.err
+    for name in ("MAX_RETRY_ATTEMPTS", "ESL_DATABASE_URL", "LOG_LEVEL"):
+        assert len(re.findall(rf"^  - {name}: ", done.err, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("arguments", EVERY_BUFFER_COMMAND)
+def test_without_a_buffer(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.code == 1 and "no buffer is set: set ESL_DATABASE_URL" in done.err
+
+
+@pytest.mark.parametrize("arguments", [*EVERY_BUFFER_COMMAND, ("receiver", "--port", "0")])
+def test_an_unreachable_buffer(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("ESL_DATABASE_URL", UNREACHABLE)
+    assert refused(*arguments).startswith("the buffer is not available (08006)")
+
+
+def test_an_older_buffer(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, database: str) -> None:
+    migrate_database(database, up_to=1)
+    monkeypatch.setenv("ESL_DATABASE_URL", database)
+    assert refused("status") == (
+        f"the buffer is at version 1, this code needs {code_version()}: run `esl-pipeline migrate`"
+    )
+
+
+def test_an_empty_database(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    monkeypatch.setenv("ESL_DATABASE_URL", database)
+    assert "run `esl-pipeline migrate`" in refused("status")
+
+
+def test_a_newer_buffer(refused: Callable[..., str], configured: None, buffer_dsn: str) -> None:
+    sql(buffer_dsn, "insert into esl.schema_migrations (version, name) values (9999, 'of the future')")
+    for arguments in (("status",), ("stores", "list"), ("receiver", "--port", "0")):
+        assert f"version 9999, newer than this code ({code_version()})" in refused(*arguments)
+
+
+def test_a_running_stack_is_found_by_its_home(run: Run, buffer_dsn: str) -> None:
+    Path(".esl").mkdir()
+    Path(".esl/up.env").write_text(f"export ESL_DATABASE_URL={buffer_dsn}\n")
+    assert run("stores", "list", "--json").json == []
+
+
+# migrate
+
+
+def test_migrate_once_and_again(run: Run, monkeypatch: pytest.MonkeyPatch, database: str) -> None:
+    monkeypatch.setenv("ESL_DATABASE_URL", database)
+    first, second = run("migrate"), run("migrate")
+    assert first.code == second.code == 0
+    applied = re.findall(r"^applied (\d{4}) ", first.out, re.MULTILINE)
+    assert applied == [f"{migration.version:04d}" for migration in migrations()]
+    assert second.out == f"the buffer is at version {code_version()}\n"
+    assert run("status", "--json").code == 0
+
+
+def test_the_printed_file_can_be_run_twice(run: Run, monkeypatch: pytest.MonkeyPatch, database: str) -> None:
+    printed = run("migrate", "--print")
+    assert printed.code == 0 and printed.err == ""
+    for _ in range(2):
+        sql(database, printed.out)
+    monkeypatch.setenv("ESL_DATABASE_URL", database)
+    assert run("migrate").out == f"the buffer is at version {code_version()}\n"
+
+
+def test_migrate_needs_an_address(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused("migrate").startswith("migrations need a Postgres address: set ESL_DATABASE_URL")
+    monkeypatch.setenv("SUPABASE_URL", "https://abcd.supabase.co")
+    monkeypatch.setenv("SUPABASE_SERVICE_KEY", "a-secret-word")
+    assert "migrate --print" in refused("migrate")
+
+
+def test_migrate_where_nobody_answers(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESL_DATABASE_URL", UNREACHABLE)
+    assert re.match(r"the migrations were not applied: .*Connection refused", refused("migrate"))
+
+
+# stores
+
+
+def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None:
+    added = run(
+        "stores", "add", "Corner-Shop.myshopify.com", STORE, "--settings", '{"currency": "EUR"}', "--json"
+    )
+    (mapping,) = added.json
+    assert (
+        added.code == 0 and mapping["source_store_id"] == SHOP and mapping["settings"] == {"currency": "EUR"}
+    )
+
+    shown = run("stores", "list")
+    for text in (mapping["id"], SHOP, STORE, "EUR", "yes"):
+        assert text in shown.out
+
+    (changed,) = run("stores", "set", mapping["id"], "--inactive", "--store", "S9", "--json").json
+    assert (changed["hipoink_store_code"], changed["is_active"]) == ("S9", False)
+    assert changed["settings"] == {"currency": "EUR"}
+    (changed,) = run("stores", "set", mapping["id"], "--active", "--settings", "{}", "--json").json
+    assert changed["is_active"] is True and changed["settings"] == {}
+    assert run("stores", "list", "--json").json == [changed]
+
+
+def test_no_store_yet(run: Run, configured: None) -> None:
+    assert "esl-pipeline stores add SHOP STORE" in run("stores", "list").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("add", "corner-shop.example.com", "S1"), "source_store_id: must be the shop's domain"),
+        (("add", "", "S1"), "source_store_id: must be the shop's domain"),
+        (("add", SHOP, "S/1"), "hipoink_store_code: must be 1 to 32 letters"),
+        (("add", SHOP, "S1", "--source", "other"), "source_system: Input should be 'shopify'"),
+        (("add", SHOP, "S1", "--settings", "{currency: EUR}"), "settings: not JSON: "),
+        (("add", SHOP, "S1", "--settings", "[]"), "settings: not a JSON object; write for example "),
+        (
+            ("add", SHOP, "S1", "--settings", '{"colour": 1}'),
+            "settings.colour: Extra inputs are not permitted",
+        ),
+        (
+            ("add", SHOP, "S1", "--settings", '{"currency": "ZZZ"}'),
+            "settings: currency ZZZ is not an ISO 4217",
+        ),
+        (
+            ("add", SHOP, "S1", "--settings", '{"stock_field": "kc"}'),
+            "settings: stock_field needs location_id",
+        ),
+        (("set", str(uuid4()), "--inactive"), "there is no mapping "),
+        (
+            ("set", "not-a-uuid", "--inactive"),
+            "there is no mapping not-a-uuid: see `esl-pipeline stores list`",
+        ),
+        (("set", str(uuid4()), "--store", "a b"), "hipoink_store_code: must be 1 to 32 letters"),
+        (("set", str(uuid4()), "--settings", "nonsense"), "settings: not JSON: "),
+        (("set", str(uuid4())), "nothing to change: give --store, --active, --inactive or --settings"),
+    ],
+)
+def test_what_no_store_can_be(
+    refused: Callable[..., str], configured: None, buffer: Buffer, arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert refused("stores", *arguments).startswith(sentence)
+    assert buffer.mapping_list() == []
+
+
+def test_a_shop_is_mapped_to_a_store_once(
+    refused: Callable[..., str], configured: None, buffer: Buffer
+) -> None:
+    map_shop(buffer)
+    other = map_shop(buffer, store="S2")
+    wanted = "this shop is mapped to this store already: see `esl-pipeline stores list`"
+    assert refused("stores", "add", SHOP, STORE) == wanted
+    assert refused("stores", "set", other["id"], "--store", STORE) == wanted
+
+
+# status, trace, redrive
+
+
+def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
+    assert run("status", "--json").json == {"shops": [], "stores": [], "findings": []}
+    assert run("status").code == 0
+
+
+def test_status(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer)
+    arrive(buffer, product(1), product(2, price=None))
+    arrive(buffer, product(3), shop="nobody.myshopify.com")
+    drained(buffer)
+
+    (store,) = run("status", "--json").json["stores"]
+    assert (store["hipoink_store_code"], store["on_labels"], store["held_back"]) == (STORE, 1, 1)
+    said = run("status").out
+    assert re.search(rf"^{STORE} +{SHOP} +1 +1 +0 +0 +0 ", said, re.MULTILINE)
+    assert re.search(r"^price_missing +error +1", said, re.MULTILINE)
+    assert "nobody.myshopify.com: no store is mapped, its deliveries wait" in said
+
+
+def test_trace_from_the_label_back_to_the_webhook(
+    run: Run, sandbox: Sandbox, buffer: Buffer, buffer_dsn: str
+) -> None:
+    map_shop(buffer)
+    arrive(buffer, product(1, price="2.50"))
+    drained(buffer)
+    with psycopg.connect(buffer_dsn) as connection:
+        ((webhook_id,),) = connection.execute("select webhook_id from esl.webhook_inbox").fetchall()
+
+    (place,) = run("trace", "C-1", "--json").json
+    assert place["deliveries"][0]["webhook_id"] == webhook_id
+    assert {row["kind"]: row["run_id"] for row in place["log"]} == {"intent": "a-run", "result": "a-run"}
+    said = run("trace", "C-1", "--store", STORE).out
+    assert webhook_id in said, "the webhook"
+    assert "run a-run" in said, "the run"
+    assert re.search(r"request .*pc 'C-1'.*pp '2.50'", said), "the request"
+    assert re.search(r'answer accepted HTTP 200 in \d+ ms: \{"error_code":0', said), "the answer"
+
+
+def test_trace_of_a_refused_label(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer)
+    arrive(buffer, product(1))
+    sandbox.faults({"kind": "error", "error_msg": "no such [bold]store[/]"})
+    drained(buffer)
+    said = run("trace", "C-1").out
+    assert "none: the label server holds nothing for this code" in said
+    assert "waiting (failed)" in said and "no such [bold]store[/]" in said
+
+
+def test_trace_of_nothing(refused: Callable[..., str], configured: None) -> None:
+    assert refused("trace", "C-404") == "nothing is known of code C-404"
+    assert refused("trace", "C-404", "--store", "S9") == "nothing is known of code C-404 in store S9"
+
+
+def test_redrive(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer)
+    arrive(buffer, product(1))
+    sandbox.faults({"kind": "error", "error_msg": "bad"})
+    drained(buffer)
+    sandbox.clear()
+    assert run("redrive", "--store", "S9").out == "0 labels and 0 deliveries are due again\n"
+    assert run("redrive", "--code", "C-1", "--json").json == {"labels": 1, "deliveries": 0}
+    drained(buffer)
+    assert set(sandbox.state()["labels"][STORE]) == {"C-1"}
+    assert run("redrive").out == "0 labels and 0 deliveries are due again\n"
+
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def test_no_control_character_reaches_the_terminal(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    evil = "\x1b]0;owned\x07 \x9b31m Tea\x1b[2J \u202egnihton"
+    map_shop(buffer)
+    arrive(
+        buffer,
+        product(1, title=evil),
+        product(2, title=evil, price=evil),
+        product(3, title=evil, codes=[evil]),
+    )
+    sandbox.faults({"kind": "bad_codes", "codes": ["C-1"], "error_msg": evil})
+    drained(buffer)
+    for arguments in (("status",), ("trace", "C-1"), ("trace", "C-1", "--json"), ("status", "--json")):
+        said = run(*arguments)
+        assert said.code == 0 and "Tea" in run("trace", "C-1").out
+        assert not CONTROL.search(said.out + said.err), arguments
+
+
+# doctor
+
+
+def checks(done: Done) -> dict[str, tuple[str, str]]:
+    return {check["what"]: (check["state"], check["says"]) for check in done.json}
+
+
+def test_doctor_finds_nothing(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer)
+    arrive(buffer, product(1))
+    drained(buffer)
+    done = run("doctor", "--json")
+    found = checks(done)
+    assert done.code == 0 and "wrong" not in {state for state, _ in found.values()}
+    assert found[f"label server, store {STORE}"] == ("ok", "holds 1 labels")
+    assert found["buffer"][0] == "ok" and f"version {code_version()}" in found["buffer"][1]
+    assert re.search(r"^ok +buffer: ", run("doctor").out, re.MULTILINE)
+
+
+def test_doctor_misses_a_mapping(run: Run, sandbox: Sandbox) -> None:
+    done = run("doctor", "--json")
+    assert done.code == 0
+    assert checks(done)["stores"] == (
+        "warning",
+        "no shop is mapped to a store: esl-pipeline stores add SHOP STORE",
+    )
+
+
+def test_doctor_finds_a_wrong_key(
+    run: Run, sandbox: Sandbox, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(buffer)
+    monkeypatch.setenv("HIPOINK_API_SECRET", "a-secret-word")
+    done = run("doctor", "--json")
+    state, says = checks(done)[f"label server, store {STORE}"]
+    assert done.code == 1 and state == "wrong" and "invalid sign" in says
+    assert re.search(rf"^wrong +label server, store {STORE}: ", run("doctor").out, re.MULTILINE)
+
+
+def test_doctor_finds_no_label_server(
+    run: Run, configured: None, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(buffer)
+    done = run("doctor", "--json")
+    assert done.code == 1 and checks(done)["label server"][1].startswith("HIPOINK_API_BASE_URL is not set")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("HIPOINK_API_BASE_URL", f"http://127.0.0.1:{port}")
+    done = run("doctor", "--json")
+    assert done.code == 1 and checks(done)[f"label server, store {STORE}"][0] == "wrong"
+
+
+def test_doctor_finds_no_buffer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("doctor", "--json")
+    assert done.code == 1 and checks(done)["buffer"][1].startswith("no buffer is set")
+    monkeypatch.setenv("ESL_DATABASE_URL", UNREACHABLE)
+    done = run("doctor", "--json")
+    assert done.code == 1 and checks(done)["buffer"][1].startswith("the buffer is not available")
+
+
+def test_doctor_asks_the_receiver(run: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks(run("doctor", "--json"))["receiver"] == ("warning", "not asked: APP_BASE_URL is not set")
+    monkeypatch.setenv("APP_BASE_URL", sandbox.url)  # answers, but is no receiver
+    assert checks(run("doctor", "--json"))["receiver"] == ("wrong", f"{sandbox.url}/health answers 404")
+    monkeypatch.setenv("APP_BASE_URL", "http://127.0.0.1:9")
+    done = run("doctor", "--json")
+    assert done.code == 1 and checks(done)["receiver"][1].startswith("http://127.0.0.1:9 does not answer")
+
+
+def test_doctor_guards_dagsters_storage(
+    run: Run, sandbox: Sandbox, buffer_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def storage(url: str) -> tuple[str, str]:
+        monkeypatch.setenv("ESL_DAGSTER_DATABASE_URL", url)
+        done = run("doctor", "--json")
+        state, says = checks(done)["Dagster's storage"]
+        assert done.code == (1 if state == "wrong" else 0)
+        return state, says
+
+    with_driver = buffer_dsn.replace("postgresql://", "postgresql+psycopg2://", 1)
+    state, says = storage(with_driver)
+    assert state == "wrong" and "schema public, which Supabase exposes" in says
+    state, says = storage(f"{with_driver}&options=-csearch_path%3Ddagster")
+    assert state == "wrong" and "no schema of its role's search_path exists" in says
+    sql(buffer_dsn, "create schema dagster")
+    assert storage(f"{with_driver}&options=-csearch_path%3Ddagster") == ("ok", "schema dagster")
+    state, says = storage(UNREACHABLE)
+    assert state == "wrong" and says.startswith("cannot be reached: ")
+
+
+# The command itself
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("trace",), ("up", "--ui-port", "99999"), ("stores", "add", SHOP)]
+)
+def test_wrong_arguments_are_usage_errors(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.code == 2 and "Usage: " in done.err
+
+
+def test_help_names_every_command(run: Run) -> None:
+    said = run("--help").out
+    for name in ("demo", "up", "receiver", "migrate", "doctor", "stores", "status", "trace", "redrive"):
+        assert re.search(rf"\b{name}\b", said)
+
+
+def test_what_nobody_expected_is_still_one_sentence(
+    refused: Callable[..., str], configured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_buffer: Buffer) -> None:
+        raise RuntimeError("a bug [bold]here[/]")
+
+    monkeypatch.setattr(Buffer, "status", fail)
+    assert refused("status") == "RuntimeError: a bug [bold]here[/]"
+    monkeypatch.setenv("LOG_LEVEL", "DEBUG")
+    monkeypatch.setattr(sys, "argv", ["esl-pipeline", "status"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
