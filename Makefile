@@ -12,7 +12,7 @@ up: $(VENV)/.runtime
 	$(BIN)/esl-pipeline up
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -92,7 +92,11 @@ def evaluate(
         variant_id=[rows[i]["variant_id"] for i in found["row"]],
         revision=[rows[i]["revision"] for i in found["row"]],
     )
-    return pd.DataFrame(labels, columns=LABEL_COLUMNS), found[FINDING_COLUMNS]
+    return (
+        pd.DataFrame(labels, columns=LABEL_COLUMNS),
+        # Without findings the column would be float, and a frame joined to it too.
+        found[FINDING_COLUMNS].astype({"revision": "int64"}),
+    )
 
 
 def _is_null(value: object) -> bool:

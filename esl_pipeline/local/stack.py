@@ -157,6 +157,8 @@ class Stack:
             if own_buffer:
                 self.environment["ESL_DATABASE_URL"] = self._postgres.dsn(_DATABASE)
                 migrate(self._postgres.dsn(_DATABASE))
+                with psycopg.connect(self._postgres.dsn(_DATABASE)) as connection:
+                    connection.execute("select esl.release_claims()")
             if own_storage:
                 self.environment["ESL_DAGSTER_DATABASE_URL"] = dagster_url(self._postgres)
         buffer = open_buffer(self.settings)

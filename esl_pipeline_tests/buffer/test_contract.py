@@ -53,7 +53,10 @@ class Api:
     # What most contracts begin with
 
     def mapping(self, **fields: Any) -> dict[str, Any]:
-        return self("esl_mapping_create", **self.shop_key, hipoink_store_code=self.store, **fields)
+        mapping: dict[str, Any] = self(
+            "esl_mapping_create", **self.shop_key, hipoink_store_code=self.store, **fields
+        )
+        return mapping
 
     def delivery(self, body: bytes = b"{}", **fields: Any) -> dict[str, Any]:
         return {
@@ -77,18 +80,17 @@ class Api:
         )
 
     def merge(self, variants: list[dict[str, Any]], *, at: str = NOW, **fields: Any) -> Any:
+        version = {"version_at": at, "triggered_at": at, "body_sha256": "a", "event_ids": [1]}
         product = {
             **self.shop_key,
             "product_id": "1",
-            "version_at": at,
-            "triggered_at": at,
-            "body_sha256": "a",
+            **version,
             "deleted": False,
             "missing_variants": 0,
             "variant_ids": [v["variant_id"] for v in variants],
-            "event_ids": [1],
         } | fields
-        return self("esl_variants_merge", products=[product], variants=variants, levels=[], events=[])
+        rows = [variant | version for variant in variants]
+        return self("esl_variants_merge", products=[product], variants=rows, levels=[], events=[])
 
     def variant(self, number: int = 1) -> dict[str, Any]:
         return {
@@ -116,6 +118,7 @@ class Api:
                 {
                     "mapping_id": mapping["id"],
                     "variant_id": row["variant_id"],
+                    "revision": row["revision"],
                     "store_code": self.store,
                     "state": "publish",
                     "code": row["barcode"],
@@ -204,7 +207,7 @@ def esl_variants_merge(api: Api) -> None:
             {**api.shop_key, **newer, "deleted": False, "missing_variants": 0, "variant_ids": ["1", "2"]}
             | {"event_ids": [1]}
         ],
-        variants=[api.variant(1), api.variant(2)],
+        variants=[api.variant(n) | newer | {"event_ids": [1]} for n in (1, 2)],
         levels=[
             {
                 **api.shop_key,
@@ -243,10 +246,9 @@ def esl_labels_stage(api: Api) -> None:
     mapping = api.mapping()
     api.merge([api.variant(1), api.variant(2)])
     due = api.due()["variants"]
-    held = {"mapping_id": mapping["id"], "variant_id": "1", "store_code": api.store, "state": "held"}
-    finding = {
-        "mapping_id": mapping["id"],
-        "variant_id": "1",
+    first = {"mapping_id": mapping["id"], "variant_id": "1", "revision": due[0]["revision"]}
+    held = first | {"store_code": api.store, "state": "held"}
+    finding = first | {
         "check_name": "c",
         "level": "error",
         "reason": "r",

@@ -37,7 +37,7 @@ def evaluated(*rows: dict[str, Any], policy: Policy = POLICY) -> tuple[list[dict
     labels, findings = evaluate(frame(*rows), mapping_id="m", store_code="S", policy=policy)
     assert list(labels.columns) == LABEL_COLUMNS
     assert list(findings.columns) == FINDING_COLUMNS
-    return labels.to_dict("records"), findings
+    return [{str(k): v for k, v in row.items()} for row in labels.to_dict("records")], findings
 
 
 def test_a_published_variant_has_its_label() -> None:

@@ -92,7 +92,7 @@ def test_what_comes_while_it_runs_is_done_by_the_same_run(
 def test_it_is_reported_although_it_fails_later(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
-    _after_a_round(monkeypatch, lambda: pipeline.sql("drop function public.esl_due(jsonb)"))
+    _after_a_round(monkeypatch, lambda: pipeline.sql("drop function public.esl_variants_due(jsonb)"))
 
     result = pipeline.drain(raise_on_error=False)
 

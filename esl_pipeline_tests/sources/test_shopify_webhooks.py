@@ -280,7 +280,9 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 IDS = st.one_of(st.sampled_from([1, 2, 2**60, "3"]), ANYTHING)
-TIMES = st.one_of(st.sampled_from([when(1), when(2), "2026-03-01T05:00:00.123456789-05:00", "0001-01-01T00:00:00Z"]), SCALAR)  # fmt: skip
+TIMES = st.one_of(
+    st.sampled_from([when(1), when(2), "2026-03-01T05:00:00.123456789-05:00", "0001-01-01T00:00:00Z"]), SCALAR
+)
 GIDS = st.one_of(st.none(), st.from_regex(r"gid://shopify/[A-Z][a-z]+/[0-9]{1,25}", fullmatch=True), ANYTHING)
 
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from esl_pipeline_tests.world import ASSET, World, product, variant, when
 
 PRODUCTS = (1, 2)
-CODES = ("A", "B", "C", None)
+CODE_LISTS = st.lists(st.sampled_from(("A", "B", "C", None)), min_size=1, max_size=2)
 FAULTS: list[dict[str, Any]] = [
     {"kind": "status", "status": 503},
     {"kind": "status", "status": 500, "apply": True},
@@ -39,25 +39,34 @@ class ShopAndShelf(RuleBasedStateMachine):
         number = next(_numbers)
         self.shop, self.store = f"shop-{number}.myshopify.com", f"S{number}"
         self.mapping = self.world.map(self.shop, self.store)
-        self.world.sandbox.faults()
         self.version = 0
         self.messages: list[tuple[str, dict[str, Any], str]] = []
         self.delivered: set[int] = set()
         self.newest: dict[int, dict[str, Any] | None] = {}
         self.deleted: set[int] = set()
-        self.late: list[dict[str, Any]] = []
         self.was_late = False
 
     # What happens at Shopify
 
     @rule(
         number=st.sampled_from(PRODUCTS),
-        codes=st.lists(st.sampled_from(CODES), min_size=1, max_size=2),
+        codes=CODE_LISTS,
         status=st.sampled_from(["active"] * 4 + ["draft"]),
         priced=st.sampled_from([True] * 4 + [False]),
-        deliver=st.booleans(),
+        deliver=st.sampled_from([True] * 3 + [False]),
     )
     def edit(self, number: int, codes: list[str | None], status: str, priced: bool, deliver: bool) -> None:
+        self._edit(number, codes, status=status, priced=priced, deliver=deliver)
+
+    def _edit(
+        self,
+        number: int,
+        codes: list[str | None],
+        *,
+        status: str = "active",
+        priced: bool = True,
+        deliver: bool = True,
+    ) -> None:
         self.version += 1
         price = f"{self.version}.00" if priced else None
         variants = [variant(number * 10 + i, code, price) for i, code in enumerate(codes)]
@@ -94,8 +103,14 @@ class ShopAndShelf(RuleBasedStateMachine):
         self.delivered.add(index)
 
     @rule(fault=st.sampled_from(FAULTS))
-    def label_server_fails_once(self, fault: dict[str, Any]) -> None:
+    def drain_while_the_label_server_fails(self, fault: dict[str, Any]) -> None:
         self.world.sandbox.faults(fault | {"times": 1, "store": self.store})
+        self.world.round(initial_delay=60, max_delay=60)
+        self.world.sandbox.faults()
+
+    @rule()
+    def back_off_ends(self) -> None:
+        self.world.sql("update esl.sync_queue set next_attempt_at = now() where store_code = %s", self.store)
 
     @rule(is_active=st.booleans())
     def switch_mapping(self, is_active: bool) -> None:
@@ -106,10 +121,6 @@ class ShopAndShelf(RuleBasedStateMachine):
         self.world.round()
 
     @rule()
-    def read_without_pushing(self) -> None:
-        self.world.round(batch_size=0)
-
-    @rule()
     def worker_dies_after_reading(self) -> None:
         self.world.buffer.inbox_claim(run_id="dead", lease_seconds=0)
 
@@ -117,18 +128,19 @@ class ShopAndShelf(RuleBasedStateMachine):
     def worker_dies_after_its_claim(self) -> None:
         self._claim("dead")
 
-    @rule()
-    def worker_stands_still_after_its_claim(self) -> None:
+    @rule(number=st.sampled_from(PRODUCTS), first=CODE_LISTS, second=CODE_LISTS, drained=st.booleans())
+    def worker_is_overtaken(
+        self, number: int, first: list[str | None], second: list[str | None], drained: bool
+    ) -> None:
+        """It stands still after its claim, past its lease; a newer version comes; then its own call goes out."""
+        self._edit(number, first)
         claim = self._claim("late")
-        if claim["rows"]:
-            self.late.append(claim)
-
-    @precondition(lambda self: self.late)
-    @rule()
-    def late_worker_goes_on(self) -> None:
+        if not claim["rows"]:
+            return
         self.was_late = True
-        claim = self.late.pop()
-        self.world.sandbox.faults()
+        self._edit(number, second)
+        if drained:
+            self.world.round()
         if claim["operation"] == "upsert":
             self.world.client.create_multiple(self.store, [row["label"] for row in claim["rows"]])
         else:
@@ -142,6 +154,7 @@ class ShopAndShelf(RuleBasedStateMachine):
         )
 
     def _claim(self, run_id: str) -> dict[str, Any]:
+        self.world.round(batch_size=0)
         shop = {"source_system": "shopify", "source_store_id": self.shop}
         return self.world.buffer.push_claim(
             limit=10, lease_seconds=0, max_attempts=100, run_id=run_id, asset=ASSET, shop=shop
@@ -160,7 +173,7 @@ class ShopAndShelf(RuleBasedStateMachine):
         assert all(intents.get(code, 0) >= n for code, n in pushes.items())
 
     def teardown(self) -> None:
-        self.world.sandbox.faults()
+        self.back_off_ends()
         for index in set(range(len(self.messages))) - self.delivered:
             self._deliver(index)
         self.world.buffer.mapping_update(self.mapping, {"is_active": True})

@@ -239,7 +239,7 @@ def test_a_code_that_was_given_up_may_be_taken_by_another_variant(world: World) 
 # --- held back
 
 
-HELD = {
+HELD: dict[str, dict[str, Any]] = {
     "code_missing": {"code": None},
     "code_form": {"code": "two words"},
     "code_zero": {"code": "00000000"},
