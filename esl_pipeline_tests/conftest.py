@@ -1,6 +1,7 @@
 """What all tests share: a real Postgres per session, a database per test cloned from a migrated template."""
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,9 @@ from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import create_supabase_roles
 
 _numbers = itertools.count(1)
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

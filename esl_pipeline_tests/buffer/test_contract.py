@@ -338,6 +338,7 @@ def esl_due(api: Api) -> None:
     assert [due[key] for key in ("due", "inbox", "queue")] == [True] * 3
     api("esl_lease_release", name="event_sync", holder="a")
     assert api("esl_due")["drain"] is None
+    api.answers.clear()  # whether anything is due depends on the other contracts' delays
 
 
 @contract

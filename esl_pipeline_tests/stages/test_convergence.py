@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -226,6 +226,7 @@ def test_every_history_converges(world: World) -> None:
             stateful_step_count=15,
             deadline=None,
             database=None,
+            phases=[Phase.generate],  # to shrink a failure takes longer than a test may
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),

@@ -121,6 +121,30 @@ def test_variants_beyond_100_are_not_removed_when_only_their_ids_are_named(world
     assert world.buffer.status()["shops"][0]["variants_to_fetch"] == 53
 
 
+def test_variants_beyond_100_follow_their_product(world: World) -> None:
+    world.map()
+    first, rest = [variant(n) for n in range(1, 101)], [variant(n) for n in range(101, 104)]
+    world.settle(product(variants=rest, variant_gids=None))
+    world.settle(product(version=2, title="Pear", variants=first + rest) | {"variants": first})
+    assert world.labels()["C-103"]["pn"].startswith("Pear")
+    world.settle(product(version=3, status="draft", variants=first + rest) | {"variants": first})
+    assert world.labels() == {}
+    world.settle(product(version=4, variants=first + rest) | {"variants": first})
+    assert len(world.labels()) == 103
+
+
+def test_a_paused_mapping_that_changed_its_shop_clears_the_old_labels_when_it_is_back(world: World) -> None:
+    mapping = world.map()
+    world.settle(product(variants=[variant(1)]))
+    world.buffer.mapping_update(mapping, {"is_active": False})
+    world.buffer.mapping_update(mapping, {"source_store_id": "other.myshopify.com"})
+    world.settle()
+    assert list(world.labels()) == ["C-1"]
+    world.buffer.mapping_update(mapping, {"is_active": True})
+    world.settle()
+    assert world.labels() == {}
+
+
 def test_a_full_body_without_ids_of_the_rest_removes_nothing(world: World) -> None:
     world.map()
     world.settle(product(variants=[variant(n) for n in range(1, 101)], variant_gids=None))

@@ -1,7 +1,7 @@
 -- What Shopify says: products and stock, merged by version; and what of it still has to become labels.
 
 -- {claim_id, products: [{source_system, source_store_id, product_id, version_at, triggered_at, body_sha256, deleted,
---   missing_variants, variant_ids: [...], event_ids: [...]}],
+--   missing_variants, variant_ids: [...], event_ids: [...], title, status, published_at, vendor, product_type, tags}],
 --  variants: [{source_system, source_store_id, product_id, variant_id, ..., content_hash, version_at, triggered_at,
 --   body_sha256, event_ids}],
 --  levels: [{source_system, source_store_id, inventory_item_id, location_id, available, updated_at}],
@@ -71,6 +71,25 @@ begin
         changed_at = now()
     where excluded.source_updated_at >= o.source_updated_at;
     get diagnostics v_changed = row_count;
+
+    -- Variants beyond the first 100 are not in the body, but what they share with their product is: a draft's labels
+    -- go, all of them. The hash no longer fits the row, so that the next full row is never taken for unchanged.
+    update esl.products o
+    set title = a.title, status = a.status, published_at = a.published_at, vendor = a.vendor,
+        product_type = a.product_type, tags = a.tags, content_hash = 'partial', source_updated_at = a.version_at,
+        event_ids = a.event_ids, revision = nextval('esl.revision'), due = true, changed_at = now()
+    from jsonb_to_recordset(p -> 'products') as a (
+        source_system text, source_store_id text, product_id text, version_at timestamptz,
+        triggered_at timestamptz, body_sha256 text, deleted boolean, missing_variants int, variant_ids jsonb, event_ids bigint[],
+        title text, status text, published_at text, vendor text, product_type text, tags text)
+    join esl.product_versions v
+      on v.source_system = a.source_system and v.source_store_id = a.source_store_id and v.product_id = a.product_id
+     and (v.version_at, v.triggered_at, v.body_sha256) = (a.version_at, a.triggered_at, a.body_sha256)
+    where o.source_system = a.source_system and o.source_store_id = a.source_store_id
+      and o.product_id = a.product_id and not o.removed and not a.deleted
+      and (a.missing_variants > 0 or a.variant_ids is null)
+      and (o.title, o.status, o.published_at, o.vendor, o.product_type, o.tags)
+          is distinct from (a.title, a.status, a.published_at, a.vendor, a.product_type, a.tags);
 
     -- A variant that an applied version no longer names is gone; all of them when the product is deleted.
     update esl.products o

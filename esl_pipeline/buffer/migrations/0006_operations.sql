@@ -53,6 +53,13 @@ begin
         from esl.labels where mapping_id = m.id and collides;
         perform esl.requeue(v_stores, v_codes);
     end if;
+    if m.is_active and not v_before.is_active then
+        -- Labels that left while the mapping was paused leave the store now.
+        select array_agg(s.store_code), array_agg(s.code) into v_stores, v_codes
+        from esl.labels l join esl.hipoink_products s using (mapping_id, variant_id)
+        where l.mapping_id = m.id and l.state = 'withdrawn';
+        perform esl.requeue(v_stores, v_codes);
+    end if;
     perform esl.evaluate_again(m.source_system, m.source_store_id);
     return to_jsonb(m);
 end $$;

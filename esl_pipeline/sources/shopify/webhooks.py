@@ -86,12 +86,16 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
             without_id += 1
     named = _named_variants(body, rows)
     reason = f"{without_id} variants without an id left out" if without_id else None
-    product = version | {
-        "deleted": False,
-        # A variant that could not be identified may be any of the known ones: remove none.
-        "variant_ids": None if without_id else named,
-        "missing_variants": len(set(named or ()) - {row["variant_id"] for row in rows}),
-    }
+    product = (
+        version
+        | _of_product(body)
+        | {
+            "deleted": False,
+            # A variant that could not be identified may be any of the known ones: remove none.
+            "variant_ids": None if without_id else named,
+            "missing_variants": len(set(named or ()) - {row["variant_id"] for row in rows}),
+        }
+    )
     return Facts(products=[product], variants=rows, events=[_done(delivery, product, reason)])
 
 
@@ -154,21 +158,23 @@ def _variant(
     content = {
         "product_id": product_id,
         "inventory_item_id": _number(variant.get("inventory_item_id")),
-        "title": _text(product.get("title")),
         "variant_title": _text(variant.get("title")),
         "barcode": _text(variant.get("barcode")),
         "sku": _text(variant.get("sku")),
         "price": _text(variant.get("price")),
         "compare_at_price": _text(variant.get("compare_at_price")),
         "image_url": _image(product, variant),
-        "status": _text(product.get("status")),
-        "published_at": _text(product.get("published_at")),
-        "vendor": _text(product.get("vendor")),
-        "product_type": _text(product.get("product_type")),
-        "tags": _text(product.get("tags")),
-    }
+    } | _of_product(product)
     text = json.dumps(content, sort_keys=True)
     return content | {"variant_id": variant_id, "content_hash": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _of_product(product: Mapping[str, Any]) -> Row:
+    """What all variants of a product share."""
+    return {
+        key: _text(product.get(key))
+        for key in ("title", "status", "published_at", "vendor", "product_type", "tags")
+    }
 
 
 def _version_row(delivery: Mapping[str, Any], product_id: str, at: datetime) -> Row:
