@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from esl_pipeline.stages.read import due_variants, read_inbox
+from esl_pipeline.stages.validate import stage, validate
 from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant, when
 
 OTHER_SHOP = "other-shop.myshopify.com"
@@ -531,3 +533,25 @@ def test_odd_variants_hold_up_no_other(world: World) -> None:
     assert "C-99" in world.labels()
     assert set(world.inbox()) == {"done"}
     assert world.sql("select from esl.products where due") == []
+
+
+def test_a_code_taken_over_before_its_owner_goes_leaves_no_old_label(world: World) -> None:
+    world.map()
+    world.settle(product(1, variants=[variant(1, "GONE")]), product(2, variants=[variant(2, "OLD")]))
+    world.settle(product(2, version=2, variants=[variant(2, "GONE")]))
+    assert set(world.labels()) == {"GONE", "OLD"}  # two variants share a code: both labels stay
+    world.delete(1, version=3)
+    world.settle()
+    assert set(world.labels()) == {"GONE"}
+
+
+def test_a_code_lost_on_its_way_keeps_the_old_label(world: World) -> None:
+    world.map()
+    world.settle(product(1, variants=[variant(1, "OLD")]))
+    world.update(product(1, version=2, variants=[variant(1, "NEW")]))
+    read_inbox(world.buffer, run_id="r")
+    variants, mappings = due_variants(world.buffer)
+    stage(world.buffer, variants, validate(variants, mappings))  # queued: NEW, and OLD's removal after it
+    world.update(product(2, version=2, variants=[variant(2, "NEW")]))
+    world.settle()
+    assert set(world.labels()) == {"OLD"}

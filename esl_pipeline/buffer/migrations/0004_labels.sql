@@ -7,8 +7,10 @@
 --   none            -> removal, unless the label's owner is held back or paused (then it stays)
 create or replace function esl.requeue(p_stores text[], p_codes text[]) returns void
 language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_stores text[]; v_codes text[];
 begin
-    -- Findings first: a collision is an error of every variant that takes part, and ends for all of them.
+    -- Findings first: a collision is an error of every variant that takes part, and ends for all of them. Where one
+    -- begins or ends, the other places of its variants are decided again: a label that was kept may go now.
     with keys as (
         select distinct k.store_code, k.code from unnest(p_stores, p_codes) as k (store_code, code)
         where k.code is not null
@@ -22,13 +24,19 @@ begin
     ), marked as (
         update esl.labels l set collides = r.collides_now from rivals r
         where l.mapping_id = r.mapping_id and l.variant_id = r.variant_id and l.collides <> r.collides_now
+        returning l.mapping_id, l.variant_id
+    ), noted as (
+        insert into esl.findings as f (mapping_id, variant_id, check_name, level, column_name, value, reason, action)
+        select mapping_id, variant_id, 'duplicate_code', 'error', 'code', code,
+               format('variants %s share the code %s', variants, code), 'give each variant a code of its own'
+        from rivals where collides_now
+        on conflict (mapping_id, variant_id, check_name) do update
+        set value = excluded.value, reason = excluded.reason, last_seen_at = now(), resolved_at = null
+    ), elsewhere as (
+        select s.store_code, s.code from marked join esl.hipoink_products s using (mapping_id, variant_id)
+        union select q.store_code, q.code from marked join esl.sync_queue q using (mapping_id, variant_id)
     )
-    insert into esl.findings as f (mapping_id, variant_id, check_name, level, column_name, value, reason, action)
-    select mapping_id, variant_id, 'duplicate_code', 'error', 'code', code,
-           format('variants %s share the code %s', variants, code), 'give each variant a code of its own'
-    from rivals where collides_now
-    on conflict (mapping_id, variant_id, check_name) do update
-    set value = excluded.value, reason = excluded.reason, last_seen_at = now(), resolved_at = null;
+    select p_stores || array_agg(store_code), p_codes || array_agg(code) into v_stores, v_codes from elsewhere;
 
     update esl.findings f set resolved_at = now()
     from esl.labels l
@@ -37,7 +45,7 @@ begin
       and (f.value = any (p_codes) or l.code = any (p_codes));
 
     with keys as (
-        select distinct k.store_code, k.code from unnest(p_stores, p_codes) as k (store_code, code)
+        select distinct k.store_code, k.code from unnest(v_stores, v_codes) as k (store_code, code)
         where k.code is not null
     ), places as (
         select k.store_code, k.code, b.n as publishers, w.mapping_id, w.variant_id, w.label, w.label_hash, w.event_ids,
