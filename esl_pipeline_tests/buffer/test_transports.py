@@ -517,8 +517,16 @@ def test_both_survive_a_restart_of_the_server(place: Path) -> None:
                     assert isinstance(error_of(transport, "esl_test_echo"), BufferUnavailable)
                     assert time.monotonic() - began < 2
             server = EmbeddedPostgres.start(place / "data", durable=False)
-            for transport in pair:
-                assert transport.call("esl_test_echo", {"value": 2}) == 2
+            assert over_psycopg.call("esl_test_echo", {"value": 2}) == 2
+            # The gateway's own pool (as a real one) comes back with a back-off; the transport needs no new start.
+            deadline = time.monotonic() + 15
+            while True:
+                try:
+                    assert over_postgrest.call("esl_test_echo", {"value": 2}) == 2
+                    break
+                except BufferUnavailable:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
     finally:
         server.stop()
 
