@@ -1,5 +1,6 @@
 """The esl-pipeline command. Each subcommand reads its settings, calls one room and prints what came back."""
 
+import getpass
 import json
 import logging
 import signal
@@ -34,6 +35,15 @@ out = Console()
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[
+    bool | None, typer.Option("--dry-run/--live", help="Only preview what would change, or push labels.")
+]
+PolicyChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy", metavar="NAME=VALUE", help="One setting, e.g. fields.f1={vendor}; NAME= resets it."
+    ),
+]
 
 
 class CommandError(Exception):
@@ -128,7 +138,7 @@ def migrate(
     except psycopg.Error as error:
         raise CommandError(f"the migrations were not applied: {' '.join(str(error).split())}") from None
     for migration in applied:
-        out.print(f"applied {migration.version:04d} {migration.name}")
+        out.print(f"applied {migration}")
     out.print(f"the buffer is at version {code_version()}")
 
 
@@ -153,14 +163,17 @@ def stores_add(
     shop: Annotated[str, typer.Argument(help="The shop's domain, e.g. demo.myshopify.com.")],
     store: Annotated[str, typer.Argument(help="The Hipoink store code.")],
     settings: Annotated[str, typer.Option(help="The store's policy as JSON.")] = "{}",
+    policy: PolicyChanges = None,
+    dry_run: DryRun = None,
     source: Annotated[str, typer.Option(help="The source system.")] = "shopify",
     as_json: AsJson = False,
 ) -> None:
-    """Map a shop to a store; its labels follow at once."""
+    """Map a shop to a store; its labels follow at once, or after a preview (--dry-run)."""
     from esl_pipeline.receiver.mappings import NewMapping
 
-    fields = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
-    given = _checked(NewMapping, fields | {"settings": _json_object(settings)})
+    fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
+    fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
+    given = _checked(NewMapping, fields)
     with _buffer() as buffer, _said_of_duplicates():
         _show_mappings([buffer.mapping_create(given)], as_json)
 
@@ -177,24 +190,89 @@ def stores_set(
     mapping_id: Annotated[str, typer.Argument(help="The mapping's id, from `stores list`.")],
     store: Annotated[str | None, typer.Option(help="Another Hipoink store code.")] = None,
     active: Annotated[bool | None, typer.Option("--active/--inactive", help="Push labels or not.")] = None,
+    dry_run: DryRun = None,
     settings: Annotated[str | None, typer.Option(help="The whole policy as JSON.")] = None,
+    policy: PolicyChanges = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a mapping; its labels are evaluated again."""
     from esl_pipeline.receiver.mappings import MappingChange
 
-    changes: dict[str, Any] = {"hipoink_store_code": store, "is_active": active}
-    if settings is not None:
-        changes["settings"] = _json_object(settings)
-    given = _checked(MappingChange, {k: v for k, v in changes.items() if v is not None})
-    if not given:
-        raise CommandError("nothing to change: give --store, --active, --inactive or --settings")
+    changes: dict[str, Any] = {"hipoink_store_code": store, "is_active": active, "is_dry_run": dry_run}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    whole = None if settings is None else _json_object(settings)
+    if not changes and whole is None and not policy:
+        raise CommandError("nothing to change: see `esl-pipeline stores set --help`")
+    _checked(MappingChange, changes)
     with _buffer() as buffer, _said_of_duplicates():
-        known = {mapping["id"] for mapping in buffer.mapping_list()}
-        changed = buffer.mapping_update(mapping_id, given) if mapping_id in known else None
-        if changed is None:
+        mapping = {mapping["id"]: mapping for mapping in buffer.mapping_list()}.get(mapping_id)
+        if mapping is None:
             raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
-        _show_mappings([changed], as_json)
+        if whole is not None or policy:
+            changes["settings"] = _changed(mapping["settings"] if whole is None else whole, policy or [])
+        changed = buffer.mapping_update(mapping_id, _checked(MappingChange, changes))
+        _show_mappings([changed or mapping], as_json)
+
+
+@stores.command("policy")
+def stores_policy(as_json: AsJson = False) -> None:
+    """Every setting of a store's policy; --json prints the JSON schema."""
+    from esl_pipeline.labels.describe import describe_policy
+    from esl_pipeline.labels.policy import Policy
+
+    if as_json:
+        _print_json(Policy.model_json_schema())
+    else:
+        out.print(shown.table(("setting", "values", "default", "meaning"), describe_policy()))
+
+
+@stores.command("approve")
+def stores_approve(
+    store: Annotated[str, typer.Argument(help="The Hipoink store code.")], as_json: AsJson = False
+) -> None:
+    """Let removals and large price changes go on that were too many at once; see them with `preview`."""
+    with _buffer() as buffer:
+        done = buffer.changes_approve(store=store, by=f"{getpass.getuser()}, esl-pipeline stores approve")
+    if as_json:
+        _print_json(done)
+    else:
+        out.print(f"{store}: {done['removals']} removals and {done['prices']} price changes may go on")
+
+
+@app.command()
+def preview(
+    store: Annotated[str, typer.Option(help="The Hipoink store code.")],
+    limit: Annotated[int, typer.Option(min=0, help="Labels shown at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """What would change on a store's labels: old beside new. Nothing is pushed while its mapping is in dry run."""
+    with _buffer() as buffer:
+        found = buffer.preview(store=store, limit=limit)
+    if not found:
+        raise CommandError(f"no shop is mapped to store {store}: see `esl-pipeline stores list`")
+    _print_json(found) if as_json else shown.print_preview(out, found)
+
+
+@app.command()
+def findings(
+    store: Annotated[str | None, typer.Option(help="One Hipoink store only.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all of them to this file.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Shown at most; a file has all.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """What is wrong with the shop's data: what is held back, what only deserves a look, and what to do."""
+    from esl_pipeline.findings import all_findings, write_csv
+
+    with _buffer() as buffer:
+        if csv is not None:
+            count = write_csv(csv, all_findings(buffer, store=store))
+            out.print(f"{count} findings in {csv}")
+            return
+        found = buffer.findings(store=store, limit=limit + 1)
+    if as_json:
+        _print_json(found[:limit])
+    else:
+        shown.print_findings(out, found[:limit], more=len(found) > limit)
 
 
 @app.command()
@@ -341,8 +419,29 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise CommandError(f"settings: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CommandError('settings: not a JSON object; write for example \'{"currency": "EUR"}\'')
+        raise CommandError('settings: not a JSON object; write for example \'{"expected_currency": "EUR"}\'')
     return value
+
+
+def _changed(policy: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """The policy with NAME=VALUE changes: VALUE is JSON where it reads as such; NAME may be two deep (fields.f1)."""
+    changed = dict(policy)
+    for change in changes:
+        name, equals, text = change.partition("=")
+        outer, _, inner = name.partition(".")
+        if not (outer and equals):
+            raise CommandError(f"--policy {change}: write NAME=VALUE, e.g. require_gtin=true")
+        try:
+            value = json.loads(text) if text else None
+        except ValueError:
+            value = text
+        target = changed
+        if inner:
+            target = changed[outer] = dict(changed.get(outer) or {})
+        target.pop(inner or outer, None)
+        if text:
+            target[inner or outer] = value
+    return changed
 
 
 def _show_mappings(mappings: list[dict[str, Any]], as_json: bool) -> None:

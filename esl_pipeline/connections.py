@@ -6,6 +6,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.settings import Settings, SettingsError
+from esl_pipeline.sources.shopify.admin import AdminClient
 from esl_pipeline.stages.drain import DrainLimits
 from esl_pipeline.stages.push import PushRules, SharedLimiter
 
@@ -61,6 +62,14 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
         timeout_seconds=LABEL_SERVER_TIMEOUT_SECONDS,
         retries=LABEL_SERVER_TRIES,
     )
+
+
+def open_admin(settings: Settings, shop: str) -> AdminClient | None:
+    """The Admin API of a shop's domain; None when there is no token for it."""
+    token = settings.admin_token(shop)
+    if token is None:
+        return None
+    return AdminClient(settings.shopify_admin_url or f"https://{shop}", token, settings.shopify_api_version)
 
 
 def push_rules(settings: Settings) -> PushRules:

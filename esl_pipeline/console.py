@@ -10,6 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.tree import Tree
 
+from esl_pipeline.labels.differences import differences
+
 Row = Mapping[str, Any]
 
 _STATE_STYLE = {"accepted": "green", "publish": "green", "done": "green", "failed": "red", "dead": "red"}
@@ -30,8 +32,8 @@ def print_mappings(console: Console, mappings: Sequence[Row]) -> None:
     if not mappings:
         console.print("no store is mapped yet: esl-pipeline stores add SHOP STORE")
         return
-    columns = ("id", "shop", "store", "active", "settings")
-    keys = ("id", "source_store_id", "hipoink_store_code", "is_active", "settings")
+    columns = ("id", "shop", "store", "active", "dry run", "settings")
+    keys = ("id", "source_store_id", "hipoink_store_code", "is_active", "is_dry_run", "settings")
     console.print(table(columns, ([m[k] for k in keys] for m in mappings)))
 
 
@@ -77,10 +79,73 @@ def _obstacles(status: Row) -> Iterator[str]:
         code, queue = store["hipoink_store_code"], store["queue"]
         if not store["is_active"]:
             yield f"store {code}: inactive, nothing is pushed"
+        if store["is_dry_run"]:
+            yield f"store {code}: dry run, nothing is pushed: esl-pipeline preview --store {code}"
+        if queue["guarded"]:
+            yield f"store {code}: {_guarded(queue['guarded'], code)}"
         if store["paused"]:
             yield f"store {code}: paused until {_time(store['paused']['until'])}: {store['paused']['reason']}"
         elif queue["last_error"]:
             yield f"store {code}: oldest label waits since {_time(queue['oldest'])}: {queue['last_error']}"
+
+
+def print_preview(console: Console, mappings: Sequence[Row]) -> None:
+    """Per mapping of a store: what differs from the label server, old beside new."""
+    for mapping in mappings:
+        says = ", ".join(f"{mapping[key]} {key}" for key in ("new", "changed", "removed"))
+        state = "dry run" if mapping["is_dry_run"] else "live" if mapping["is_active"] else "inactive"
+        console.print(
+            f"[bold]{escape(mapping['source_store_id'])} → {escape(mapping['hipoink_store_code'])}[/] ({state}): "
+            f"{says}; {mapping['published']} labels wanted, {mapping['held']} held back"
+        )
+        if mapping["to_evaluate"]:
+            console.print(f"{mapping['to_evaluate']} variants are not judged yet: look again", style="yellow")
+        if mapping["guarded"]:
+            console.print(escape(_guarded(mapping["guarded"], mapping["hipoink_store_code"])), style="yellow")
+        rows = [
+            [change["code"] if first else "", kind if first else "", name, old, new]
+            for change in mapping["changes"]
+            for kind in [_kind(change)]
+            for first, (name, (old, new)) in _first(differences(change["before"], change["after"]).items())
+        ]
+        if rows:
+            console.print(table(("code", "change", "field", "now", "then"), rows))
+
+
+def _guarded(count: int, store: str) -> str:
+    return f"{count} drastic changes at once wait for approval: esl-pipeline stores approve {store}"
+
+
+def _kind(change: Row) -> str:
+    kind = "removed" if change["operation"] == "delete" else "changed" if change["before"] else "new"
+    return f"{kind} (waits)" if change["state"] == "guarded" else kind
+
+
+def _first(items: Iterable[Any]) -> Iterator[tuple[bool, Any]]:
+    return ((i == 0, item) for i, item in enumerate(items))
+
+
+def print_findings(console: Console, findings: Sequence[Row], *, more: bool) -> None:
+    """Open findings, the grave ones first."""
+    if not findings:
+        console.print("no findings: nothing is held back")
+        return
+    columns = ("store", "variant", "title", "level", "finding", "value", "what to do")
+    rows = (
+        [
+            finding["hipoink_store_code"],
+            finding["variant_id"],
+            finding["title"],
+            finding["level"],
+            finding["reason"],
+            finding["value"],
+            finding["action"],
+        ]
+        for finding in findings
+    )
+    console.print(table(columns, rows))
+    if more:
+        console.print("there are more: --limit, or --csv FILE for all", style="yellow")
 
 
 def print_trace(console: Console, places: Sequence[Row]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_products, validated_variants
+from esl_pipeline.orchestration.checks import asset_checks
 from esl_pipeline.orchestration.event_sync import event_sync
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource
@@ -26,6 +27,7 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     }
     return dg.Definitions(
         assets=[shopify_products, validated_variants, hipoink_sync_results],
+        asset_checks=asset_checks,
         jobs=[event_sync],
         sensors=[inbox_sensor(interval_seconds=settings.sync_worker_interval_seconds)],
         resources=resources | overrides,

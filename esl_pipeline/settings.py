@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import psycopg
 from dotenv import dotenv_values
@@ -22,6 +23,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -93,6 +95,30 @@ def _webhook_secrets(value: SecretStr) -> SecretStr:
 
 def _split(value: SecretStr) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.get_secret_value().split(",") if part.strip())
+
+
+def _shop_tokens(value: SecretStr) -> SecretStr:
+    parts = _split(value)
+    if not parts:
+        raise ValueError("holds only commas; write the Admin API token, or remove it")
+    if len(parts) > 1 and not all("=" in part for part in parts):
+        raise ValueError("has several tokens; write each as shop=token, e.g. demo.myshopify.com=shpat_…")
+    return value
+
+
+def _cron(value: str) -> str:
+    # Five fields of the characters that cron knows; Dagster judges the rest when it loads the schedule.
+    if not re.fullmatch(r"[0-9*/,A-Za-z-]+( [0-9*/,A-Za-z-]+){4}", value):
+        raise ValueError("is not a cron expression; write for example 0 2 * * * for two o'clock every night")
+    return value
+
+
+def _time_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):
+        raise ValueError("is not a time zone; write for example Europe/Berlin") from None
+    return value
 
 
 def _admin_token(value: SecretStr) -> SecretStr:
@@ -217,6 +243,17 @@ class Settings(BaseSettings):
     )
     shopify_api_key: SecretStr | None = Field(None, description="Client id of the Shopify app.")
     shopify_api_secret: SecretStr | None = Field(None, description="Client secret of the Shopify app.")
+    shopify_admin_token: Annotated[SecretStr, AfterValidator(_shop_tokens)] | None = Field(
+        None,
+        description="Admin API access token; for several shops shop=token pairs, separated by commas. Without one "
+        "there is no reconciliation with Shopify.",
+    )
+    shopify_admin_url: HttpUrl | None = Field(
+        None, description="Address of the Admin API, instead of each shop's own; for the sandbox."
+    )
+    shopify_api_version: Annotated[str, StringConstraints(pattern="^20[0-9]{2}-(01|04|07|10)$")] = Field(
+        "2026-10", description="Version of the Admin API."
+    )
     app_base_url: HttpUrl | None = Field(
         None, description="Public address of the webhook function, e.g. https://hooks.example.com."
     )
@@ -246,6 +283,21 @@ class Settings(BaseSettings):
     )
     esl_drain_max_age_seconds: float = Field(
         600, ge=1, le=86400, description="Seconds after which a drain run ends even when work goes on."
+    )
+    esl_nightly_cron: Annotated[str, AfterValidator(_cron)] = Field(
+        "0 2 * * *", description="When every shop is reconciled, as a cron expression."
+    )
+    esl_nightly_time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        "UTC", description="Time zone of ESL_NIGHTLY_CRON, e.g. Europe/Berlin."
+    )
+    esl_catch_up_minutes: int = Field(
+        15,
+        ge=1,
+        le=59,
+        description="Minutes between two reads of what has changed at Shopify lately.",
+    )
+    esl_silence_hours: float = Field(
+        24, gt=0, le=720, description="Hours without a webhook after which a shop that sent some is reported."
     )
     esl_admin_token: Annotated[SecretStr, AfterValidator(_admin_token)] | None = Field(
         None,
@@ -322,6 +374,16 @@ class Settings(BaseSettings):
         if self.shopify_webhook_secret is None:
             return ()
         return tuple(secret.encode() for secret in _split(self.shopify_webhook_secret))
+
+    def admin_token(self, shop: str) -> SecretStr | None:
+        """The Admin API token of a shop's domain; None when there is none."""
+        if self.shopify_admin_token is None:
+            return None
+        parts = _split(self.shopify_admin_token)
+        if "=" not in parts[0]:
+            return SecretStr(parts[0])
+        pairs = dict(part.split("=", 1) for part in parts)
+        return SecretStr(pairs[shop]) if shop in pairs else None
 
     @property
     def frames_url(self) -> str:

@@ -211,11 +211,19 @@ def test_migrate_where_nobody_answers(refused: Callable[..., str], monkeypatch: 
 
 def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None:
     added = run(
-        "stores", "add", "Corner-Shop.myshopify.com", STORE, "--settings", '{"currency": "EUR"}', "--json"
+        "stores",
+        "add",
+        "Corner-Shop.myshopify.com",
+        STORE,
+        "--settings",
+        '{"expected_currency": "EUR"}',
+        "--json",
     )
     (mapping,) = added.json
     assert (
-        added.code == 0 and mapping["source_store_id"] == SHOP and mapping["settings"] == {"currency": "EUR"}
+        added.code == 0
+        and mapping["source_store_id"] == SHOP
+        and mapping["settings"] == {"expected_currency": "EUR"}
     )
 
     shown = run("stores", "list")
@@ -224,7 +232,7 @@ def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None
 
     (changed,) = run("stores", "set", mapping["id"], "--inactive", "--store", "S9", "--json").json
     assert (changed["hipoink_store_code"], changed["is_active"]) == ("S9", False)
-    assert changed["settings"] == {"currency": "EUR"}
+    assert changed["settings"] == {"expected_currency": "EUR"}
     (changed,) = run("stores", "set", mapping["id"], "--active", "--settings", "{}", "--json").json
     assert changed["is_active"] is True and changed["settings"] == {}
     assert run("stores", "list", "--json").json == [changed]
@@ -248,12 +256,12 @@ def test_no_store_yet(run: Run, configured: None) -> None:
             "settings.colour: Extra inputs are not permitted",
         ),
         (
-            ("add", SHOP, "S1", "--settings", '{"currency": "ZZZ"}'),
-            "settings: currency ZZZ is not an ISO 4217",
+            ("add", SHOP, "S1", "--settings", '{"expected_currency": "ZZZ"}'),
+            "settings: expected_currency: ZZZ is not an ISO 4217",
         ),
         (
             ("add", SHOP, "S1", "--settings", '{"stock_field": "kc"}'),
-            "settings: stock_field needs location_id",
+            "settings: location_id: needed to show stock",
         ),
         (("set", str(uuid4()), "--inactive"), "there is no mapping "),
         (
@@ -262,7 +270,7 @@ def test_no_store_yet(run: Run, configured: None) -> None:
         ),
         (("set", str(uuid4()), "--store", "a b"), "hipoink_store_code: must be 1 to 32 letters"),
         (("set", str(uuid4()), "--settings", "nonsense"), "settings: not JSON: "),
-        (("set", str(uuid4())), "nothing to change: give --store, --active, --inactive or --settings"),
+        (("set", str(uuid4())), "nothing to change: see `esl-pipeline stores set --help`"),
     ],
 )
 def test_what_no_store_can_be(

@@ -50,6 +50,9 @@ def test_the_names_are_the_documented_ones() -> None:
             "SHOPIFY_WEBHOOK_SECRET",
             "SHOPIFY_API_KEY",
             "SHOPIFY_API_SECRET",
+            "SHOPIFY_ADMIN_TOKEN",
+            "SHOPIFY_ADMIN_URL",
+            "SHOPIFY_API_VERSION",
             "APP_BASE_URL",
             "APP_ENVIRONMENT",
             "LOG_LEVEL",
@@ -59,6 +62,10 @@ def test_the_names_are_the_documented_ones() -> None:
             "RETRY_INITIAL_DELAY_SECONDS",
             "ESL_DRAIN_IDLE_SECONDS",
             "ESL_DRAIN_MAX_AGE_SECONDS",
+            "ESL_NIGHTLY_CRON",
+            "ESL_NIGHTLY_TIME_ZONE",
+            "ESL_CATCH_UP_MINUTES",
+            "ESL_SILENCE_HOURS",
             "ESL_ADMIN_TOKEN",
             "ESL_HOME",
             "ESL_FRAMES_URL",
@@ -73,6 +80,11 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "hipoink_client_id": "default",
         "hipoink_rate_limit_per_second": 10,
         "hipoink_batch_size": 100,
+        "shopify_api_version": "2026-10",
+        "esl_nightly_cron": "0 2 * * *",
+        "esl_nightly_time_zone": "UTC",
+        "esl_catch_up_minutes": 15,
+        "esl_silence_hours": 24,
         "app_environment": "development",
         "log_level": "INFO",
         "sync_worker_interval_seconds": 5,
@@ -144,6 +156,33 @@ def test_the_example_file_names_every_setting_with_a_comment_and_no_secret(tmp_p
 
 
 # Values that mean something
+
+
+def test_admin_tokens_are_one_for_all_shops_or_one_for_each() -> None:
+    def token(shop: str, given: str | None) -> str | None:
+        found = load_settings(shopify_admin_token=given).admin_token(shop)
+        return found and found.get_secret_value()
+
+    assert token("a.myshopify.com", None) is None
+    assert token("a.myshopify.com", "shpat_1") == "shpat_1"
+    both = "a.myshopify.com=shpat_1, b.myshopify.com=shpat_2"
+    assert [token(f"{shop}.myshopify.com", both) for shop in "abc"] == ["shpat_1", "shpat_2", None]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SHOPIFY_ADMIN_TOKEN", "shpat_1,shpat_2"),
+        ("SHOPIFY_ADMIN_TOKEN", ","),
+        ("SHOPIFY_API_VERSION", "latest"),
+        ("SHOPIFY_ADMIN_URL", "ftp://x"),
+        ("ESL_NIGHTLY_CRON", "nightly"),
+        ("ESL_NIGHTLY_TIME_ZONE", "Mars/Olympus"),
+        ("ESL_CATCH_UP_MINUTES", "60"),
+    ],
+)
+def test_wrong_values_for_the_reconciliation_are_named(name: str, value: str) -> None:
+    assert list(problems(**{name.lower(): value})) == [name]
 
 
 def test_without_a_sign_the_public_default_is_used_and_said() -> None:

@@ -147,7 +147,7 @@ class World:
         """Queue rows that will be pushed one day without anybody's help."""
         (row,) = self.sql(
             "select count(*) as n from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id"
-            " where q.state in ('ready', 'leased') and m.is_active and not exists (select from esl.sync_queue u"
+            " where q.state in ('ready', 'leased') and m.is_active and not m.is_dry_run and not exists (select from esl.sync_queue u"
             " where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.state in ('failed', 'dead'))"
         )
         return int(row["n"])
@@ -195,9 +195,10 @@ class World:
         )
         return [row["outcome"] for row in rows]
 
-    def findings(self) -> set[tuple[str, str]]:
-        """(variant id, check) of the open findings."""
-        return {(row["variant_id"], row["check_name"]) for row in self.buffer.findings()}
+    def findings(self, level: str = "error") -> set[tuple[str, str]]:
+        """(variant id, check) of the open findings of one level."""
+        found = self.buffer.findings()
+        return {(row["variant_id"], row["check_name"]) for row in found if row["level"] == level}
 
     def inbox(self) -> list[str]:
         """States of all deliveries, oldest first."""

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.buffer.migrate import code_version
+from esl_pipeline.buffer.migrate import code_version, functions_digest
 from esl_pipeline.buffer.transports import Transport
 
 Row = dict[str, Any]
@@ -41,8 +41,8 @@ class Buffer:
 
     def check_version(self) -> None:
         """Raise BufferVersionError unless the buffer is exactly at the version of this code."""
-        found = self.transport.call("esl_version", {})["version"]
-        wanted = code_version()
+        answer = self.transport.call("esl_version", {})
+        found, wanted = answer["version"], code_version()
         if found < wanted:
             raise BufferVersionError(
                 f"the buffer is at version {found}, this code needs {wanted}: run `esl-pipeline migrate`"
@@ -50,6 +50,10 @@ class Buffer:
         if found > wanted:
             raise BufferVersionError(
                 f"the buffer is at version {found}, newer than this code ({wanted}): update esl_pipeline"
+            )
+        if answer.get("functions") != functions_digest():
+            raise BufferVersionError(
+                f"the buffer's functions are of another build of version {found}: run `esl-pipeline migrate`"
             )
 
     # Inbox
@@ -92,6 +96,8 @@ class Buffer:
         variants: Sequence[Row],
         levels: Sequence[Row],
         events: Sequence[Row],
+        details: Sequence[Row] = (),
+        shops: Sequence[Row] = (),
     ) -> Row:
         """Store what the source says, newest version first, and finish the events, in one transaction."""
         return self._call(
@@ -101,6 +107,8 @@ class Buffer:
             variants=list(variants),
             levels=list(levels),
             events=list(events),
+            details=list(details),
+            shops=list(shops),
         )
 
     def variants_due(
@@ -189,9 +197,27 @@ class Buffer:
         """Counts per store and shop, and open findings by check."""
         return self._call("esl_status")
 
-    def findings(self, *, mapping_id: str | None = None, limit: int = 1_000) -> list[Row]:
-        """Open findings."""
-        return list(self._call("esl_findings", mapping_id=mapping_id, limit=limit)["findings"])
+    def findings(
+        self,
+        *,
+        mapping_id: str | None = None,
+        store: str | None = None,
+        limit: int = 1_000,
+        after: Sequence[str] | None = None,
+    ) -> list[Row]:
+        """Open findings by level, check, variant and mapping; after: those four of the last one seen."""
+        answer = self._call("esl_findings", mapping_id=mapping_id, store=store, limit=limit, after=after)
+        return list(answer["findings"])
+
+    def preview(
+        self, *, store: str | None = None, shop: Mapping[str, str] | None = None, limit: int = 20
+    ) -> list[Row]:
+        """How each mapping's labels stand and which differ from the label server, old beside new."""
+        return list(self._call("esl_preview", store=store, shop=shop, limit=limit)["mappings"])
+
+    def changes_approve(self, *, store: str, by: str) -> Row:
+        """Let the drastic changes of a store that wait for approval go on -> {removals, prices}."""
+        return self._call("esl_changes_approve", store=store, by=by)
 
     def trace(self, code: str, *, store: str | None = None, limit: int = 20) -> list[Row]:
         """From a label back to its pushes, variant and webhooks, one row per store."""

@@ -1,7 +1,13 @@
-"""Brings a database to the version of this code: the SQL files of migrations/, in order, once each."""
+"""Brings a database to the version of this code.
 
+Tables: the numbered files of migrations/, in order, once each. Functions: the files of functions/, replaced as a
+whole whenever one of them has changed.
+"""
+
+import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 import psycopg
@@ -17,14 +23,18 @@ class Migration:
     name: str
     sql: str
 
+    def __str__(self) -> str:
+        return f"{self.version:04d} {self.name}"
 
-def migrations() -> list[Migration]:
-    """All migrations of this code, oldest first."""
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """The changes of the tables, oldest first. (0002 to 0006 have become functions/.)"""
     found = []
     for file in resources.files("esl_pipeline.buffer").joinpath("migrations").iterdir():
         if match := _FILE.match(file.name):
             found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
-    return sorted(found, key=lambda m: m.version)
+    return tuple(sorted(found, key=lambda m: m.version))
 
 
 def code_version() -> int:
@@ -32,9 +42,32 @@ def code_version() -> int:
     return migrations()[-1].version
 
 
+@cache
+def functions() -> str:
+    """All functions and views as one script; running it again changes nothing."""
+    folder = resources.files("esl_pipeline.buffer").joinpath("functions")
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name
+    )
+    # They name each other, in no order.
+    parts = ["set local check_function_bodies = off;"]
+    parts += [f"-- functions: {file.name}\n{file.read_text(encoding='utf-8')}" for file in files]
+    return "\n".join([*parts, "select esl.restrict_functions();"])
+
+
+@cache
+def functions_digest() -> str:
+    """SHA-256 of the functions' text: which build they are of."""
+    return hashlib.sha256(functions().encode()).hexdigest()
+
+
 def _record(migration: Migration) -> str:
     # Both values come from our own file names (see _FILE), and a printed script can have no parameters.
     return f"insert into esl.schema_migrations values ({migration.version}, '{migration.name}') on conflict do nothing;"  # noqa: S608
+
+
+def _functions_and_digest() -> str:
+    return f"{functions()}\ncomment on schema esl is '{functions_digest()}';"
 
 
 def as_one_file() -> str:
@@ -44,14 +77,15 @@ def as_one_file() -> str:
         "begin;",
     ]
     for migration in migrations():
-        parts += [f"\n-- {migration.version:04d} {migration.name}", migration.sql, _record(migration)]
-    return "\n".join([*parts, "commit;", ""])
+        parts += [f"\n-- {migration}", migration.sql, _record(migration)]
+    return "\n".join([*parts, _functions_and_digest(), "commit;", ""])
 
 
-def migrate(dsn: str, *, up_to: int | None = None) -> list[Migration]:
-    """Apply what is missing, all in one transaction, and return it.
+def migrate(dsn: str, *, up_to: int | None = None) -> list[str]:
+    """Apply what is missing, all in one transaction, and name it: table changes, "functions".
 
-    Two callers at once take turns. Raises psycopg.Error when the database refuses.
+    up_to: stop after that table change, without the functions. Two callers at once take turns. Raises psycopg.Error
+    when the database refuses.
     """
     with psycopg.connect(dsn, prepare_threshold=None) as connection:
         connection.execute("select pg_advisory_xact_lock(hashtextextended('esl.schema_migrations', 0))")
@@ -59,8 +93,17 @@ def migrate(dsn: str, *, up_to: int | None = None) -> list[Migration]:
         applied = set()
         if exists and exists[0] is not None:
             applied = {row[0] for row in connection.execute("select version from esl.schema_migrations")}
-        missing = [m for m in migrations() if m.version not in applied and m.version <= (up_to or m.version)]
-        for migration in missing:
-            connection.execute(migration.sql.encode())
-            connection.execute(_record(migration).encode())
-    return missing
+        done = []
+        for migration in migrations():
+            if migration.version not in applied and migration.version <= (up_to or migration.version):
+                connection.execute(migration.sql.encode())
+                connection.execute(_record(migration).encode())
+                done.append(str(migration))
+        if up_to is None:
+            digest = connection.execute(
+                "select obj_description('esl'::regnamespace, 'pg_namespace')"
+            ).fetchone()
+            if done or digest != (functions_digest(),):
+                connection.execute(_functions_and_digest().encode())
+                done.append("functions")
+    return done

@@ -1,59 +1,62 @@
 """build_label: the full record that the label server should hold for one variant under one policy."""
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
+import orjson
+
+from esl_pipeline.labels.attributes import Attributes, attributes_of
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.labels.text import clean
+from esl_pipeline.labels.text import cut
 
-# Shopify's name for the only variant of a product without options.
-DEFAULT_VARIANT_TITLE = "Default Title"
+# No user, no port: nothing but a plain host can stand between the slashes. No spaces or control characters after.
+_HTTPS = re.compile(r"https://([A-Za-z0-9.-]+)(?:[/?#][^\x00-\x20\x7f]*)?")
 
-Label = dict[str, str]
-
-
-def code_of(variant: Mapping[str, Any]) -> str:
-    """The label server's product code of a variant, always text; "" when it has none."""
-    return (variant.get("barcode") or "").strip()
+Label = dict[str, Any]
 
 
-def title_of(variant: Mapping[str, Any]) -> str:
-    """`Product - Variant`, or the product's title alone where there is only one variant."""
-    title, variant_title = clean(variant.get("title")), clean(variant.get("variant_title"))
-    if not title or variant_title in ("", DEFAULT_VARIANT_TITLE):
-        return title
-    return f"{title} - {variant_title}"
+def build_label(variant: Mapping[str, Any], policy: Policy, shop_currency: str | None = None) -> Label:
+    """The label of a valid variant (a row as attributes_of takes it). Pure: the same input gives the same label."""
+    return label_from(attributes_of(variant, policy, shop_currency), variant.get("image_url"), policy)
 
 
-def price_text(price: str, decimals: int) -> str:
-    """A valid price as dot-decimal text with the currency's digits: ("8.9", 2) -> "8.90"."""
-    return f"{Decimal(price):.{decimals}f}"
-
-
-def build_label(variant: Mapping[str, Any], policy: Policy) -> Label:
-    """The label of a valid variant. Pure; every field is sent every time, "" clears it (hipoink-api.md 12.10)."""
-    image = variant.get("image_url") or ""
-    label = {
-        "pc": code_of(variant),
-        "pn": title_of(variant),
-        "pp": price_text(variant["price"], policy.decimals),
-        "pi": clean(variant.get("sku")),
-        "pim": image if policy.send_images and image.startswith("https://") else "",
+def label_from(said: Attributes, image_url: str | None, policy: Policy) -> Label:
+    """The label of these attributes. Every field of ours is sent every time, "" clears it (hipoink-api.md 12.10)."""
+    label: Label = {
+        "pc": said["code"],
+        "pn": title_from(said, policy),
+        "pp": said["price"],
+        "pim": image_url if policy.send_images and image_url and image_is_allowed(image_url, policy) else "",
     }
+    for name, key, template in policy.bindings:
+        if key is None:
+            label[name] = template.render(said)
+        else:
+            label.setdefault(name, {})[key] = template.render(said)
     if policy.stock_field != "none":
-        available = (variant.get("stock") or {}).get(policy.location_id)
-        label[policy.stock_field] = "" if available is None else str(available)
+        label[policy.stock_field] = said["stock"]
     return label
+
+
+def title_from(said: Attributes, policy: Policy) -> str:
+    """The label's title: the policy's template, cut to its length."""
+    title = policy.title.render(said)
+    return title if policy.title_max_length is None else cut(title, policy.title_max_length)
+
+
+def image_is_allowed(url: str, policy: Policy) -> bool:
+    """Whether the label server may be sent to this address: https, and one of the policy's hosts by name."""
+    host = _HTTPS.fullmatch(url)
+    return host is not None and host[1].lower() in policy.image_hosts
 
 
 def canonical_json(label: Mapping[str, Any]) -> str:
     """The one way a label is written as text: sorted keys, no spaces, UTF-8."""
-    return json.dumps(label, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return orjson.dumps(label, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def label_hash(label: Mapping[str, Any]) -> str:
-    """Equal labels have equal hashes: SHA-256 (hex) of the canonical text."""
-    return hashlib.sha256(canonical_json(label).encode()).hexdigest()
+def label_hash(canonical: str) -> str:
+    """Equal labels have equal hashes: SHA-256 (hex) of a label's canonical text."""
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,17 +1,26 @@
-"""From variants and a store's policy to labels: published, held back or withdrawn."""
+"""From variants and a store's policy to labels: published, held back, kept, blanked or withdrawn."""
 
-import json
-import math
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
 
+import orjson
 import pandas as pd
 
-from esl_pipeline.labels import schema
-from esl_pipeline.labels.build import build_label, canonical_json, code_of, label_hash, title_of
+from esl_pipeline.labels import codes, schema
+from esl_pipeline.labels.attributes import (
+    PRICE,
+    Attributes,
+    attributes_of,
+    compare_at_is_higher,
+    compare_at_is_proven,
+    is_too_fine,
+)
+from esl_pipeline.labels.build import Label, canonical_json, label_from, label_hash
 from esl_pipeline.labels.policy import Policy
 
-# Not on a shelf: a variant with one of these statuses loses its label as with a delete.
-WITHDRAWN_STATUSES = ("draft", "archived")
+State = Literal["publish", "held", "kept", "blank", "withdrawn"]
 
 LABEL_COLUMNS = [
     "mapping_id",
@@ -22,6 +31,8 @@ LABEL_COLUMNS = [
     "store_code",
     "state",
     "code",
+    "code_kind",
+    "precedence",
     "label",
     "label_hash",
     "event_ids",
@@ -39,65 +50,217 @@ FINDING_COLUMNS = [
     "action",
 ]
 
+_KEYS = ["source_store_id", "variant_id", "revision"]
 
-def evaluate(
-    variants: pd.DataFrame, *, mapping_id: str, store_code: str, policy: Policy
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+_LEAVING: Mapping[str, State] = {"remove": "withdrawn", "keep": "kept", "blank": "blank"}
+# Shopify marks gift cards in the Admin API only; webhooks show them by the type that Shopify gives them.
+_GIFT_CARD_TYPES = ("gift card", "gift cards", "gift_card", "gift_cards")
+
+
+# Rows are taken out of the frame this many at a time: all of them as dicts would be several times its size.
+_ROWS_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True)
+class Store:
+    """The store that labels are built for: its mapping, and what the shop that feeds it says of its prices."""
+
+    mapping_id: str
+    code: str
+    policy: Policy
+    shop_currency: str | None = None
+    shop_taxes_included: bool | None = None
+
+
+class Outcome(NamedTuple):
+    """What becomes of one variant; the rest is null unless the state is publish. `label` is canonical JSON text."""
+
+    state: State
+    code: str | None = None
+    code_kind: str | None = None
+    precedence: str | None = None
+    label: str | None = None
+    label_hash: str | None = None
+
+
+_HELD = Outcome("held")
+
+
+def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate the variants of one shop for one store.
 
-    In: rows of the buffer's variants (text columns as Shopify sent them, removed: bool, revision: int64,
-    stock: JSON text {location id: quantity}, or null). Out: one label row per variant (LABEL_COLUMNS; state is
-    publish, held or withdrawn; label is canonical JSON text, null unless published) and the findings
+    In: rows of the buffer's variants (read.VARIANT_COLUMNS: text as the source sent it, removed: bool, revision:
+    int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
+    (LABEL_COLUMNS; label is canonical JSON text, null unless the state is publish) and the findings
     (FINDING_COLUMNS). No content of a row raises.
     """
-    rows: list[dict[str, Any]] = variants.to_dict("records")  # type: ignore[assignment]
-    rows = [{k: None if _is_null(v) else v for k, v in row.items()} for row in rows]
-    for row in rows:
-        row["stock"] = json.loads(row["stock"]) if row["stock"] else {}
-    on_shelf = [not row["removed"] and row["status"] not in WITHDRAWN_STATUSES for row in rows]
-    candidates = pd.DataFrame(
-        {
-            "code": [code_of(row) for row in rows],
-            "title": [title_of(row) for row in rows],
-            "price": [row["price"] for row in rows],
-            "status": [row["status"] for row in rows],
-            "image_url": [row["image_url"] if policy.send_images else None for row in rows],
-            "decimals": policy.decimals,
-        }
-    )
-    found = schema.findings(candidates[pd.Series(on_shelf, dtype=bool)])
+    outcomes, facts = read(variants, store)
+    found = schema.findings(facts, store.policy)
+    return to_frames(variants, store, outcomes, found)
+
+
+def read(variants: pd.DataFrame, store: Store) -> tuple[list[Outcome], pd.DataFrame]:
+    """What becomes of each variant if its content has no error, and the schema.FACTS of those that get a label.
+
+    The index of the facts is the position of the variant.
+    """
+    outcomes: list[Outcome] = []
+    facts: dict[int, tuple[Any, ...]] = {}
+    for position, row in enumerate(_rows(variants)):
+        state = _state(row, store.policy)
+        if state != "publish":
+            outcomes.append(Outcome(state))
+            continue
+        variant = _unpacked(row, store.mapping_id)
+        said = attributes_of(variant, store.policy, store.shop_currency)
+        label = label_from(said, variant["image_url"], store.policy)
+        facts[position] = tuple(_facts(variant, said, label, store).values())
+        outcomes.append(_published(variant, label, store.policy))
+    frame = pd.DataFrame(list(facts.values()), index=list(facts), columns=list(schema.FACTS))
+    return outcomes, frame.astype(schema.FACTS)
+
+
+def to_frames(
+    variants: pd.DataFrame, store: Store, outcomes: Sequence[Outcome], found: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The frames that evaluate returns. In: what `read` and schema.findings returned; an error holds a variant back."""
     held = set(found.loc[found["level"] == "error", "row"])
+    ends = [_HELD if position in held else outcome for position, outcome in enumerate(outcomes)]
+    labels = pd.DataFrame(ends, columns=list(Outcome._fields), dtype="str", index=variants.index)
+    labels = pd.concat([variants[[*_KEYS, "source_system", "event_ids"]], labels], axis=1)
+    labels = labels.assign(mapping_id=store.mapping_id, store_code=store.code)
+    owners = variants[_KEYS].iloc[found["row"].astype("int64")].reset_index(drop=True)
+    findings = pd.concat([owners, found], axis=1).assign(mapping_id=store.mapping_id)
+    return labels[LABEL_COLUMNS].reset_index(drop=True), findings[FINDING_COLUMNS]
 
-    labels = []
-    for i, row in enumerate(rows):
-        label = build_label(row, policy) if on_shelf[i] and i not in held else None
-        labels.append(
-            {
-                "mapping_id": mapping_id,
-                "source_system": row["source_system"],
-                "source_store_id": row["source_store_id"],
-                "variant_id": row["variant_id"],
-                "revision": row["revision"],
-                "store_code": store_code,
-                "state": "publish" if label else "held" if on_shelf[i] else "withdrawn",
-                "code": label["pc"] if label else None,
-                "label": canonical_json(label) if label else None,
-                "label_hash": label_hash(label) if label else None,
-                "event_ids": row["event_ids"],
-            }
-        )
-    found = found.assign(
-        mapping_id=mapping_id,
-        source_store_id=[rows[i]["source_store_id"] for i in found["row"]],
-        variant_id=[rows[i]["variant_id"] for i in found["row"]],
-        revision=[rows[i]["revision"] for i in found["row"]],
-    )
+
+def _rows(variants: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows by column name, null as None."""
+    names = [str(name) for name in variants.columns]
+    for start in range(0, len(variants), _ROWS_AT_ONCE):
+        part = variants.iloc[start : start + _ROWS_AT_ONCE]
+        columns = [_values(part[name]) for name in names]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _values(column: "pd.Series[Any]") -> Any:
+    return column.to_numpy(dtype=object, na_value=None)  # type: ignore[call-overload] # the stubs know no None
+
+
+def _unpacked(row: dict[str, Any], mapping_id: str) -> dict[str, Any]:
+    """A row as attributes_of takes it, with the prices of our own labels: shown_price, prior_price."""
+    ours = _object(_object(row["history"]).get(mapping_id))
+    return row | {
+        "stock": _object(row["stock"]),
+        "unit_price_measurement": _object(row["unit_price_measurement"]),
+        "shown_price": _price_or_none(ours.get("shown")),
+        "prior_price": _price_or_none(ours.get("prior")),
+    }
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """A JSON object, also as text; anything else as an empty one."""
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _price_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and PRICE.fullmatch(value) else None
+
+
+def _state(row: Mapping[str, Any], policy: Policy) -> State:
+    """What becomes of a variant's label before its content is looked at; unknown statuses count as active."""
+    if row["removed"]:
+        return _LEAVING[policy.on_delete]
+    status = row["status"]
+    on_shelf = status in policy.statuses or status not in schema.STATUSES
+    if not on_shelf or (policy.require_published and row["published_at"] is None):
+        return _LEAVING[policy.on_unpublish]
+    return "withdrawn" if _is_excluded(row, policy) else "publish"
+
+
+def _is_excluded(row: Mapping[str, Any], policy: Policy) -> bool:
+    exclude = policy.exclude
+    kind = (row["product_type"] or "").strip().lower()
+    if exclude.gift_cards and (row["gift_card"] or kind in _GIFT_CARD_TYPES):
+        return True
     return (
-        pd.DataFrame(labels, columns=LABEL_COLUMNS),
-        # Without findings the column would be float, and a frame joined to it too.
-        found[FINDING_COLUMNS].astype({"revision": "int64"}),
+        kind in exclude.product_types
+        or (row["vendor"] or "").strip().lower() in exclude.vendors
+        or any(tag.strip().lower() in exclude.tags for tag in (row["tags"] or "").split(","))
     )
 
 
-def _is_null(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+def _facts(row: Mapping[str, Any], said: Attributes, label: Label, store: Store) -> dict[str, Any]:
+    """What schema.FACTS says of one variant."""
+    policy = store.policy
+    code = codes.classify(said["code"]) if said["code"] else None
+    decimals = policy.decimals(store.shop_currency)
+    price, compare_at = row["price"] or "", row["compare_at_price"] or ""
+    higher = compare_at_is_higher(row)
+    image = row["image_url"] or ""
+    return {
+        "variant_id": row["variant_id"] or "",
+        "code": said["code"],
+        "code_kind": code.kind if code else "",
+        "code_candidate": (code.candidate if code else None) or "",
+        "code_is_case": code.case if code else False,
+        "title": label["pn"],
+        "title_is_cut": policy.title_max_length is not None and label["pn"] != policy.title.render(said),
+        "price": price,
+        "price_is_too_fine": is_too_fine(price, decimals),
+        "price_jumps": _jumps(row["shown_price"], price),
+        "shop_currency": store.shop_currency or "",
+        "currency_differs": None not in (store.shop_currency, policy.expected_currency)
+        and store.shop_currency != policy.expected_currency,
+        "tax_differs": None not in (store.shop_taxes_included, policy.price_includes_tax)
+        and store.shop_taxes_included != policy.price_includes_tax,
+        "compare_at_price": compare_at,
+        "compare_at_is_too_fine": higher and is_too_fine(compare_at, decimals),
+        "compare_at_is_low": not higher and None not in (PRICE.fullmatch(price), PRICE.fullmatch(compare_at)),
+        "compare_at_is_unproven": policy.show_compare_at == "if_prior_30d_ok"
+        and higher
+        and not compare_at_is_proven(row),
+        "measure": said["unit_price_verdict"],
+        "stock_is_missing": _shows_stock(policy) and not said["stock"],
+        "status": row["status"] or "",
+        "image_url": image,
+        "image_is_refused": policy.send_images and image != label["pim"],
+    }
+
+
+def _jumps(shown: str | None, price: str) -> bool:
+    if shown in (None, price) or not PRICE.fullmatch(price):
+        return False
+    return abs(Decimal(price) - Decimal(shown)) * 2 > Decimal(shown)
+
+
+def _shows_stock(policy: Policy) -> bool:
+    return policy.stock_field != "none" or "stock" in policy.used_attributes
+
+
+def _published(row: Mapping[str, Any], label: Label, policy: Policy) -> Outcome:
+    text = canonical_json(label)
+    return Outcome(
+        state="publish",
+        code=label["pc"],
+        code_kind=codes.classify(label["pc"]).kind,
+        precedence=_precedence(row, policy),
+        label=text,
+        label_hash=label_hash(text),
+    )
+
+
+def _precedence(row: Mapping[str, Any], policy: Policy) -> str | None:
+    """Sorts variants with one code, the first shows its label; null: none does."""
+    if policy.duplicate_rule == "quarantine":
+        return None
+    number = (row["variant_id"] or "").zfill(20)
+    # Without a time of creation last: "~" sorts after every digit.
+    created = (row["source_created_at"] or "~") if policy.duplicate_rule == "first_created" else ""
+    return f"{created} {number}".strip()

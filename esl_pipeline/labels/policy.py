@@ -1,24 +1,193 @@
 """A store's policy: the choices a shopkeeper may make differently. Kept in the mapping's settings."""
 
+from collections.abc import Iterator
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
 
 from iso4217 import Currency
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from esl_pipeline.labels import templates
 
 # The label server returns prices with two decimals (hipoink-api.md section 6).
 LABEL_SERVER_DECIMALS = 2
 
+# What a template can name. Prices are dot-decimal text, unit_price_per is "kg", "100 g" …, stock is of location_id.
+ATTRIBUTES = frozenset(
+    (
+        *(
+            "title",
+            "variant_title",
+            "option1",
+            "option2",
+            "option3",
+            "vendor",
+            "product_type",
+            "tags",
+            "status",
+        ),
+        *("code", "barcode", "sku", "variant_id", "product_id", "handle", "shop"),
+        *("price", "compare_at_price", "currency", "unit_price", "unit_price_per", "stock"),
+    )
+)
+_UNIT_PRICE = {"unit_price", "unit_price_per"}
 
-class Policy(BaseModel):
-    """Typed settings of one store mapping; every default is the safe choice."""
+CodeSource = Literal["barcode", "sku", "variant_id"]
+Leaving = Literal["remove", "keep", "blank"]
+HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+$", max_length=253)]
+TimeOfDay = Annotated[str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
+Percent = Annotated[int, Field(ge=0, le=100)]
 
+TemplateText = Annotated[str, StringConstraints(max_length=500)]
+# The label server takes prices there, so nothing but a price may be bound to them.
+PriceText = Literal["", "{price}", "{compare_at_price}", "{unit_price}"]
+
+
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    currency: Annotated[str, StringConstraints(pattern="^[A-Z]{3}$")] | None = Field(
-        default=None,
-        description="ISO 4217 code of the shop's prices; without it prices have two decimals.",
+
+class Fields(_Strict):
+    """Label fields and what each is made of: a text with {attributes}; parts in [brackets] vanish when one is empty.
+
+    A field that is not named is never sent, so that another system may own it; "" sends it empty.
+    """
+
+    pi: TemplateText | None = Field(default="{sku}", description="inner code")
+    ps: TemplateText | None = Field(default=None, description="specification")
+    pu: TemplateText | None = Field(default=None, description="unit")
+    vp: PriceText | None = Field(default=None, description="member price")
+    pop: PriceText | None = Field(default="{compare_at_price}", description="original price")
+    po: TemplateText | None = Field(default=None, description="place of origin")
+    pm: TemplateText | None = Field(default=None, description="manufacturer")
+    pqr: TemplateText | None = Field(default=None, description="content of the QR code")
+    f1: TemplateText | None = None
+    f2: TemplateText | None = None
+    f3: TemplateText | None = None
+    f4: TemplateText | None = None
+    f5: TemplateText | None = None
+    f6: TemplateText | None = None
+    f7: TemplateText | None = None
+    f8: TemplateText | None = None
+    f9: TemplateText | None = None
+    f10: TemplateText | None = None
+    f11: TemplateText | None = None
+    f12: TemplateText | None = None
+    f13: TemplateText | None = None
+    f14: TemplateText | None = None
+    f15: TemplateText | None = None
+    f16: TemplateText | None = None
+    extend: dict[Annotated[str, StringConstraints(pattern="^[a-z][0-9a-z_]{0,31}$")], TemplateText] | None = (
+        Field(default=None, description="further keys and values")
     )
-    send_images: bool = Field(default=True, description="Put the image address (https only) into `pim`.")
+
+    @field_validator("*")
+    @classmethod
+    def _known_attributes(cls, value: Any) -> Any:
+        for text in value.values() if isinstance(value, dict) else (value,):
+            if text is not None:
+                templates.parse(text, ATTRIBUTES)
+        return value
+
+    def bound(self) -> Iterator[tuple[str, str | None, str]]:
+        """(label field, key within extend or None, template text) of every field that is sent."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                yield from ((name, key, text) for key, text in value.items())
+            elif value is not None:
+                yield name, None, value
+
+
+class Exclude(_Strict):
+    """What of the shop has no label in this store; upper and lower case are the same."""
+
+    product_types: tuple[Name, ...] = ()
+    vendors: tuple[Name, ...] = ()
+    tags: tuple[Name, ...] = ()
+    gift_cards: bool = True
+
+
+class RaiseWindow(_Strict):
+    """When prices may rise, in the store's time; past midnight when it closes before it opens."""
+
+    opens: TimeOfDay
+    closes: TimeOfDay
+    time_zone: str
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{value!r} is not a time zone such as Europe/Berlin") from None
+        return value
+
+
+class Policy(_Strict):
+    """Typed settings of one store mapping; every default is the safe choice."""
+
+    code_source: tuple[CodeSource, ...] = Field(
+        default=("barcode",),
+        min_length=1,
+        description="Where a label's code comes from: the first of these that is filled. One name or a list.",
+    )
+    require_gtin: bool = Field(default=False, description="Hold back codes that are not valid GTINs.")
+    pad_upc: bool = Field(
+        default=False,
+        description="Put back the leading zero of an 11-digit (7-digit) code that is valid with it.",
+    )
+    label_code_form: Literal["as_is", "gtin13", "gtin14"] = Field(
+        default="as_is", description="Length of GTINs on labels: must match what staff scan."
+    )
+    allow_case_codes: bool = Field(default=True, description="Allow GTIN-14s of cases (first digit 1 to 8).")
+    duplicate_rule: Literal["quarantine", "first_created", "lowest_id"] = Field(
+        default="quarantine",
+        description="Variants of the shop with one code: hold all back, or show the oldest or the lowest id.",
+    )
+    zero_price: Literal["block", "allow"] = Field(default="block", description="Labels with a price of 0.")
+    expected_currency: Annotated[str, StringConstraints(pattern="^[A-Z]{3}$")] | None = Field(
+        default=None,
+        description="ISO 4217 code of the shop's prices; with another one all are held back. Default: the shop's.",
+    )
+    price_includes_tax: bool | None = Field(
+        default=None, description="Note: shelf prices include tax. Warns where the shop says otherwise."
+    )
+    show_compare_at: Literal["never", "if_higher", "if_prior_30d_ok"] = Field(
+        default="never",
+        description="Compare-at price: never, when above the price, or when also not above the lowest price on the "
+        "label in the 30 days before the reduction.",
+    )
+    title_template: TemplateText = Field(default="{title}[ - {variant_title}]", description="Text of `pn`.")
+    title_max_length: Annotated[int, Field(ge=1, le=500)] | None = Field(
+        default=None, description="Longer titles are cut, never within a character."
+    )
+    emoji: Literal["strip", "keep"] = Field(
+        default="strip", description="Emoji in texts: few labels can show them."
+    )
+    send_images: bool = Field(
+        default=False, description="Put the image's address into `pim`: costs transfer and battery."
+    )
+    image_hosts: tuple[HostName, ...] = Field(
+        default=("cdn.shopify.com",), description="Hosts that images may come from, over https."
+    )
+    statuses: tuple[Literal["active", "unlisted", "archived"], ...] = Field(
+        default=("active", "unlisted"),
+        description="Shopify statuses that are on the shelf; drafts never are.",
+    )
+    require_published: bool = Field(default=False, description="Only products published in the online store.")
+    on_delete: Leaving = Field(
+        default="remove",
+        description="A deleted product's label: remove (unbinds the tag), keep, or blank (name '-', price 0.00, "
+        "for the label server demands both).",
+    )
+    on_unpublish: Leaving = Field(
+        default="remove", description="The same for one that is no longer on the shelf (statuses)."
+    )
+    exclude: Exclude = Field(default=Exclude(), description="What has no label here; its labels are removed.")
     stock_field: Literal["none", "kc", "qty"] = Field(
         default="none", description="The label field that takes the stock of `location_id`."
     )
@@ -26,24 +195,81 @@ class Policy(BaseModel):
         default=None,
         description="The Shopify location whose stock counts; stock is never summed over locations.",
     )
+    unit_price_mode: Literal["off", "eu", "uk", "us"] = Field(
+        default="off",
+        description="Price per unit from Shopify's measurement, for {unit_price} and {unit_price_per}.",
+    )
+    fields: Fields = Field(
+        default=Fields(),
+        description="Other label fields and their templates: pi, ps, pu, vp, pop, po, pm, pqr, f1 to f16, extend.",
+    )
+    raise_window: RaiseWindow | None = Field(
+        default=None,
+        description="Prices rise only in this window (opens, closes, time_zone); cuts go out at once.",
+    )
+    max_change_pct: Annotated[int, Field(ge=1)] = Field(
+        default=80, description="A price change by more per cent is drastic, as a removal is."
+    )
+    guard_labels: Annotated[int, Field(ge=0)] = Field(
+        default=5,
+        description="More drastic changes of a kind at once than this and guard_share_pct wait for approval.",
+    )
+    guard_share_pct: Percent = Field(default=20, description="The same, as a share of the store's labels.")
+    max_held_share_pct: Percent = Field(
+        default=20, description="A larger share of variants held back fails the asset check."
+    )
+
+    @field_validator("code_source", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("title_template")
+    @classmethod
+    def _title(cls, value: str) -> str:
+        templates.parse(value, ATTRIBUTES)
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.currency is not None and self.currency not in Currency.__members__:
-            raise ValueError(f"currency {self.currency} is not an ISO 4217 code")
-        if self.stock_field != "none" and self.location_id is None:
-            raise ValueError("stock_field needs location_id: stock of several locations is never summed")
+        if self.expected_currency is not None and self.expected_currency not in Currency.__members__:
+            raise ValueError(f"expected_currency: {self.expected_currency} is not an ISO 4217 code")
+        if len(set(self.code_source)) < len(self.code_source):
+            raise ValueError("code_source: each source once")
+        shows_stock = self.stock_field != "none" or "stock" in self.used_attributes
+        if shows_stock and self.location_id is None:
+            raise ValueError("location_id: needed to show stock; that of several locations is never summed")
+        shows_unit_price = bool(_UNIT_PRICE & self.used_attributes)
+        if shows_unit_price and self.unit_price_mode == "off":
+            raise ValueError("unit_price_mode: needed where a field shows {unit_price} or {unit_price_per}")
+        if self.unit_price_mode != "off" and not shows_unit_price:
+            raise ValueError("fields: bind {unit_price} to a field of the label, or turn unit_price_mode off")
         return self
 
-    @property
-    def decimals(self) -> int:
-        """Minor units of the currency (JPY 0, EUR 2, KWD 3)."""
-        if self.currency is None:
-            return LABEL_SERVER_DECIMALS
-        return Currency[self.currency].exponent or 0
+    @cached_property
+    def title(self) -> templates.Template:
+        """title_template, parsed."""
+        return templates.parse(self.title_template, ATTRIBUTES)
+
+    @cached_property
+    def bindings(self) -> tuple[tuple[str, str | None, templates.Template], ...]:
+        """(label field, key within extend or None, parsed template) of every field that is sent."""
+        return tuple(
+            (name, key, templates.parse(text, ATTRIBUTES)) for name, key, text in self.fields.bound()
+        )
+
+    @cached_property
+    def used_attributes(self) -> frozenset[str]:
+        """Every attribute that the title or a field shows."""
+        return self.title.attributes.union(*(template.attributes for _, _, template in self.bindings))
+
+    def decimals(self, shop_currency: str | None) -> int:
+        """Minor units of the currency (JPY 0, EUR 2, KWD 3); two when no currency is known."""
+        return _minor_units(self.expected_currency or shop_currency)
 
 
-def validate_policy(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a mapping as given, checked. Raises pydantic.ValidationError naming each bad field."""
-    Policy.model_validate(settings)
-    return settings
+@cache
+def _minor_units(currency: str | None) -> int:
+    if currency is None or currency not in Currency.__members__:
+        return LABEL_SERVER_DECIMALS
+    return Currency[currency].exponent or 0

@@ -1,198 +1,423 @@
 """Facts true for every store, as pandera checks at two levels.
 
 ERROR holds the variant back (the old label stays), WARNING lets it flow; both leave a finding with the reason in a
-shopkeeper's words. Sources: data-quality.md section 3.
+shopkeeper's words. A policy may raise or lower the level of some. Source of each: data-quality.md section 2.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import pandera.pandas as pa
+from iso4217 import Currency
 from pandera.errors import SchemaErrors
 
-from esl_pipeline.labels.policy import LABEL_SERVER_DECIMALS
+from esl_pipeline.labels.attributes import PRICE
+from esl_pipeline.labels.policy import Policy
 
-# [0-9], never \d: Python's takes Arabic digits. Checked before Decimal, which takes NaN, Infinity and 1e3.
-PRICE_PATTERN = r"[0-9]{1,9}(?:\.[0-9]{1,4})?"
 CODE_PATTERN = r"[0-9A-Za-z._-]{1,32}"
-GTIN_PATTERN = r"[0-9]{8}|[0-9]{12,14}"
 STATUSES = ("active", "draft", "archived", "unlisted")
 # Stands where a source sent NUL or half a surrogate pair, which text columns cannot hold.
 UNREADABLE = "\ufffd"
+_GTINS = ("gtin8", "gtin12", "gtin13", "gtin14", "isbn", "restricted")
+_MAX_ID = 2**63
+
+Level = Literal["error", "warning"]
+Check = Callable[[pd.Series], pd.Series]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One check: on which column, how grave, and what a shopkeeper is told."""
+    """One check: on which column of the facts, how grave, and what a shopkeeper is told (with the value of `shown`)."""
 
     name: str
-    level: Literal["error", "warning"]
-    column: str
+    level: Level
+    checked: str
+    right: Check
     reason: str
     action: str
+    shown: str | None = None
+    applies: Callable[[Policy], bool] = lambda _policy: True
+
+    @property
+    def column(self) -> str:
+        """The column whose value stands in the finding."""
+        return self.shown or self.checked
+
+
+def _filled(values: pd.Series) -> pd.Series:
+    return values.ne("")
+
+
+def _is_id(values: pd.Series) -> pd.Series:
+    digits = values.str.fullmatch("[0-9]{1,19}")
+    return digits & values.where(digits, "0").map(int).between(1, _MAX_ID - 1)
+
+
+def _no(values: pd.Series) -> pd.Series:
+    """For facts that are findings where they are true."""
+    return ~values
 
 
 _RULES = [
-    Rule("code_missing", "error", "code", "the variant has no barcode", "give it a barcode in Shopify"),
+    Rule("id_form", "error", "variant_id", _is_id, "Shopify sent no usable variant id", "report it to us"),
+    Rule(
+        "id_duplicate",
+        "error",
+        "variant_id",
+        lambda s: ~s.duplicated(keep=False),
+        "the same variant was read twice at once",
+        "report it to us",
+    ),
+    Rule(
+        "code_missing",
+        "error",
+        "code",
+        _filled,
+        "the variant has no code: every source that the store uses is empty",
+        "give it a barcode in Shopify, or let the store use another code_source",
+    ),
     Rule(
         "code_form",
         "error",
         "code",
-        "the barcode has characters that a label code cannot have, or is longer than 32",
+        lambda s: s.eq("") | s.str.fullmatch(CODE_PATTERN),
+        "the code has characters that a label code cannot have, or is longer than 32",
         "use letters, digits, dot, dash or underscore only",
     ),
-    Rule("code_zero", "error", "code", "the barcode is all zeros", "enter the real barcode"),
-    Rule("title_missing", "error", "title", "the product has no title", "give it a title in Shopify"),
+    Rule(
+        "code_zero",
+        "error",
+        "code",
+        lambda s: ~s.str.fullmatch("0+"),
+        "the code is all zeros",
+        "enter the real barcode",
+    ),
+    Rule(
+        "gtin_bad_check_digit",
+        "warning",
+        "code_kind",
+        lambda s: s.ne("bad_check_digit"),
+        "the code has the length of a GTIN but a wrong check digit",
+        "compare it with the package",
+        shown="code",
+    ),
+    Rule(
+        "gtin_required",
+        "error",
+        "code_kind",
+        lambda s: s.isin((*_GTINS, "", "bad_check_digit", "zero")),
+        "the code is not a GTIN, and this store takes no others",
+        "enter the number under the bars, or turn require_gtin off",
+        shown="code",
+        applies=lambda policy: policy.require_gtin,
+    ),
+    Rule(
+        "leading_zero_suspect",
+        "warning",
+        "code_kind",
+        lambda s: s.ne("leading_zero_lost"),
+        "the code seems to have lost its leading zero: with it, it is the valid number shown here",
+        "compare with the package and correct it in Shopify, or turn pad_upc on",
+        shown="code_candidate",
+    ),
+    Rule(
+        "upc_e",
+        "warning",
+        "code_kind",
+        lambda s: s.ne("upc_e"),
+        "the code looks like a shortened UPC (UPC-E), which scanners read as the longer number",
+        "enter the twelve digits in Shopify",
+        shown="code",
+    ),
+    Rule(
+        "case_code",
+        "warning",
+        "code_is_case",
+        _no,
+        "the code is that of a case, not of one piece",
+        "enter the number on the piece",
+        shown="code",
+    ),
+    Rule(
+        "restricted_code",
+        "warning",
+        "code_kind",
+        lambda s: s.ne("restricted"),
+        "the code is from a range for use within a shop (weighed goods, coupons)",
+        "check that it is a fixed code and not made by a scale",
+        shown="code",
+    ),
+    Rule(
+        "title_missing",
+        "error",
+        "title",
+        _filled,
+        "the product has no title that a label can show",
+        "give it a title in Shopify",
+    ),
     Rule(
         "title_unreadable",
         "error",
         "title",
+        lambda s: ~s.str.contains(UNREADABLE, regex=False),
         "the title holds a character that cannot be shown",
         "type the title again",
     ),
-    Rule("price_missing", "error", "price", "the variant has no price", "set a price in Shopify"),
-    Rule("price_form", "error", "price", "the price is not a plain number of 0 or more", "correct the price"),
-    Rule("price_zero", "error", "price", "the price is zero", "set the real price"),
+    Rule(
+        "title_cut",
+        "warning",
+        "title_is_cut",
+        _no,
+        "the title is longer than the label",
+        "shorten it in Shopify, or change title_template or title_max_length",
+        shown="title",
+    ),
+    Rule(
+        "price_missing",
+        "error",
+        "price",
+        _filled,
+        "the variant has no price",
+        "set a price in Shopify",
+    ),
+    Rule(
+        "price_form",
+        "error",
+        "price",
+        lambda s: s.eq("") | s.str.fullmatch(PRICE.pattern),
+        "the price is not a plain number of 0 or more",
+        "correct the price",
+    ),
+    Rule(
+        "price_zero",
+        "error",
+        "price",
+        lambda s: ~s.str.fullmatch(r"0+(?:\.0+)?"),
+        "the price is zero",
+        "set the real price, or let the store allow zero_price",
+    ),
     Rule(
         "price_decimals",
         "error",
-        "price",
+        "price_is_too_fine",
+        _no,
         "the price has more decimals than the currency or the label server has",
-        "round the price in Shopify, or set the store's currency",
+        "round the price in Shopify, or set the store's expected_currency",
+        shown="price",
     ),
     Rule(
-        "gtin_check_digit",
+        "price_jump",
         "warning",
-        "code",
-        "the barcode has the length of a GTIN but a wrong check digit",
-        "compare it with the package",
+        "price_jumps",
+        _no,
+        "the price differs from the label's by more than half",
+        "check the price in Shopify",
+        shown="price",
+    ),
+    Rule(
+        "currency_unknown",
+        "error",
+        "shop_currency",
+        lambda s: s.eq("") | s.isin(list(Currency.__members__)),
+        "the shop's currency is not one of ISO 4217, so that its decimals are not known",
+        "report it to us",
+    ),
+    Rule(
+        "currency_mismatch",
+        "error",
+        "currency_differs",
+        _no,
+        "the shop sells in another currency than the store expects",
+        "map a shop with the store's currency, or correct expected_currency",
+        shown="shop_currency",
+    ),
+    Rule(
+        "tax_differs",
+        "warning",
+        "tax_differs",
+        _no,
+        "the shop's prices include tax or not, other than price_includes_tax says",
+        "show prices with tax where the law asks for it; correct the shop or the policy",
+        shown="price",
+    ),
+    Rule(
+        "compare_at_form",
+        "warning",
+        "compare_at_price",
+        lambda s: s.eq("") | s.str.fullmatch(PRICE.pattern),
+        "the compare-at price is not a plain number, so it is not shown",
+        "correct or clear it in Shopify",
+    ),
+    Rule(
+        "compare_at_decimals",
+        "warning",
+        "compare_at_is_too_fine",
+        _no,
+        "the compare-at price has more decimals than the currency or the label server has, so it is not shown",
+        "round it in Shopify",
+        shown="compare_at_price",
+    ),
+    Rule(
+        "compare_at_low",
+        "warning",
+        "compare_at_is_low",
+        _no,
+        "the compare-at price is not above the price, so it is not shown",
+        "clear it in Shopify",
+        shown="compare_at_price",
+    ),
+    Rule(
+        "compare_at_unproven",
+        "warning",
+        "compare_at_is_unproven",
+        _no,
+        "the label showed a lower price in the last 30 days, or has no 30 days of prices yet: compare-at is not shown",
+        "wait, or correct it to the lowest price of the last 30 days",
+        shown="compare_at_price",
+    ),
+    Rule(
+        "unit_price_missing",
+        "warning",
+        "measure",
+        lambda s: s.ne("missing"),
+        "there is no unit price: Shopify holds no measurement of the content",
+        "enter the content and unit in Shopify",
+    ),
+    Rule(
+        "unit_price_quantity",
+        "error",
+        "measure",
+        lambda s: s.ne("quantity"),
+        "the content for the unit price is zero or negative",
+        "correct the content in Shopify",
+    ),
+    Rule(
+        "unit_price_differs",
+        "warning",
+        "measure",
+        lambda s: s.ne("differs"),
+        "Shopify's unit price is not price divided by content; the label shows the latter",
+        "save the variant again in Shopify",
+    ),
+    Rule(
+        "stock_missing",
+        "warning",
+        "stock_is_missing",
+        _no,
+        "no stock is known at the store's location, so the label shows none",
+        "stock the product at this location, or check location_id",
+        shown="variant_id",
     ),
     Rule(
         "status_unknown",
         "warning",
         "status",
+        lambda s: s.isin(STATUSES),
         "Shopify sent a product status that is not known here; it is treated as active",
         "check that the product should be on the shelf",
     ),
     Rule(
-        "image_not_https",
+        "image_missing",
         "warning",
         "image_url",
-        "the image address is not https, so the label has no image",
-        "use an image stored at Shopify",
+        _filled,
+        "the product has no image",
+        "add one in Shopify, or turn send_images off",
+        applies=lambda policy: policy.send_images,
+    ),
+    Rule(
+        "image_refused",
+        "warning",
+        "image_is_refused",
+        _no,
+        "the image's address is not https or not of an allowed host, so the label has no image",
+        "use an image stored at Shopify, or add its host to image_hosts",
+        shown="image_url",
+        applies=lambda policy: policy.send_images,
     ),
 ]
 RULES = {rule.name: rule for rule in _RULES}
 
-
-def gtin_is_valid(code: str) -> bool:
-    """GS1 modulo-10 check of a string of ASCII digits."""
-    total = sum(int(digit) * (3 if i % 2 == 0 else 1) for i, digit in enumerate(reversed(code[:-1])))
-    return (10 - total % 10) % 10 == int(code[-1])
-
-
-def _filled(values: pd.Series) -> pd.Series:
-    return values.fillna("").ne("")
-
-
-def _well_formed_price(frame: pd.DataFrame) -> pd.Series:
-    return frame["price"].fillna("").str.fullmatch(PRICE_PATTERN)
-
-
-def _price_fits(frame: pd.DataFrame) -> pd.Series:
-    """Digits beyond what currency and label server keep are zeros only; malformed prices pass (another rule)."""
-    prices = frame["price"].where(_well_formed_price(frame), "0")
-    return pd.Series(
-        [
-            Decimal(price) % Decimal(1).scaleb(-min(decimals, LABEL_SERVER_DECIMALS)) == 0
-            for price, decimals in zip(prices, frame["decimals"], strict=True)
-        ],
-        index=frame.index,
-        dtype=bool,
-    )
-
-
-def _price_not_zero(frame: pd.DataFrame) -> pd.Series:
-    zero = frame["price"].fillna("").str.fullmatch(r"0+(?:\.0+)?")
-    return ~zero
+# One row per variant that should be on the shelf. Text is never null: "" where there is none.
+FACTS = {
+    "variant_id": "str",
+    "code": "str",
+    "code_kind": "str",
+    "code_candidate": "str",
+    "code_is_case": "bool",
+    "title": "str",
+    "title_is_cut": "bool",
+    "price": "str",
+    "price_is_too_fine": "bool",
+    "price_jumps": "bool",
+    "shop_currency": "str",
+    "currency_differs": "bool",
+    "tax_differs": "bool",
+    "compare_at_price": "str",
+    "compare_at_is_too_fine": "bool",
+    "compare_at_is_low": "bool",
+    "compare_at_is_unproven": "bool",
+    "measure": "str",
+    "stock_is_missing": "bool",
+    "status": "str",
+    "image_url": "str",
+    "image_is_refused": "bool",
+}
 
 
-def _gtin_ok(codes: pd.Series) -> pd.Series:
-    shaped_like_one = codes.fillna("").str.fullmatch(GTIN_PATTERN)
-    return codes.where(shaped_like_one, "0").map(gtin_is_valid).astype(bool)
+def level_of(rule: str, policy: Policy) -> Level:
+    """How grave a finding is in a store: the rule's own level, unless the policy is stricter or more lenient."""
+    if rule == "price_zero" and policy.zero_price == "allow":
+        return "warning"
+    if rule == "gtin_bad_check_digit" and policy.require_gtin:
+        return "error"
+    if rule == "case_code" and not policy.allow_case_codes:
+        return "error"
+    return RULES[rule].level
 
 
-def _check(rule: str, function: Callable[..., Any]) -> pa.Check:
-    return pa.Check(function, error=rule, ignore_na=False)
+def schema_for(policy: Policy) -> pa.DataFrameSchema:
+    """The schema of the facts under a policy; each check's error is its rule's name."""
+    checks: dict[str, list[pa.Check]] = {column: [] for column in FACTS}
+    for rule in _RULES:
+        if rule.applies(policy):
+            checks[rule.checked].append(pa.Check(rule.right, error=rule.name))
+    return pa.DataFrameSchema({column: pa.Column(dtype, checks[column]) for column, dtype in FACTS.items()})
 
 
-def _text(*checks: pa.Check) -> pa.Column:
-    return pa.Column("str", list(checks), nullable=True, coerce=True)
-
-
-ERRORS = pa.DataFrameSchema(
-    {
-        "code": _text(
-            _check("code_missing", _filled),
-            _check("code_form", lambda s: ~_filled(s) | s.fillna("").str.fullmatch(CODE_PATTERN)),
-            _check("code_zero", lambda s: ~s.fillna("").str.fullmatch("0+")),
-        ),
-        "title": _text(
-            _check("title_missing", lambda s: s.fillna("").str.strip().ne("")),
-            _check("title_unreadable", lambda s: ~s.fillna("").str.contains(UNREADABLE, regex=False)),
-        ),
-        "price": _text(
-            _check("price_missing", _filled),
-            _check("price_form", lambda s: ~_filled(s) | s.fillna("").str.fullmatch(PRICE_PATTERN)),
-        ),
-        "decimals": pa.Column("int64", coerce=True),
-    },
-    checks=[_check("price_zero", _price_not_zero), _check("price_decimals", _price_fits)],
-)
-
-WARNINGS = pa.DataFrameSchema(
-    {
-        "code": _text(_check("gtin_check_digit", _gtin_ok)),
-        "status": _text(_check("status_unknown", lambda s: s.isin(STATUSES))),
-        "image_url": _text(
-            _check("image_not_https", lambda s: ~_filled(s) | s.fillna("").str.startswith("https://"))
-        ),
-    },
-)
-
-
-def findings(candidates: pd.DataFrame) -> pd.DataFrame:
+def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     """Every finding of every row.
 
-    In: one row per variant, columns code, title, price, status, image_url (text or null) and decimals (int).
-    Out: columns row (the index label of the candidate), check_name, level, column_name, value, reason, action.
-    Never raises for the content of a row; ValueError when a column is missing.
+    In: one row per variant (FACTS). Out: columns row (the index label of the facts), check_name, level, column_name,
+    value, reason, action. Never raises for the content of a row; ValueError when a column is missing or of another
+    type.
     """
-    found = []
-    for schema in (ERRORS, WARNINGS):
-        try:
-            schema.validate(candidates, lazy=True)
-        except SchemaErrors as failed:
-            cases = failed.failure_cases
-            if (
-                cases["index"].isna().any()
-            ):  # not a row's fault: a check itself raised, or a column is missing
-                raise ValueError(f"the schema could not be applied: {cases.to_dict('records')}") from failed
-            found.append(cases[["check", "index"]].drop_duplicates())
     columns = ["row", "check_name", "level", "column_name", "value", "reason", "action"]
-    if not found:
+    try:
+        schema_for(policy).validate(facts, lazy=True)
+    except SchemaErrors as failed:
+        cases = failed.failure_cases
+        if cases["index"].isna().any():  # not a row's fault: a check itself raised, or a column is wrong
+            raise ValueError(f"the schema could not be applied: {cases.to_dict('records')}") from failed
+        found = cases[["check", "index"]].drop_duplicates()
+    else:
         return pd.DataFrame(columns=columns)
-    cases = pd.concat(found).rename(columns={"check": "check_name", "index": "row"})
-    rules = pd.DataFrame([vars(rule) for rule in RULES.values()]).rename(
-        columns={"name": "check_name", "column": "column_name"}
-    )
-    cases = cases.merge(rules, on="check_name", how="left", validate="many_to_one")
-    texts = candidates.astype(object).where(candidates.notna(), None).to_dict("index")
-    cases["value"] = [
-        None if texts[row][column] is None else str(texts[row][column])[:200]
-        for row, column in zip(cases["row"], cases["column_name"], strict=True)
-    ]
-    return pd.DataFrame(cases, columns=columns)
+    per_rule = []
+    for name, rows in found.groupby("check", sort=True)["index"]:
+        rule = RULES[str(name)]
+        per_rule.append(
+            pd.DataFrame(
+                {
+                    "row": rows.to_numpy(),
+                    "check_name": rule.name,
+                    "level": level_of(rule.name, policy),
+                    "column_name": rule.column,
+                    "value": facts[rule.column].loc[rows].to_numpy(),
+                    "reason": rule.reason,
+                    "action": rule.action,
+                }
+            )
+        )
+    return pd.concat(per_rule, ignore_index=True)[columns]

@@ -28,7 +28,8 @@ from esl_pipeline.connections import open_buffer
 from esl_pipeline.local.demo_day import DemoDay, Difference, Shelf, Wave, compare
 from esl_pipeline.local.demo_report import Report, Row, WaveReport, by_check, print_failure, print_report
 from esl_pipeline.local.postgres import PostgresUnavailable
-from esl_pipeline.local.shop import DOMAIN, Delivery
+from esl_pipeline.local.shopify.shop import DOMAIN
+from esl_pipeline.local.shopify.webhooks import Delivery
 from esl_pipeline.local.stack import Ports, Stack, StackError
 from esl_pipeline.settings import Settings, SettingsError, load_settings
 
@@ -157,7 +158,7 @@ class _Stage:
                 "source_store_id": DOMAIN,
                 "hipoink_store_code": STORE,
                 "is_active": True,
-                "settings": {"currency": "EUR"},
+                "settings": {"expected_currency": "EUR"},
             },
         )
         if answer.status_code != httpx.codes.CREATED:

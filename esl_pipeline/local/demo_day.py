@@ -14,15 +14,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
-from esl_pipeline.local.shop import (
-    MAX_VARIANTS_IN_BODY,
-    Delivery,
-    Product,
-    Shop,
-    Variant,
-    Webhooks,
-    price_text,
-)
+from esl_pipeline.local.shopify.catalogue import Product, Variant, price_text
+from esl_pipeline.local.shopify.shop import Shop
+from esl_pipeline.local.shopify.webhooks import MAX_VARIANTS_IN_BODY, Delivery, Webhooks
 
 Label = dict[str, str]
 """A label's fields by the label server's names; empty ones are left out."""

@@ -1,6 +1,7 @@
 """The drain job: one bounded run for all shops with due work, and its materialisations."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -8,7 +9,7 @@ import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
-from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
 from esl_pipeline.stages.drain import Round, drain
@@ -32,6 +33,7 @@ class Journal:
         self._context = context
         self._rounds: list[Round] = []
         self._flushed_at = time.monotonic()
+        self._judged_shops: set[str] = set()
 
     def add(self, done: Round) -> None:
         """Remember a round; report when the last report is old enough."""
@@ -60,6 +62,7 @@ class Journal:
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
             self._log("shopify_products", shop, reports.products_report(mine, variants[variant_shop == shop]))
+        self._judged_shops |= set(label_shop)
         for shop in sorted(set(label_shop)):
             ours = labels[label_shop == shop]
             self._log(
@@ -69,6 +72,11 @@ class Journal:
             )
         for shop in sorted(set(results["shop"])):
             self._log("hipoink_sync_results", shop, reports.results_report(results[results["shop"] == shop]))
+
+    def checks(self, buffer: Buffer) -> Iterator[dg.AssetCheckEvaluation]:
+        """The asset checks of every shop that had labels judged; asked once a run, for each shop costs three events."""
+        for shop in sorted(self._judged_shops):
+            yield from checks.evaluations(buffer, shop)
 
     def _log(self, asset: str, shop: str, metadata: dict[str, Any]) -> None:
         self._context.log_event(dg.AssetMaterialization(asset_key=asset, partition=shop, metadata=metadata))
@@ -82,7 +90,7 @@ def drain_events(
     config: DrainConfig,
     buffer: dg.ResourceParam[Buffer],
     label_server: dg.ResourceParam[LabelServer],
-) -> None:
+) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     """One drain run; ends at once when another one is alive."""
     buffer.check_version()
     journal = Journal(context)
@@ -102,6 +110,8 @@ def drain_events(
         journal.flush()
     if not ran:
         context.log.info("another drain run is alive; nothing to do here")
+    yield from journal.checks(buffer)
+    yield dg.Output(None)
 
 
 @dg.job(

@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     StrictBool,
     ValidationError,
-    WithJsonSchema,
     field_validator,
 )
 
@@ -51,8 +50,6 @@ def _store_id(text: str) -> str:
 SourceSystem = Literal["shopify"]
 SourceStoreId = Annotated[str, AfterValidator(_store_id)]
 StoreCode = Annotated[str, AfterValidator(_store_code)]
-# The schema is written out, because the OpenAPI page has no place for a reference from here.
-StorePolicy = Annotated[Policy, WithJsonSchema(Policy.model_json_schema())]
 
 
 class NewMapping(BaseModel):
@@ -64,7 +61,8 @@ class NewMapping(BaseModel):
     source_store_id: SourceStoreId
     hipoink_store_code: StoreCode
     is_active: StrictBool = True
-    settings: StorePolicy = Policy()
+    is_dry_run: StrictBool = False
+    settings: Policy = Policy()
 
 
 class MappingChange(BaseModel):
@@ -76,7 +74,8 @@ class MappingChange(BaseModel):
     source_store_id: SourceStoreId | None = None
     hipoink_store_code: StoreCode | None = None
     is_active: StrictBool | None = None
-    settings: StorePolicy | None = None
+    is_dry_run: StrictBool | None = None
+    settings: Policy | None = None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -94,6 +93,7 @@ class StoreMapping(BaseModel):
     source_store_id: str
     hipoink_store_code: str
     is_active: bool
+    is_dry_run: bool
     settings: dict[str, Any]
     created_at: str | None = None
     updated_at: str | None = None
@@ -212,5 +212,18 @@ def _hash(token: str) -> bytes:
 
 def _takes(model: type[BaseModel]) -> dict[str, Any]:
     """The request body for the OpenAPI page; FastAPI does not see it, because the token comes first."""
-    schema = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": schema}}
+    schema = model.model_json_schema()
+    # Written out, because the page has no place for definitions from here.
+    written_out = _without_references(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": written_out}}}}
+
+
+def _without_references(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_without_references(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if reference := schema.get("$ref"):
+        named = definitions[reference.removeprefix("#/$defs/")]
+        schema = named | {key: value for key, value in schema.items() if key != "$ref"}
+    return {key: _without_references(value, definitions) for key, value in schema.items()}

@@ -13,12 +13,15 @@ class Facts:
 
     products: newest version of each product (its variant_ids, or null when the source did not say which there are).
     variants: the variants of those versions. levels: stock per item and location.
+    details: what only the Admin API says of a variant (unit price, gift card). shops: currency, taxes, time zone.
     events: one outcome per delivery read: done or unusable, with a reason.
     """
 
     products: list[Row] = field(default_factory=list)
     variants: list[Row] = field(default_factory=list)
     levels: list[Row] = field(default_factory=list)
+    details: list[Row] = field(default_factory=list)
+    shops: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
 
     def extend(self, other: "Facts") -> None:
@@ -26,6 +29,8 @@ class Facts:
         self.products += other.products
         self.variants += other.variants
         self.levels += other.levels
+        self.details += other.details
+        self.shops += other.shops
         self.events += other.events
 
 

@@ -31,12 +31,23 @@ VARIANT_COLUMNS = {
     "vendor": "str",
     "product_type": "str",
     "tags": "str",
+    "handle": "str",
+    "option1": "str",
+    "option2": "str",
+    "option3": "str",
+    "source_created_at": "str",
     "source_updated_at": "str",
     "removed": "bool",
     "stock": "str",
+    "gift_card": "bool",
+    "unit_price": "str",
+    "unit_price_measurement": "str",
+    "history": "str",
     "event_ids": "object",
     "revision": "int64",
 }
+
+_JSON_COLUMNS = ("stock", "unit_price_measurement", "history")
 
 
 def read_inbox(buffer: Buffer, *, run_id: str, shop: Shop | None = None) -> list[dict[str, Any]]:
@@ -62,6 +73,8 @@ def read_inbox(buffer: Buffer, *, run_id: str, shop: Shop | None = None) -> list
         variants=facts.variants,
         levels=facts.levels,
         events=facts.events,
+        details=facts.details,
+        shops=facts.shops,
     )
     outcome = {event["id"]: event for event in facts.events}
     return [
@@ -83,11 +96,14 @@ def due_variants(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Variants that are not evaluated yet, oldest change first, and the active mappings of their shops.
 
-    The frame has VARIANT_COLUMNS: text as the source sent it, source_updated_at ISO 8601 in UTC, stock as JSON text
-    {location id: quantity} or null, event_ids the inbox events behind the newest content. `after` pages on from a
-    revision.
+    The frame has VARIANT_COLUMNS: text as the source sent it, source_updated_at ISO 8601 in UTC, event_ids the inbox
+    events behind the newest content. JSON text or null: stock {location id: quantity}, unit_price_measurement,
+    history {mapping id: {shown, prior}} (prices). `after` pages on from a revision.
     """
     due = buffer.variants_due(limit=limit, shop=shop, after=after)
-    rows = [row | {"stock": json.dumps(row["stock"]) if row["stock"] else None} for row in due["variants"]]
+    rows = [
+        row | {key: json.dumps(row[key]) if row[key] else None for key in _JSON_COLUMNS}
+        for row in due["variants"]
+    ]
     frame = pd.DataFrame(rows, columns=list(VARIANT_COLUMNS)).astype(VARIANT_COLUMNS)
     return frame, due["mappings"]

@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, evaluate
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate
 from esl_pipeline.labels.policy import Policy
 
 
@@ -43,9 +43,14 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
                 f"its labels stay as they are: {error.errors(include_url=False, include_input=False)}"
             )
             continue
-        evaluated = evaluate(
-            ours, mapping_id=mapping["id"], store_code=mapping["hipoink_store_code"], policy=policy
+        store = Store(
+            mapping_id=mapping["id"],
+            code=mapping["hipoink_store_code"],
+            policy=policy,
+            shop_currency=mapping.get("currency"),
+            shop_taxes_included=mapping.get("taxes_included"),
         )
+        evaluated = evaluate(ours, store)
         labels.append(evaluated[0])
         findings.append(evaluated[1])
     evaluation = Evaluation(problems=problems)
@@ -84,12 +89,12 @@ def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dic
 
 
 def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
+    """Errors hold back; the winner among variants with one code only has a warning."""
     keys = ["mapping_id", "variant_id"]
-    labels = evaluation.labels
-    colliding = pd.MultiIndex.from_frame(labels[keys]).isin(pd.MultiIndex.from_frame(collisions[keys]))
-    labels.loc[colliding, "state"] = "held"
-    shops = labels.loc[colliding, [*keys, "source_store_id", "revision"]]
-    found = collisions.merge(shops, on=keys)[FINDING_COLUMNS]
+    labels, errors = evaluation.labels, collisions[collisions["level"] == "error"]
+    held = pd.MultiIndex.from_frame(labels[keys]).isin(pd.MultiIndex.from_frame(errors[keys]))
+    labels.loc[held, "state"] = "held"
+    found = collisions.merge(labels[[*keys, "source_store_id", "revision"]], on=keys)[FINDING_COLUMNS]
     evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
 
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer, BufferVersionError
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.buffer.migrate import code_version
+from esl_pipeline.buffer.migrate import code_version, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import Gateway
@@ -113,7 +113,7 @@ class Api:
         (mapping,) = due["mappings"]
         labels = []
         for row in due["variants"]:
-            label = {"pc": row["barcode"], "pn": "Apple", "pp": price}
+            label = {"pc": row["barcode"], "pn": row["title"], "pp": price}
             labels.append(
                 {
                     "mapping_id": mapping["id"],
@@ -163,7 +163,7 @@ def contract(function: Callable[[Api], None]) -> Callable[[Api], None]:
 
 @contract
 def esl_version(api: Api) -> None:
-    assert api("esl_version") == {"version": code_version()}
+    assert api("esl_version") == {"version": code_version(), "functions": functions_digest()}
 
 
 @contract
@@ -231,14 +231,37 @@ def esl_variants_merge(api: Api) -> None:
 @contract
 def esl_variants_due(api: Api) -> None:
     assert api.due() == {"variants": [], "mappings": []}
-    mapping = api.mapping(settings={"currency": "EUR"})
+    mapping = api.mapping(settings={"expected_currency": "EUR"})
     api.merge([api.variant(n) for n in range(1, 4)])
     due = api.due(limit=2)
     assert [row["variant_id"] for row in due["variants"]] == ["1", "2"]
     assert due["variants"][0]["barcode"] == "C-1"
-    assert due["mappings"] == [mapping]
+    assert due["mappings"] == [mapping | {"currency": None, "taxes_included": None}]
     after = api("esl_variants_due", limit=9, after=due["variants"][1]["revision"], shop=api.shop_key)
     assert [row["variant_id"] for row in after["variants"]] == ["3"]
+    said = {"gift_card": True, "unit_price": "9.90", "unit_price_measurement": {"quantityValue": 2}}
+    shop = api.shop_key | {"currency": "EUR", "taxes_included": True, "time_zone": "UTC", "updated_at": NOW}
+    details = [api.shop_key | {"variant_id": "2"} | said]
+    for _ in range(2):
+        api(
+            "esl_variants_merge",
+            products=[],
+            variants=[],
+            levels=[],
+            events=[],
+            details=details,
+            shops=[shop],
+        )
+    again = api.due()
+    assert [{key: row[key] for key in said} for row in again["variants"] if row["variant_id"] == "2"] == [
+        said
+    ]
+    assert again["mappings"] == [mapping | {"currency": "EUR", "taxes_included": True}]
+    api.stage()
+    api.finish(api.claim())
+    api.merge([api.variant(1) | {"content_hash": "y"}], at="2026-03-01T11:00:00+00:00")
+    (changed, *_) = sorted(api.due()["variants"], key=lambda row: row["variant_id"])
+    assert changed["history"] == {mapping["id"]: {"shown": "1.00", "prior": None}}
 
 
 @contract
@@ -343,13 +366,14 @@ def esl_due(api: Api) -> None:
 
 @contract
 def esl_mapping_create(api: Api) -> None:
-    mapping = api.mapping(settings={"currency": "EUR"})
+    mapping = api.mapping(settings={"expected_currency": "EUR"})
     assert mapping | {"id": 0, "created_at": 0, "updated_at": 0} == {
         **api.shop_key,
         "id": 0,
         "hipoink_store_code": api.store,
         "is_active": True,
-        "settings": {"currency": "EUR"},
+        "is_dry_run": False,
+        "settings": {"expected_currency": "EUR"},
         "created_at": 0,
         "updated_at": 0,
     }
@@ -418,7 +442,7 @@ def esl_status(api: Api) -> None:
 @contract
 def esl_findings(api: Api) -> None:
     mapping = api.mapping()
-    api.merge([api.variant(1), api.variant(2) | {"barcode": "C-1"}])
+    api.merge([api.variant(1), api.variant(2) | {"barcode": "C-1", "title": "Pear"}])
     assert [row["value"] for row in api.stage()["collisions"]] == ["C-1", "C-1"]
     found = api("esl_findings", mapping_id=mapping["id"], limit=10)["findings"]
     assert [(f["variant_id"], f["check_name"], f["level"]) for f in found] == [
@@ -426,8 +450,58 @@ def esl_findings(api: Api) -> None:
         ("2", "duplicate_code", "error"),
     ]
     assert found[0]["title"] == "Apple"
-    assert len(api("esl_findings", mapping_id=mapping["id"], limit=1)["findings"]) == 1
+    (first,) = api("esl_findings", store=api.store, limit=1)["findings"]
+    last_seen = [first[key] for key in ("level", "check_name", "variant_id", "mapping_id")]
+    (second,) = api("esl_findings", store=api.store, limit=9, after=last_seen)["findings"]
+    assert (first["variant_id"], second["variant_id"]) == ("1", "2")
     assert api("esl_findings", mapping_id=str(uuid.uuid4()), limit=1) == {"findings": []}
+
+
+@contract
+def esl_preview(api: Api) -> None:
+    mapping = api.mapping(is_dry_run=True)
+    api.merge([api.variant(1), api.variant(2)])
+    assert api("esl_preview", store=api.store, limit=9)["mappings"][0]["to_evaluate"] == 2
+    api.stage()
+    (preview,) = api("esl_preview", shop=api.shop_key, limit=1)["mappings"]
+    assert preview["mapping_id"] == mapping["id"]
+    counts = (
+        "to_evaluate",
+        "published",
+        "held",
+        "duplicates",
+        "new",
+        "changed",
+        "removed",
+        "guarded",
+    )
+    assert [preview[key] for key in counts] == [0, 2, 0, 0, 2, 0, 0, 0]
+    (change,) = preview["changes"]
+    assert (change["code"], change["title"], change["operation"]) == ("C-1", "Apple", "upsert")
+    assert (change["before"], change["after"]["pp"]) == (None, "1.00")
+    assert api.claim()["rows"] == []
+    assert api("esl_preview", store="nowhere", limit=9) == {"mappings": []}
+
+
+@contract
+def esl_changes_approve(api: Api) -> None:
+    api.queued(6)
+    api.finish(api.claim())
+    api.merge([], at="2026-03-01T11:00:00+00:00", deleted=True, variant_ids=[])
+    due = api.due()
+    keys = ("source_system", "source_store_id", "variant_id", "revision")
+    gone = [
+        {"mapping_id": due["mappings"][0]["id"], "variant_id": row["variant_id"], "revision": row["revision"]}
+        | {"store_code": api.store, "state": "withdrawn"}
+        for row in due["variants"]
+    ]
+    evaluated = [{key: row[key] for key in keys} for row in due["variants"]]
+    api("esl_labels_stage", labels=gone, findings=[], evaluated=evaluated)
+    assert api("esl_preview", store=api.store, limit=1)["mappings"][0]["guarded"] == 6
+    assert api.claim()["rows"] == []
+    assert api("esl_changes_approve", store=api.store, by="me") == {"removals": 6, "prices": 0}
+    assert len(api.claim()["rows"]) == 6
+    assert api("esl_changes_approve", store=api.store, by="me") == {"removals": 0, "prices": 0}
 
 
 @contract
@@ -477,7 +551,8 @@ def pair(request: pytest.FixtureRequest, start_postgres: Callable[[int], Embedde
 def _names(pattern: str, value: Any, seen: dict[str, str]) -> Any:
     """The value with each text that matches replaced by a name for its first appearance."""
     if isinstance(value, dict):
-        return {k: _names(pattern, v, seen) for k, v in value.items() if k not in ("revision", "generation")}
+        known = {k: v for k, v in value.items() if k not in ("revision", "generation")}
+        return {_names(pattern, k, seen): _names(pattern, v, seen) for k, v in known.items()}
     if isinstance(value, list | tuple):
         return [_names(pattern, item, seen) for item in value]
     if isinstance(value, str) and re.fullmatch(pattern, value):
@@ -562,7 +637,13 @@ def test_every_table_has_row_level_security(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["update esl.sync_log set code = 'x'", "delete from esl.sync_log", "truncate esl.sync_log"]
+    "statement",
+    [
+        "update esl.sync_log set code = 'x'",
+        "delete from esl.sync_log",
+        "truncate esl.sync_log",
+        "delete from esl.approvals",
+    ],
 )
 def test_the_audit_log_cannot_be_changed(pair: Pair, statement: str) -> None:
     with psycopg.connect(pair.dsn) as connection, pytest.raises(psycopg.Error, match="append-only"):
@@ -602,6 +683,7 @@ def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
     [
         ("insert into esl.schema_migrations (version, name) values (9999, 'x')", "newer than this code"),
         ("delete from esl.schema_migrations where version > 1", "run `esl-pipeline migrate`"),
+        ("comment on schema esl is 'of another build'", "run `esl-pipeline migrate`"),
         ("drop function public.esl_version(jsonb)", "run `esl-pipeline migrate`"),
     ],
 )

@@ -38,12 +38,12 @@ def is_usable(dsn: str) -> bool:
     return True
 
 
-def test_versions_are_numbered_without_gaps() -> None:
-    assert [migration.version for migration in migrations()] == list(range(1, code_version() + 1))
+def test_versions_are_numbered_without_gaps_but_for_those_that_became_functions() -> None:
+    assert [migration.version for migration in migrations()] == [1, *range(7, code_version() + 1)]
 
 
 def test_an_empty_database_is_migrated_once(database: str) -> None:
-    assert [migration.version for migration in migrate(database)] == list(range(1, code_version() + 1))
+    assert migrate(database) == [*map(str, migrations()), "functions"]
     first = describe(database)
     assert migrate(database) == []
     assert describe(database) == first
@@ -61,7 +61,7 @@ def test_the_printed_file_does_the_same_and_may_be_run_twice(database: str, buff
 
 
 def test_half_a_migration_is_completed_and_keeps_its_rows(database: str, buffer_dsn: str) -> None:
-    assert [migration.version for migration in migrate(database, up_to=2)] == [1, 2]
+    assert migrate(database, up_to=1) == ["0001 tables"]
     with psycopg.connect(database) as connection:
         connection.execute("insert into esl.store_pauses values ('S1', now(), 'kept')")
     paste(database)
@@ -71,15 +71,49 @@ def test_half_a_migration_is_completed_and_keeps_its_rows(database: str, buffer_
 
 
 def test_the_missing_ones_are_applied(database: str, buffer_dsn: str) -> None:
-    migrate(database, up_to=3)
-    assert [migration.version for migration in migrate(database)] == list(range(4, code_version() + 1))
+    migrate(database, up_to=1)
+    assert migrate(database) == [*map(str, migrations()[1:]), "functions"]
     assert describe(database) == describe(buffer_dsn)
+
+
+def test_functions_of_another_build_are_replaced(buffer_dsn: str) -> None:
+    before = describe(buffer_dsn)
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute("comment on schema esl is 'another build'; drop function public.esl_due(jsonb)")
+    assert migrate(buffer_dsn) == ["functions"]
+    assert describe(buffer_dsn) == before
+
+
+def test_the_policies_of_version_6_keep_their_currency_and_prices(database: str) -> None:
+    migrate(database, up_to=1)
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            """
+            with m as (
+                insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, settings)
+                values ('shopify', 's', 'S', '{"currency": "EUR"}') returning id
+            ), pushes as (
+                select gen_random_uuid() as push, m.id as mapping, price from m, unnest(array['1.00', '1.00', '2.00']) price
+            )
+            insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label, outcome)
+            select kind, push, 'S', 'C', mapping, 'v', 'upsert',
+                   case kind when 'intent' then jsonb_build_object('pp', price) end,
+                   case kind when 'result' then 'accepted' end
+            from pushes, unnest(array['intent', 'result']) kind"""
+        )
+    migrate(database)
+    with psycopg.connect(database) as connection:
+        assert connection.execute("select settings from esl.store_mappings").fetchall() == [
+            ({"expected_currency": "EUR"},)
+        ]
+        prices = connection.execute("select price from esl.price_history order by since").fetchall()
+    assert sorted(float(price) for (price,) in prices) == [1.0, 2.0]
 
 
 def test_two_migrators_at_once_take_turns(database: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         applied = list(pool.map(migrate, [database] * 2))
-    assert sorted(map(len, applied)) == [0, code_version()]
+    assert sorted(map(len, applied)) == [0, len(migrations()) + 1]
     assert is_usable(database)
 
 

@@ -21,7 +21,8 @@ from rich.console import Console
 from esl_pipeline.local.demo import run_demo
 from esl_pipeline.local.demo_day import DemoDay, Difference, Shelf, compare, label_of, on_sale
 from esl_pipeline.local.demo_report import Report, WaveReport, print_report
-from esl_pipeline.local.shop import Product, Shop
+from esl_pipeline.local.shopify.catalogue import Product
+from esl_pipeline.local.shopify.shop import Shop
 from esl_pipeline.settings import load_settings
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)

@@ -87,7 +87,7 @@ class MemoryBuffer:
 
     def mapping_create(self, fields: dict[str, Any]) -> dict[str, Any]:
         self._called("mapping_create")
-        mapping = {"id": str(uuid.uuid4()), "is_active": True, "settings": {}, **fields}
+        mapping = {"id": str(uuid.uuid4()), "is_active": True, "is_dry_run": False, "settings": {}, **fields}
         self._refuse_duplicate(mapping)
         self.mappings[mapping["id"]] = mapping
         return mapping

@@ -88,13 +88,13 @@ def test_a_wrong_token_is_401_whatever_the_body(
 
 
 def test_a_mapping_is_created(buffer: MemoryBuffer) -> None:
-    answer = ask(buffer, "POST", body={**MAPPING, "settings": {"currency": "EUR"}})
+    answer = ask(buffer, "POST", body={**MAPPING, "settings": {"expected_currency": "EUR"}})
     assert answer.status_code == 201
     created = answer.json()
     assert uuid.UUID(created.pop("id"))
     assert {key: created[key] for key in (*MAPPING, "settings")} == {
         **MAPPING,
-        "settings": {"currency": "EUR"},
+        "settings": {"expected_currency": "EUR"},
     }
     assert buffer.calls == ["mapping_create"]
 
@@ -168,7 +168,7 @@ def test_all_wrong_fields_are_named_at_once(buffer: MemoryBuffer) -> None:
         "source_store_id": "x",
         "hipoink_store_code": "/",
         "colour": "red",
-        "settings": {"currency": "euro", "stock_field": "weight", "hipoink_sign": "hush-hush"},
+        "settings": {"expected_currency": "euro", "stock_field": "weight", "hipoink_sign": "hush-hush"},
     }
     answer = ask(buffer, "POST", body=body)
     assert set(problems(answer)) == {
@@ -176,7 +176,7 @@ def test_all_wrong_fields_are_named_at_once(buffer: MemoryBuffer) -> None:
         "source_store_id",
         "hipoink_store_code",
         "colour",
-        "settings.currency",
+        "settings.expected_currency",
         "settings.stock_field",
         "settings.hipoink_sign",
     }
@@ -216,9 +216,10 @@ def test_mappings_are_listed_and_read(buffer: MemoryBuffer) -> None:
     "change",
     [
         {"is_active": False},
+        {"is_dry_run": True},
         {"hipoink_store_code": "002"},
         {"source_store_id": "other.myshopify.com", "source_system": "shopify"},
-        {"settings": {"currency": "JPY"}},
+        {"settings": {"expected_currency": "JPY"}},
         {"settings": {}},
     ],
 )
@@ -286,8 +287,8 @@ def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
     page = ask(buffer, "GET", "/openapi.json").json()
     post = page["paths"][PATH]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {*MAPPING, "settings"}
-    assert "currency" in schema["properties"]["settings"]["properties"]
+    assert set(schema["properties"]) == {*MAPPING, "settings", "is_dry_run"}
+    assert "expected_currency" in schema["properties"]["settings"]["properties"]
     assert "$ref" not in json.dumps(post["requestBody"])
     assert post["security"]
 

@@ -42,7 +42,7 @@ def test_an_odd_time_is_no_fault_of_the_buffer(buffer: Buffer) -> None:
 
 def test_store_mappings_are_made_listed_changed_and_not_doubled(buffer: Buffer) -> None:
     app = create_app(make_settings(), buffer)
-    made = call(app, "POST", PATH, json={**MAPPING, "settings": {"currency": "EUR"}}, headers=ADMIN)
+    made = call(app, "POST", PATH, json={**MAPPING, "settings": {"expected_currency": "EUR"}}, headers=ADMIN)
     assert made.status_code == 201
     mapping = made.json()
     assert mapping["is_active"] is True

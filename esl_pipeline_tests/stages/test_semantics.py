@@ -18,7 +18,7 @@ OTHER_STORE = "S2"
 
 
 def test_each_variant_becomes_one_label(world: World) -> None:
-    world.map()
+    world.map(settings={"send_images": True, "image_hosts": ["cdn.example"]})
     images = [{"id": 9, "src": "https://cdn.example/red.png", "variant_ids": [2]}]
     world.settle(
         product(
@@ -30,8 +30,12 @@ def test_each_variant_becomes_one_label(world: World) -> None:
         )
     )
     assert world.labels() == {
-        "0012": {"pc": "0012", "pn": "T-Shirt - Blue", "pp": "8.90", "pi": "", "pim": "https://cdn.example/first.png"},
-        "C-2": {"pc": "C-2", "pn": "T-Shirt - Red", "pp": "1.00", "pi": "sku-2", "pim": "https://cdn.example/red.png"},
+        "0012": {
+            "pc": "0012", "pn": "T-Shirt - Blue", "pp": "8.90", "pi": "", "pop": "", "pim": "https://cdn.example/first.png",
+        },
+        "C-2": {
+            "pc": "C-2", "pn": "T-Shirt - Red", "pp": "1.00", "pi": "sku-2", "pop": "", "pim": "https://cdn.example/red.png",
+        },
     }  # fmt: skip
 
 
@@ -61,7 +65,7 @@ def test_an_older_version_never_overwrites_a_newer_one(world: World) -> None:
 
 
 def test_every_order_of_four_versions_ends_in_the_newest(world: World) -> None:
-    world.map()
+    world.map(settings={"guard_labels": 1_000})
     orders = list(itertools.permutations((1, 2, 3, 4)))
     for step in range(4):
         world.settle(
@@ -124,7 +128,7 @@ def test_variants_beyond_100_are_not_removed_when_only_their_ids_are_named(world
 
 
 def test_variants_beyond_100_follow_their_product(world: World) -> None:
-    world.map()
+    world.map(settings={"guard_labels": 1_000})
     first, rest = [variant(n) for n in range(1, 101)], [variant(n) for n in range(101, 104)]
     world.settle(product(variants=rest, variant_gids=None))
     world.settle(product(version=2, title="Pear", variants=first + rest) | {"variants": first})
@@ -206,7 +210,7 @@ def test_other_statuses_flow(world: World, status: str | None, warned: bool) -> 
     world.map()
     world.settle(product(status=status))
     assert list(world.labels()) == ["C-1"]
-    assert world.findings() == ({("1", "status_unknown")} if warned else set())
+    assert world.findings("warning") == ({("1", "status_unknown")} if warned else set())
 
 
 # --- codes that change
@@ -277,7 +281,7 @@ HELD: dict[str, dict[str, Any]] = {
 
 
 def test_variants_held_back_keep_their_labels_and_recover(world: World) -> None:
-    world.map()
+    world.map(settings={"guard_labels": 1_000})
     checks = dict(enumerate(HELD, start=1))
     good = [variant(n) for n in (*checks, 99)]
     world.settle(product(variants=good))
@@ -436,7 +440,7 @@ def test_pushes_that_wait_do_not_go_to_a_store_that_the_mapping_has_left(world: 
 def test_a_changed_policy_is_enough_to_change_labels(world: World) -> None:
     mapping = world.map()
     world.settle(product(variants=[variant(price="100.00")]))
-    world.buffer.mapping_update(mapping, {"settings": {"currency": "JPY"}})
+    world.buffer.mapping_update(mapping, {"settings": {"expected_currency": "JPY"}})
     world.settle()
     assert [row["label"]["pp"] for row in world.sql("select label from esl.hipoink_products")] == ["100"]
 
@@ -445,7 +449,7 @@ def test_a_mapping_with_impossible_settings_leaves_its_labels_and_stops_no_other
     mapping = world.map()
     world.map(store=OTHER_STORE)
     world.settle(product())
-    world.buffer.mapping_update(mapping, {"settings": {"currency": "EURO"}})
+    world.buffer.mapping_update(mapping, {"settings": {"expected_currency": "EURO"}})
     world.settle(product(version=2, variants=[variant(price="2.00")]))
     assert (world.prices(STORE), world.prices(OTHER_STORE)) == ({"C-1": "1.00"}, {"C-1": "2.00"})
 

@@ -5,8 +5,6 @@ because Shopify's numeric ids may exceed 2^53 and its own samples show them roun
 """
 
 import base64
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,14 +13,13 @@ from typing import Any
 import orjson
 
 from esl_pipeline.sources.facts import Facts, Row
+from esl_pipeline.sources.shopify.content import instant, product_content, text_of, variant_row
 
 # Shopify puts full data of the first 100 variants only into a body (shopify.md section 5).
 MAX_VARIANTS_IN_BODY = 100
 MAX_CLOCK_AHEAD = timedelta(minutes=10)
 
 _GID = re.compile(r"^gid://shopify/[A-Za-z]+/([0-9]{1,20})$")
-# NUL is legal JSON that Postgres text refuses; a lone surrogate cannot be encoded at all.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -77,18 +74,18 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
         raise UnusableError("the product has no id")
     if not isinstance(variants, list):
         raise UnusableError("the product has no list of variants")
-    version = _version_row(delivery, product_id, version_at)
+    version, shared = _version_row(delivery, product_id, version_at), product_content(body)
     rows, without_id = [], 0
     for variant in variants:
         if isinstance(variant, dict) and (variant_id := _id(variant)) is not None:
-            rows.append(_variant(body, product_id, variant, variant_id) | version)
+            rows.append(_variant(body, shared, product_id, variant, variant_id) | version)
         else:
             without_id += 1
     named = _named_variants(body, rows)
     reason = f"{without_id} variants without an id left out" if without_id else None
     product = (
         version
-        | _of_product(body)
+        | shared
         | {
             "deleted": False,
             # A variant that could not be identified may be any of the known ones: remove none.
@@ -104,7 +101,7 @@ def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Fact
     product_id = _id(body)
     if product_id is None:
         raise UnusableError("the deletion names no product id")
-    at = _instant(delivery.get("triggered_at")) or _instant(delivery["received_at"]) or _OLDEST
+    at = instant(delivery.get("triggered_at")) or instant(delivery["received_at"]) or _OLDEST
     product = _version_row(delivery, product_id, at) | {
         "deleted": True,
         "variant_ids": [],
@@ -151,35 +148,26 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Facts]] = {
 
 def _variant(
     product: Mapping[str, Any],
+    shared: Row,
     product_id: str,
     variant: Mapping[str, Any],
     variant_id: str,
 ) -> Row:
-    content = {
-        "product_id": product_id,
-        "inventory_item_id": _number(variant.get("inventory_item_id")),
-        "variant_title": _text(variant.get("title")),
-        "barcode": _text(variant.get("barcode")),
-        "sku": _text(variant.get("sku")),
-        "price": _text(variant.get("price")),
-        "compare_at_price": _text(variant.get("compare_at_price")),
-        "image_url": _image(product, variant),
-    } | _of_product(product)
-    text = json.dumps(content, sort_keys=True)
-    return content | {"variant_id": variant_id, "content_hash": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _of_product(product: Mapping[str, Any]) -> Row:
-    """What all variants of a product share."""
-    return {
-        key: _text(product.get(key))
-        for key in ("title", "status", "published_at", "vendor", "product_type", "tags")
+    said = {
+        key: variant.get(key)
+        for key in ("title", "barcode", "sku", "price", "compare_at_price", "created_at")
     }
+    said |= {
+        "inventory_item_id": _number(variant.get("inventory_item_id")),
+        "image_url": _image(product, variant),
+        "options": [variant.get(f"option{i}") for i in (1, 2, 3)],
+    }
+    return variant_row(product_id=product_id, variant_id=variant_id, product=shared, variant=said)
 
 
 def _version_row(delivery: Mapping[str, Any], product_id: str, at: datetime) -> Row:
     """Which statement about the product this is: newest updated_at, then trigger time, then body hash wins."""
-    triggered_at = _instant(delivery.get("triggered_at")) or at
+    triggered_at = instant(delivery.get("triggered_at")) or at
     return {
         "source_system": delivery["source_system"],
         "source_store_id": delivery["source_store_id"],
@@ -219,11 +207,11 @@ def _image(product: Mapping[str, Any], variant: Mapping[str, Any]) -> str | None
         if (wanted is not None and image.get("id") == wanted) or (
             variant.get("id") is not None and variant["id"] in _list(image.get("variant_ids"))
         ):
-            return _text(image["src"])
+            return text_of(image["src"])
     first = product.get("image")
     if isinstance(first, dict) and isinstance(first.get("src"), str):
-        return _text(first["src"])
-    return _text(images[0]["src"]) if images else None
+        return text_of(first["src"])
+    return text_of(images[0]["src"]) if images else None
 
 
 def _list(value: object) -> list[Any]:
@@ -247,30 +235,11 @@ def _number(value: object) -> str | None:
     return None
 
 
-def _text(value: object) -> str | None:
-    """A value as text that Postgres can store; unstorable characters become U+FFFD, which the schema refuses."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value)
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def _instant(value: object) -> datetime | None:
-    """An ISO 8601 time with zone, in UTC."""
-    if not isinstance(value, str):
-        return None
-    try:
-        at = datetime.fromisoformat(value)
-        return at.astimezone(UTC) if at.tzinfo else None
-    except (ValueError, OverflowError):
-        return None
-
-
 def _version(value: object, delivery: Mapping[str, Any]) -> datetime:
-    at = _instant(value)
+    at = instant(value)
     if at is None:
         raise UnusableError("updated_at is not a time with a zone")
-    received_at = _instant(delivery["received_at"])
+    received_at = instant(delivery["received_at"])
     if received_at is not None and at > received_at + MAX_CLOCK_AHEAD:
         raise UnusableError(f"updated_at {at.isoformat()} is in the future")
     return at

@@ -1,17 +1,33 @@
 -- The queue at work: claim a batch (with its intents), finish it (with its results), shared pace and leases.
 
--- What may be pushed now. A removal waits until its variant's new label is accepted, so that the shelf is never
--- empty between; nothing is written for a paused mapping or to a store that the mapping has left.
-create or replace view esl.pushable as
+-- Whether prices may rise now: {opens, closes, time_zone}, past midnight when it closes before it opens; null: always.
+create or replace function esl.window_is_open(p_window jsonb, p_now timestamptz default now()) returns boolean
+language sql stable set search_path = '' as $$
+    select case when w.opens is null then true
+                when w.opens <= w.closes then w.here >= w.opens and w.here < w.closes
+                else w.here >= w.opens or w.here < w.closes end
+    from (select (p_window ->> 'opens')::time as opens, (p_window ->> 'closes')::time as closes,
+                 (p_now at time zone coalesce(p_window ->> 'time_zone', 'UTC'))::time as here) w
+$$;
+
+-- What may be pushed now. Drastic changes wait until all changes of their shop are judged, so that the guard sees them
+-- together; a removal also until its variant's new label is accepted, so that the shelf is never empty between.
+-- Nothing is written for a paused mapping or one in dry run, nor to a store that the mapping has left.
+drop view if exists esl.pushable;
+create view esl.pushable as
 select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.state,
        m.source_system, m.source_store_id
 from esl.sync_queue q
-join esl.store_mappings m on m.id = q.mapping_id and m.is_active
+join esl.store_mappings m on m.id = q.mapping_id and m.is_active and not m.is_dry_run
 where ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased' and q.lease_until < now()))
   and (q.operation = 'delete' or m.hipoink_store_code = q.store_code)
   and (q.operation = 'upsert' or not exists (
        select from esl.sync_queue u
        where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert'))
+  and (not q.is_drastic or q.approved or not exists (
+       select from esl.products o
+       where o.source_system = m.source_system and o.source_store_id = m.source_store_id and o.due))
+  and (q.priority <> 0 or esl.window_is_open(m.settings -> 'raise_window'))
   and not exists (select from esl.store_pauses s where s.store_code = q.store_code and s.until > now());
 
 -- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?} ->
@@ -135,6 +151,17 @@ begin
         on conflict (store_code, code) do update
         set mapping_id = excluded.mapping_id, variant_id = excluded.variant_id, label = excluded.label,
             label_hash = excluded.label_hash, push_id = excluded.push_id, accepted_at = excluded.accepted_at;
+
+        insert into esl.price_history (variant_id, mapping_id, since, price)
+        select distinct on (i.variant_id, i.mapping_id)
+               i.variant_id, i.mapping_id, v_now, (i.label ->> 'pp')::numeric
+        from esl.sync_log i
+        where i.push_id = v_push and i.kind = 'intent' and i.operation = 'upsert' and i.code = any (v_mine)
+          and i.label ->> 'pn' <> '-'  -- a blank label asks no price
+          and (i.label ->> 'pp')::numeric is distinct from (
+              select h.price from esl.price_history h
+              where h.variant_id = i.variant_id and h.mapping_id = i.mapping_id order by h.since desc limit 1)
+        on conflict do nothing;
 
         delete from esl.hipoink_products s using esl.sync_log i
         where i.push_id = v_push and i.kind = 'intent' and i.operation = 'delete' and i.code = any (v_mine)
@@ -265,5 +292,3 @@ language sql volatile security definer set search_path = '' as $$
                       order by source_system, source_store_id), '[]') from mapped))
     from found f
 $$;
-
-select esl.restrict_functions();

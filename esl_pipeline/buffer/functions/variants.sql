@@ -1,10 +1,12 @@
 -- What Shopify says: products and stock, merged by version; and what of it still has to become labels.
 
 -- {claim_id, products: [{source_system, source_store_id, product_id, version_at, triggered_at, body_sha256, deleted,
---   missing_variants, variant_ids: [...], event_ids: [...], title, status, published_at, vendor, product_type, tags}],
+--   missing_variants, variant_ids: [...], event_ids: [...], title, handle, status, published_at, vendor, product_type, tags}],
 --  variants: [{source_system, source_store_id, product_id, variant_id, ..., content_hash, version_at, triggered_at,
 --   body_sha256, event_ids}],
 --  levels: [{source_system, source_store_id, inventory_item_id, location_id, available, updated_at}],
+--  details: [{source_system, source_store_id, variant_id, gift_card, unit_price, unit_price_measurement}],
+--  shops: [{source_system, source_store_id, currency, taxes_included, time_zone, updated_at}],
 --  events: [{id, state, reason, product_id?, version_at?, triggered_at?, body_sha256?}]}
 -- -> {products_applied, variants_changed, variants_removed, levels_changed, superseded}
 -- variant_ids null: the body does not say which variants there are, so none is removed.
@@ -15,7 +17,7 @@
 create or replace function public.esl_variants_merge(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_applied int; v_changed int; v_removed int; v_levels int; v_superseded int;
+    v_applied int; v_changed int; v_removed int; v_levels int; v_superseded int; v_shop record;
 begin
     insert into esl.product_versions as v (source_system, source_store_id, product_id, version_at, triggered_at,
                                            body_sha256, deleted, missing_variants)
@@ -42,16 +44,17 @@ begin
     -- Unchanged rows are left out before the upsert: it would lock and log each of them.
     insert into esl.products as o (source_system, source_store_id, variant_id, product_id, inventory_item_id, title,
         variant_title, barcode, sku, price, compare_at_price, image_url, status, published_at, vendor, product_type,
-        tags, source_updated_at, content_hash, event_ids)
+        tags, handle, option1, option2, option3, source_created_at, source_updated_at, content_hash, event_ids)
     select distinct on (d.source_system, d.source_store_id, d.variant_id)
            d.source_system, d.source_store_id, d.variant_id, d.product_id, d.inventory_item_id, d.title,
            d.variant_title, d.barcode, d.sku, d.price, d.compare_at_price, d.image_url, d.status, d.published_at,
-           d.vendor, d.product_type, d.tags, d.version_at, d.content_hash, d.event_ids
+           d.vendor, d.product_type, d.tags, d.handle, d.option1, d.option2, d.option3, d.source_created_at,
+           d.version_at, d.content_hash, d.event_ids
     from jsonb_to_recordset(p -> 'variants') as d (
         source_system text, source_store_id text, product_id text, variant_id text, inventory_item_id text,
         title text, variant_title text, barcode text, sku text, price text, compare_at_price text,
-        image_url text, status text, published_at text, vendor text, product_type text, tags text,
-        content_hash text, version_at timestamptz, triggered_at timestamptz, body_sha256 text, event_ids bigint[])
+        image_url text, status text, published_at text, vendor text, product_type text, tags text, handle text,
+        option1 text, option2 text, option3 text, source_created_at text, content_hash text, version_at timestamptz, triggered_at timestamptz, body_sha256 text, event_ids bigint[])
     join esl.product_versions v
       on v.source_system = d.source_system and v.source_store_id = d.source_store_id and v.product_id = d.product_id
      and (v.version_at, v.triggered_at, v.body_sha256) = (d.version_at, d.triggered_at, d.body_sha256)
@@ -65,8 +68,9 @@ begin
         variant_title = excluded.variant_title, barcode = excluded.barcode, sku = excluded.sku,
         price = excluded.price, compare_at_price = excluded.compare_at_price, image_url = excluded.image_url,
         status = excluded.status, published_at = excluded.published_at, vendor = excluded.vendor,
-        product_type = excluded.product_type, tags = excluded.tags,
-        source_updated_at = excluded.source_updated_at, content_hash = excluded.content_hash,
+        product_type = excluded.product_type, tags = excluded.tags, handle = excluded.handle,
+        option1 = excluded.option1, option2 = excluded.option2, option3 = excluded.option3,
+        source_created_at = excluded.source_created_at, source_updated_at = excluded.source_updated_at, content_hash = excluded.content_hash,
         event_ids = excluded.event_ids, removed = false, revision = nextval('esl.revision'), due = true,
         changed_at = now()
     where excluded.source_updated_at >= o.source_updated_at;
@@ -75,21 +79,21 @@ begin
     -- Variants beyond the first 100 are not in the body, but what they share with their product is: a draft's labels
     -- go, all of them. The hash no longer fits the row, so that the next full row is never taken for unchanged.
     update esl.products o
-    set title = a.title, status = a.status, published_at = a.published_at, vendor = a.vendor,
+    set title = a.title, handle = a.handle, status = a.status, published_at = a.published_at, vendor = a.vendor,
         product_type = a.product_type, tags = a.tags, content_hash = 'partial', source_updated_at = a.version_at,
         event_ids = a.event_ids, revision = nextval('esl.revision'), due = true, changed_at = now()
     from jsonb_to_recordset(p -> 'products') as a (
         source_system text, source_store_id text, product_id text, version_at timestamptz,
         triggered_at timestamptz, body_sha256 text, deleted boolean, missing_variants int, variant_ids jsonb, event_ids bigint[],
-        title text, status text, published_at text, vendor text, product_type text, tags text)
+        title text, handle text, status text, published_at text, vendor text, product_type text, tags text)
     join esl.product_versions v
       on v.source_system = a.source_system and v.source_store_id = a.source_store_id and v.product_id = a.product_id
      and (v.version_at, v.triggered_at, v.body_sha256) = (a.version_at, a.triggered_at, a.body_sha256)
     where o.source_system = a.source_system and o.source_store_id = a.source_store_id
       and o.product_id = a.product_id and not o.removed and not a.deleted
       and (a.missing_variants > 0 or a.variant_ids is null)
-      and (o.title, o.status, o.published_at, o.vendor, o.product_type, o.tags)
-          is distinct from (a.title, a.status, a.published_at, a.vendor, a.product_type, a.tags);
+      and (o.title, o.handle, o.status, o.published_at, o.vendor, o.product_type, o.tags)
+          is distinct from (a.title, a.handle, a.status, a.published_at, a.vendor, a.product_type, a.tags);
 
     -- A variant that an applied version no longer names is gone; all of them when the product is deleted.
     update esl.products o
@@ -127,6 +131,48 @@ begin
     )
     select count(*) into v_levels from stored;
 
+    with stored as (
+        insert into esl.variant_details as o
+        select distinct on (source_system, source_store_id, variant_id)
+               source_system, source_store_id, variant_id, gift_card, unit_price, unit_price_measurement
+        from jsonb_to_recordset(p -> 'details') as d (
+            source_system text, source_store_id text, variant_id text, gift_card boolean, unit_price text,
+            unit_price_measurement jsonb)
+        where not exists (
+            select from esl.variant_details o
+            where o.source_system = d.source_system and o.source_store_id = d.source_store_id
+              and o.variant_id = d.variant_id and (o.gift_card, o.unit_price, o.unit_price_measurement)
+                  is not distinct from (d.gift_card, d.unit_price, d.unit_price_measurement))
+        on conflict (source_system, source_store_id, variant_id) do update
+        set gift_card = excluded.gift_card, unit_price = excluded.unit_price,
+            unit_price_measurement = excluded.unit_price_measurement
+        returning source_system, source_store_id, variant_id
+    )
+    update esl.products o set due = true, revision = nextval('esl.revision')
+    from stored s
+    where o.source_system = s.source_system and o.source_store_id = s.source_store_id
+      and o.variant_id = s.variant_id and not o.due;
+
+    -- Another currency or tax: every label of the shop is judged again.
+    for v_shop in
+        insert into esl.shops as o (source_system, source_store_id, currency, taxes_included, time_zone, updated_at)
+        select source_system, source_store_id, currency, taxes_included, time_zone, updated_at
+        from jsonb_to_recordset(p -> 'shops') as d (
+            source_system text, source_store_id text, currency text, taxes_included boolean, time_zone text,
+            updated_at timestamptz)
+        where not exists (
+            select from esl.shops o
+            where o.source_system = d.source_system and o.source_store_id = d.source_store_id
+              and (o.updated_at > d.updated_at or (o.currency, o.taxes_included, o.time_zone)
+                  is not distinct from (d.currency, d.taxes_included, d.time_zone)))
+        on conflict (source_system, source_store_id) do update
+        set currency = excluded.currency, taxes_included = excluded.taxes_included, time_zone = excluded.time_zone,
+            updated_at = excluded.updated_at
+        returning source_system, source_store_id
+    loop
+        perform esl.evaluate_again(v_shop.source_system, v_shop.source_store_id);
+    end loop;
+
     with finished as (
         update esl.webhook_inbox i
         set state = case
@@ -154,8 +200,25 @@ begin
         'variants_removed', v_removed, 'levels_changed', v_levels, 'superseded', v_superseded);
 end $$;
 
--- {limit, after, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change first,
--- with the active mappings of their shops. Nothing is claimed: evaluating twice is harmless (see esl_labels_stage).
+-- The lowest price that a variant's label showed in the 30 days before its present price; null while there are not 30
+-- days of prices (Directive 98/6/EC, Art. 6a).
+create or replace function esl.prior_price(p_mapping uuid, p_variant text, p_price numeric) returns numeric
+language sql stable set search_path = '' as $$
+    with shown as (
+        select price, since, lead(since) over (order by since) as until from esl.price_history
+        where mapping_id = p_mapping and variant_id = p_variant
+    ), reduction as (
+        select coalesce((select since from shown where until is null and price = p_price), now()) as at
+    )
+    select min(s.price) from shown s, reduction r
+    where s.since < r.at and coalesce(s.until, r.at) > r.at - interval '30 days'
+      and exists (select from shown o where o.since <= r.at - interval '30 days')
+$$;
+
+-- {limit, after, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change
+-- first, with the active mappings of their shops (currency and taxes_included as the shop says). Nothing is claimed:
+-- evaluating twice is harmless (see esl_labels_stage). history: {mapping id: {shown, prior}}, the price on the label
+-- and, where the policy asks for it, the lowest of 30 days.
 create or replace function public.esl_variants_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as (
@@ -168,15 +231,36 @@ language sql volatile security definer set search_path = '' as $$
     )
     select jsonb_build_object(
         'variants', coalesce((
-            select jsonb_agg(to_jsonb(d) - 'due' - 'content_hash' || jsonb_build_object('stock', (
-                       select jsonb_object_agg(l.location_id, l.available) from esl.inventory_levels l
-                       where l.source_system = d.source_system and l.source_store_id = d.source_store_id
-                         and l.inventory_item_id = d.inventory_item_id)) order by d.revision)
-            from due d), '[]'),
+            select jsonb_agg(to_jsonb(d) - 'due' - 'content_hash' || jsonb_build_object(
+                'stock', (
+                    select jsonb_object_agg(l.location_id, l.available) from esl.inventory_levels l
+                    where l.source_system = d.source_system and l.source_store_id = d.source_store_id
+                      and l.inventory_item_id = d.inventory_item_id),
+                'gift_card', coalesce(x.gift_card, false),
+                'unit_price', x.unit_price,
+                'unit_price_measurement', x.unit_price_measurement,
+                'history', (
+                    select jsonb_object_agg(m.id, jsonb_build_object(
+                        'shown', s.label ->> 'pp',
+                        'prior', case when m.settings ->> 'show_compare_at' = 'if_prior_30d_ok'
+                                       and d.compare_at_price is not null and d.price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
+                                 then esl.prior_price(m.id, d.variant_id, d.price::numeric)::text end))
+                    from esl.store_mappings m
+                    join lateral (select h.label from esl.hipoink_products h
+                                  where h.variant_id = d.variant_id and h.mapping_id = m.id
+                                  order by h.accepted_at desc limit 1) s on true
+                    where m.is_active and m.source_system = d.source_system
+                      and m.source_store_id = d.source_store_id)) order by d.revision)
+            from due d
+            left join esl.variant_details x
+              on x.source_system = d.source_system and x.source_store_id = d.source_store_id
+             and x.variant_id = d.variant_id), '[]'),
         'mappings', coalesce((
-            select jsonb_agg(to_jsonb(m) order by m.created_at, m.id) from esl.store_mappings m
+            select jsonb_agg(to_jsonb(m) || jsonb_build_object(
+                       'currency', s.currency, 'taxes_included', s.taxes_included) order by m.created_at, m.id)
+            from esl.store_mappings m
+            left join esl.shops s
+              on s.source_system = m.source_system and s.source_store_id = m.source_store_id
             where m.is_active and exists (select from due d
                 where d.source_system = m.source_system and d.source_store_id = m.source_store_id)), '[]'))
 $$;
-
-select esl.restrict_functions();

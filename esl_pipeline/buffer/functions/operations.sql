@@ -7,20 +7,22 @@ language sql set search_path = '' as $$
     where source_system = p_source_system and source_store_id = p_source_store_id
 $$;
 
--- {source_system, source_store_id, hipoink_store_code, is_active?, settings?} -> the mapping. 23505: exists already.
+-- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?} -> the mapping. 23505: exists already.
 create or replace function public.esl_mapping_create(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings;
 begin
-    insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, settings)
+    insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, is_dry_run, settings)
     values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
-            coalesce((p ->> 'is_active')::boolean, true), coalesce(p -> 'settings', '{}'))
+            coalesce((p ->> 'is_active')::boolean, true), coalesce((p ->> 'is_dry_run')::boolean, false),
+            coalesce(p -> 'settings', '{}'))
     returning * into m;
     perform esl.evaluate_again(m.source_system, m.source_store_id);
     return to_jsonb(m);
 end $$;
 
--- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, settings?} -> the mapping, or null.
+-- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?} -> the mapping, or
+-- null. Another store: its labels are written there, then removed from the one before (see esl.guard).
 -- Another shop: the labels of the one before leave the store.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
@@ -33,6 +35,7 @@ begin
         source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
         hipoink_store_code = coalesce(p ->> 'hipoink_store_code', hipoink_store_code),
         is_active = coalesce((p ->> 'is_active')::boolean, is_active),
+        is_dry_run = coalesce((p ->> 'is_dry_run')::boolean, is_dry_run),
         settings = coalesce(p -> 'settings', settings),
         updated_at = now()
     where id = (p ->> 'id')::uuid
@@ -108,8 +111,10 @@ language sql volatile security definer set search_path = '' as $$
                 (select count(*) from esl.hipoink_products s where s.mapping_id = m.id) as on_labels,
                 (select count(*) from esl.labels l
                  where l.mapping_id = m.id and (l.state = 'held' or l.collides)) as held_back,
+                m.is_dry_run,
                 (select jsonb_build_object(
                     'waiting', count(*) filter (where q.state in ('ready', 'leased')),
+                    'guarded', count(*) filter (where q.state = 'guarded'),
                     'failed', count(*) filter (where q.state = 'failed'),
                     'dead', count(*) filter (where q.state = 'dead'),
                     'oldest', min(q.created_at) filter (where q.state in ('ready', 'leased')),
@@ -140,17 +145,86 @@ language sql volatile security definer set search_path = '' as $$
             where f.resolved_at is null group by 1, 2) t))
 $$;
 
--- {mapping_id?, limit} -> {findings: [...]}: the open ones, with the variant they are about.
+-- {mapping_id?, store?, limit, after?: [level, check_name, variant_id, mapping_id]} -> {findings: [...]}: the open ones
+-- in that order, with the variant they are about.
 create or replace function public.esl_findings(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object('findings', coalesce(jsonb_agg(to_jsonb(t)), '[]')) from (
-        select f.*, o.title, o.variant_title, m.source_store_id, m.hipoink_store_code
+        select f.*, o.title, o.variant_title, o.sku, m.source_store_id, m.hipoink_store_code
         from esl.findings f join esl.store_mappings m on m.id = f.mapping_id
         left join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
                                 and o.variant_id = f.variant_id
         where f.resolved_at is null and (p ->> 'mapping_id' is null or f.mapping_id = (p ->> 'mapping_id')::uuid)
-        order by f.level, f.check_name, f.variant_id limit (p ->> 'limit')::int) t
+          and (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
+          and (p -> 'after' is null or (f.level, f.check_name, f.variant_id, f.mapping_id)
+               > (p #>> '{after,0}', p #>> '{after,1}', p #>> '{after,2}', (p #>> '{after,3}')::uuid))
+        order by f.level, f.check_name, f.variant_id, f.mapping_id limit (p ->> 'limit')::int) t
 $$;
+
+-- {store?, shop?, limit} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, is_active,
+--   is_dry_run, max_held_share_pct, to_evaluate, published, held, duplicates, guarded, new, changed, removed,
+--   changes: [{store_code, code, variant_id, title, variant_title, operation, state, before, after}]}]}
+-- How each mapping's labels stand, and what of them differs from the label server: what a push would change.
+create or replace function public.esl_preview(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    with chosen as (
+        select m.* from esl.store_mappings m
+        where (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
+          and (p -> 'shop' is null
+               or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+    ), differences as (
+        select q.mapping_id, q.store_code, q.code, q.variant_id, q.operation, q.state, s.label as before,
+               q.label as after, q.priority, q.created_at
+        from esl.sync_queue q left join esl.hipoink_products s using (store_code, code)
+        where q.mapping_id in (select id from chosen)
+    )
+    select jsonb_build_object('mappings', coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]'))
+    from (
+        select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active, m.is_dry_run,
+               coalesce((m.settings ->> 'max_held_share_pct')::int, 20) as max_held_share_pct,
+               (select count(*) from esl.products o where o.due and o.source_system = m.source_system
+                   and o.source_store_id = m.source_store_id) as to_evaluate,
+               l.*, d.*,
+               (select coalesce(jsonb_agg(to_jsonb(c)), '[]') from (
+                    select x.store_code, x.code, x.variant_id, o.title, o.variant_title, x.operation, x.state, x.before,
+                           x.after
+                    from differences x
+                    left join esl.products o on o.variant_id = x.variant_id and o.source_system = m.source_system
+                                            and o.source_store_id = m.source_store_id
+                    where x.mapping_id = m.id
+                    order by x.priority, x.created_at, x.code limit (p ->> 'limit')::int) c) as changes
+        from chosen m
+        cross join lateral (
+            select count(*) filter (where b.state = 'publish' and not b.collides) as published,
+                   count(*) filter (where b.state = 'held' or b.collides) as held,
+                   count(*) filter (where b.collides) as duplicates
+            from esl.labels b where b.mapping_id = m.id) l
+        cross join lateral (
+            select count(*) filter (where x.operation = 'upsert' and x.before is null) as new,
+                   count(*) filter (where x.operation = 'upsert' and x.before is not null) as changed,
+                   count(*) filter (where x.operation = 'delete') as removed,
+                   count(*) filter (where x.state = 'guarded') as guarded
+            from differences x where x.mapping_id = m.id) d) t
+$$;
+
+-- {store, by} -> {removals, prices}: the drastic changes of a store that wait may go on. Kept in esl.approvals.
+create or replace function public.esl_changes_approve(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare v_removals int; v_prices int;
+begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    with released as (
+        update esl.sync_queue set state = 'ready', approved = true, next_attempt_at = now()
+        where store_code = p ->> 'store' and is_drastic and state = 'guarded' returning operation
+    )
+    select count(*) filter (where operation = 'delete'), count(*) filter (where operation = 'upsert')
+    into v_removals, v_prices from released;
+    if v_removals + v_prices > 0 then
+        insert into esl.approvals (store_code, removals, prices, by)
+        values (p ->> 'store', v_removals, v_prices, p ->> 'by');
+    end if;
+    return jsonb_build_object('removals', v_removals, 'prices', v_prices);
+end $$;
 
 -- {code, store?, limit} -> {places: [{store_code, ledger, queue, variants, log, deliveries}]}: from a label back to
 -- its pushes, runs, variant and webhooks. Newest log rows first.
@@ -199,5 +273,3 @@ language sql volatile security definer set search_path = '' as $$
                            select unnest(l.event_ids) from log l where l.store_code = s.store_code))
         ) order by s.store_code), '[]')) from places s
 $$;
-
-select esl.restrict_functions();

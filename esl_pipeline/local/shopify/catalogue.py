@@ -1,40 +1,25 @@
-"""A pretend Shopify shop: a made-up grocery whose products change, and the webhooks it sends about them.
+"""What there is to sell: products and variants of a made-up grocery, drawn from a source of randomness. No I/O."""
 
-Three parts that know each other in one direction only: the catalogue (what there is to sell), the shop (what
-Shopify says now, and how it changes) and the webhooks (bodies, ids and headers in Shopify's shape, API version
-2026-04). Everything is drawn from a seed: the same seed and start give the same bytes. No I/O.
-"""
-
-import base64
-import hmac
-import json
 import random
-import uuid
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
-from decimal import Decimal
-from typing import Any
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 
-API_VERSION = "2026-04"
-DOMAIN = "corner-market.myshopify.com"
 LOCATION_ID = 71_203_456_789
-MAX_VARIANTS_IN_BODY = 100
+"""Where the shop's shelves are; the stock of webhooks and labels is the one here."""
+WAREHOUSE_ID = 71_203_456_790
+MAX_VARIANTS = 2_048
+"""As many as Shopify allows a product to have."""
 
 # What Shopify writes for a product without options.
 _NO_OPTIONS = ("Title", ("Default Title",))
 
-# Shopify writes the shop's own offset into the times of a product.
-_SHOP_ZONE = timezone(timedelta(hours=-5))
 _EXACT_IN_DOUBLE = 2**53
 
-Json = dict[str, Any]
 
-
-# --- the catalogue
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """An image of a product."""
 
@@ -43,7 +28,38 @@ class Photo:
     alt: str | None
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How much is in it, and the amount that its unit price is for; units and types by Shopify's names."""
+
+    type: str
+    value: float
+    unit: str
+    reference_value: int
+    reference_unit: str
+    units_per_reference: int
+
+    def unit_price(self, price: str | None) -> str | None:
+        """The price of the reference amount, with two decimals; None when the price is no number."""
+        try:
+            whole = Decimal(price or "")
+        except InvalidOperation:
+            return None
+        if not whole.is_finite():
+            return None
+        share = Decimal(self.reference_value * self.units_per_reference) / Decimal(str(self.value))
+        return str((whole * share).quantize(Decimal("0.01"), ROUND_HALF_UP))
+
+
+@dataclass(slots=True)
+class Level:
+    """The stock of a variant at one location."""
+
+    available: int
+    updated_at: datetime
+
+
+@dataclass(slots=True)
 class Variant:
     """One sellable variant; `options` are its values of the product's options."""
 
@@ -55,16 +71,23 @@ class Variant:
     barcode: str | None
     sku: str | None
     photo: Photo | None
-    stock: int
+    measure: Measure | None
+    levels: dict[int, Level]
+    """By location."""
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def stock(self) -> int:
+        """What can be sold, over all locations."""
+        return sum(level.available for level in self.levels.values())
 
     @property
     def title(self) -> str:
         return " / ".join(self.options)
 
 
-@dataclass
+@dataclass(slots=True)
 class Product:
     """A product with its variants, in the order of their positions."""
 
@@ -79,7 +102,13 @@ class Product:
     created_at: datetime
     updated_at: datetime
     status: str = "active"
+    gift_card: bool = False
     variants: list[Variant] = field(default_factory=list)
+
+    @property
+    def handle(self) -> str:
+        """The product's name in addresses."""
+        return f"product-{self.id}"
 
 
 _GRAMS = ("100 g", "250 g", "500 g")
@@ -156,6 +185,7 @@ _TEAS = (
     "Rooibos",
     "Sencha",
 )
+_FINISHES = ("blank", "brüniert", "edelstahl", "messing", "schwarz", "verzinkt", "vernickelt", "weiß")
 _TEA_WEIGHTS = ("25 g", "50 g", "75 g", "100 g", "150 g", "200 g", "250 g", "300 g", "400 g", "500 g")
 
 
@@ -193,6 +223,55 @@ class Catalogue:
             option_names=["Sorte", "Gewicht"],
             options=options,
         )
+
+    def gift_card(self, at: datetime) -> Product:
+        """A gift card of three amounts: sold, but not put on a shelf."""
+        product = self.product(
+            at,
+            "Geschenkkarte",
+            vendor="Corner Market",
+            product_type="Gift Card",
+            option_names=["Wert"],
+            options=[("10 €",), ("25 €",), ("50 €",)],
+        )
+        product.gift_card = True
+        for variant in product.variants:
+            variant.barcode = None
+        return product
+
+    def bolt(self, at: datetime) -> Product:
+        """One product with 2,048 variants, as many as Shopify allows: most are not in its webhooks."""
+        options = [
+            (f"M{size}", f"{length} mm", finish)
+            for size in range(1, 17)
+            for length in range(10, 170, 10)
+            for finish in _FINISHES
+        ]
+        return self.product(
+            at,
+            "Schraube, einzeln",
+            vendor="Clear Day",
+            product_type="Household",
+            option_names=["Gewinde", "Länge", "Ausführung"],
+            options=options,
+        )
+
+    def warehouse(self, at: datetime, variants: int) -> Iterator[Product]:
+        """Products with exactly so many variants in all, 1 to 30 each: the groceries' names, numbered."""
+        names = [(kind, vendor, name) for kind, vendor, _, names in _GOODS for name in names]
+        number = 0
+        while variants:
+            kind, vendor, name = names[number % len(names)]
+            count = min(variants, self._rng.randrange(1, 31))
+            yield self.product(
+                at,
+                f"{name} {number + 1}",
+                vendor=vendor,
+                product_type=kind,
+                option_names=["Size"],
+                options=[(f"{size * 50} g",) for size in range(1, count + 1)],
+            )
+            number, variants = number + 1, variants - count
 
     def product(
         self,
@@ -258,7 +337,12 @@ class Catalogue:
             barcode=self.code(),
             sku=rng.choice((f"CM-{number % 10**6:06d}", f"CM-{number % 10**6:06d}", "", None)),
             photo=photo,
-            stock=rng.randrange(0, 200),
+            measure=measure_of(options[-1]),
+            levels={
+                LOCATION_ID: Level(rng.randrange(0, 200), at),
+                # Not drawn: that would make other products of the same seed.
+                WAREHOUSE_ID: Level(number % 60, at),
+            },
             created_at=at,
             updated_at=at,
         )
@@ -276,6 +360,19 @@ class Catalogue:
         return number
 
 
+_SIZE = re.compile(r"([0-9]+(?:,[0-9]+)?) (g|l)")
+_UNITS = {"g": ("WEIGHT", "G", "KG", 1000), "l": ("VOLUME", "L", "L", 1)}
+
+
+def measure_of(size: str) -> Measure | None:
+    """The measure of a size in grams or litres, for a unit price per kilogram or litre: "250 g", "0,33 l"."""
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        return None
+    kind, unit, reference, factor = _UNITS[found[2]]
+    return Measure(kind, float(found[1].replace(",", ".")), unit, 1, reference, factor)
+
+
 def price_text(cents: int) -> str:
     """Cents as Shopify writes a price: 249 -> "2.49"."""
     return f"{cents // 100}.{cents % 100:02d}"
@@ -287,258 +384,3 @@ def check_digit(digits: str) -> str:
         int(digit) * weight for digit, weight in zip(reversed(digits), (3, 1) * len(digits), strict=False)
     )
     return str(-total % 10)
-
-
-# --- the shop
-
-
-class Shop:
-    """What Shopify says now. Every change moves the shop's clock on and gives the product a newer `updated_at`.
-
-    `start` (aware) is the shop's first moment; the clock goes on by 1 to 6 s a change.
-    """
-
-    def __init__(self, seed: int, start: datetime) -> None:
-        self.rng = random.Random(seed)  # noqa: S311 (repeatable on purpose, guards nothing)
-        self.catalogue = Catalogue(self.rng)
-        self.products: dict[int, Product] = {}
-        self.now = start.astimezone(_SHOP_ZONE).replace(microsecond=0)
-
-    def add(self, product: Product) -> None:
-        """Put a product on sale."""
-        self.products[product.id] = product
-        self.touch(product)
-        product.created_at = product.updated_at
-        for variant in product.variants:
-            variant.created_at = variant.updated_at = product.updated_at
-
-    def touch(self, product: Product, variant: Variant | None = None) -> None:
-        """A product was ordered, or saved unchanged: only its time changes (and the variant's)."""
-        self.now += timedelta(seconds=self.rng.randrange(1, 7))
-        product.updated_at = self.now
-        if variant is not None:
-            variant.updated_at = self.now
-
-    def rename(self, product: Product, title: str) -> None:
-        product.title = title
-        self.touch(product)
-
-    def set_status(self, product: Product, status: str) -> None:
-        """active, draft, archived or unlisted."""
-        product.status = status
-        self.touch(product)
-
-    def set_price(self, product: Product, variant: Variant, price: str | None) -> None:
-        variant.price = price
-        self.touch(product, variant)
-
-    def set_barcode(self, product: Product, variant: Variant, barcode: str | None) -> None:
-        variant.barcode = barcode
-        self.touch(product, variant)
-
-    def set_stock(self, product: Product, variant: Variant, available: int) -> None:
-        variant.stock = available
-        self.touch(product, variant)
-
-    def remove_variant(self, product: Product, variant: Variant) -> None:
-        product.variants.remove(variant)
-        self.touch(product)
-
-    def delete(self, product: Product) -> None:
-        del self.products[product.id]
-        self.touch(product)
-
-
-# --- the webhooks
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One webhook as Shopify sends it, but for the signature. `triggered_at` is text as in the header."""
-
-    topic: str
-    body: bytes
-    shop: str
-    webhook_id: str
-    event_id: str
-    triggered_at: str
-    api_version: str = API_VERSION
-
-    def headers(self, secret: str) -> dict[str, str]:
-        """The headers of the request, signed with the app's client secret."""
-        return {
-            "Content-Type": "application/json",
-            "X-Shopify-Topic": self.topic,
-            "X-Shopify-Shop-Domain": self.shop,
-            "X-Shopify-API-Version": self.api_version,
-            "X-Shopify-Webhook-Id": self.webhook_id,
-            "X-Shopify-Event-Id": self.event_id,
-            "X-Shopify-Triggered-At": self.triggered_at,
-            "X-Shopify-Hmac-Sha256": sign(self.body, secret),
-        }
-
-
-def sign(body: bytes, secret: str) -> str:
-    """X-Shopify-Hmac-Sha256: base64 of the HMAC-SHA256 of the raw body."""
-    return base64.b64encode(hmac.digest(secret.encode(), body, "sha256")).decode()
-
-
-class Webhooks:
-    """Makes the deliveries that tell of a shop's present state; each has an id of its own."""
-
-    def __init__(self, shop: Shop, domain: str = DOMAIN) -> None:
-        self._shop, self._domain = shop, domain
-
-    def created(self, product: Product) -> Delivery:
-        return self._delivery("products/create", product_body(product), product.updated_at)
-
-    def updated(self, product: Product) -> Delivery:
-        return self._delivery("products/update", product_body(product), product.updated_at)
-
-    def deleted(self, product: Product) -> Delivery:
-        return self._delivery("products/delete", {"id": as_double(product.id)}, product.updated_at)
-
-    def level(self, variant: Variant) -> Delivery:
-        return self._delivery("inventory_levels/update", level_body(variant), variant.updated_at)
-
-    def new_id(self) -> str:
-        """A webhook or event id."""
-        return str(uuid.UUID(int=self._shop.rng.getrandbits(128), version=4))
-
-    def _delivery(self, topic: str, body: Json, at: datetime) -> Delivery:
-        nanoseconds = self._shop.rng.randrange(10**9)
-        return Delivery(
-            topic=topic,
-            body=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
-            shop=self._domain,
-            webhook_id=self.new_id(),
-            event_id=self.new_id(),
-            triggered_at=f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z",
-        )
-
-
-def as_double(number: int) -> int:
-    """An id as JavaScript prints it: exact up to 2^53, beyond that rounded as in Shopify's own samples."""
-    return int(Decimal(repr(float(number))))
-
-
-def product_body(product: Product) -> Json:
-    """The body of products/create and products/update. Only the first 100 variants are in it in full."""
-    newest_first = sorted(product.variants, key=lambda variant: variant.updated_at, reverse=True)
-    images = [_image(product, photo, position) for position, photo in enumerate(product.photos, 1)]
-    return {
-        "admin_graphql_api_id": _gid("Product", product.id),
-        "body_html": f"<p>{product.vendor}</p>",
-        "created_at": _time(product.created_at),
-        "handle": f"product-{product.id}",
-        "id": as_double(product.id),
-        "product_type": product.product_type,
-        "published_at": None if product.status == "draft" else _time(product.created_at),
-        "template_suffix": None,
-        "title": product.title,
-        "updated_at": _time(product.updated_at),
-        "vendor": product.vendor,
-        "status": product.status,
-        "published_scope": "web",
-        "tags": ", ".join(product.tags),
-        "variants": [
-            _variant(product, variant, position)
-            for position, variant in enumerate(product.variants[:MAX_VARIANTS_IN_BODY], 1)
-        ],
-        "options": [
-            {
-                "name": name,
-                "id": option_id,
-                "product_id": as_double(product.id),
-                "position": position,
-                "values": list(dict.fromkeys(variant.options[position - 1] for variant in product.variants)),
-            }
-            for position, (name, option_id) in enumerate(product.options.items(), 1)
-        ],
-        "images": images,
-        "image": images[0] if images else None,
-        "media": [_media(product, photo, position) for position, photo in enumerate(product.photos, 1)],
-        "variant_gids": [
-            {
-                "admin_graphql_api_id": _gid("ProductVariant", variant.id),
-                "updated_at": f"{variant.updated_at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000Z",
-            }
-            for variant in newest_first
-        ],
-        "has_variants_that_requires_components": False,
-        "category": None,
-    }
-
-
-def level_body(variant: Variant) -> Json:
-    """The body of inventory_levels/update."""
-    return {
-        "inventory_item_id": variant.inventory_item_id,
-        "location_id": LOCATION_ID,
-        "available": variant.stock,
-        "updated_at": _time(variant.updated_at),
-        "admin_graphql_api_id": f"{_gid('InventoryLevel', LOCATION_ID)}?inventory_item_id={variant.inventory_item_id}",
-    }
-
-
-def _variant(product: Product, variant: Variant, position: int) -> Json:
-    first, second, third = (*variant.options, None, None)[:3]
-    return {
-        "admin_graphql_api_id": _gid("ProductVariant", variant.id),
-        "barcode": variant.barcode,
-        "compare_at_price": variant.compare_at_price,
-        "created_at": _time(variant.created_at),
-        "id": as_double(variant.id),
-        "inventory_policy": "deny",
-        "position": position,
-        "price": variant.price,
-        "product_id": as_double(product.id),
-        "sku": variant.sku,
-        "taxable": True,
-        "title": variant.title,
-        "updated_at": _time(variant.updated_at),
-        "option1": first,
-        "option2": second,
-        "option3": third,
-        "image_id": variant.photo.id if variant.photo else None,
-        "inventory_item_id": variant.inventory_item_id,
-        "inventory_quantity": variant.stock,
-        "old_inventory_quantity": variant.stock,
-    }
-
-
-def _image(product: Product, photo: Photo, position: int) -> Json:
-    return _picture(product, photo, position, "ProductImage") | {
-        "src": photo.src,
-        "width": 800,
-        "height": 600,
-    }
-
-
-def _media(product: Product, photo: Photo, position: int) -> Json:
-    return _picture(product, photo, position, "MediaImage") | {
-        "media_content_type": "IMAGE",
-        "status": "READY",
-        "preview_image": {"width": 800, "height": 600, "src": photo.src, "status": "READY"},
-    }
-
-
-def _picture(product: Product, photo: Photo, position: int, kind: str) -> Json:
-    return {
-        "id": photo.id,
-        "product_id": as_double(product.id),
-        "position": position,
-        "created_at": _time(product.created_at),
-        "updated_at": _time(product.created_at),
-        "alt": photo.alt,
-        "variant_ids": [as_double(variant.id) for variant in product.variants if variant.photo is photo],
-        "admin_graphql_api_id": _gid(kind, photo.id),
-    }
-
-
-def _gid(kind: str, number: int) -> str:
-    return f"gid://shopify/{kind}/{number}"
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat()

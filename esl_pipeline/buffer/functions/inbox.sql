@@ -64,5 +64,3 @@ begin
                    'body_sha256', body_sha256, 'body_base64', encode(body, 'base64')) order by id)
         from esl.webhook_inbox where claim_id = v_claim and state = 'leased'), '[]'));
 end $$;
-
-select esl.restrict_functions();

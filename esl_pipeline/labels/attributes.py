@@ -1,0 +1,144 @@
+"""What a label can say of a variant, as text: the values behind a policy's templates."""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from esl_pipeline.labels import codes, unit_price
+from esl_pipeline.labels.policy import LABEL_SERVER_DECIMALS, Policy
+from esl_pipeline.labels.text import clean, without_emoji
+
+# Shopify's name for the only variant of a product without options.
+DEFAULT_VARIANT_TITLE = "Default Title"
+# [0-9], never \d: Python's takes Arabic digits. Checked before Decimal, which takes NaN, Infinity and 1e3.
+PRICE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,4})?")
+
+_TEXTS = (
+    "title",
+    "variant_title",
+    "sku",
+    "barcode",
+    "vendor",
+    "product_type",
+    "tags",
+    "option1",
+    "option2",
+    "option3",
+    "handle",
+)
+
+Attributes = dict[str, str]
+
+
+class PerUnit(NamedTuple):
+    """The unit price as text and what it is for ("kg"), "" without one; and what is wrong with it."""
+
+    amount: str
+    per: str
+    verdict: Literal["ok", "missing", "quantity", "differs"]
+
+
+def attributes_of(variant: Mapping[str, Any], policy: Policy, shop_currency: str | None = None) -> Attributes:
+    """What the policy shows of a variant, by name, and PerUnit's verdict; "" where the variant has no such thing.
+
+    In: a row of the buffer's variants, stock as {location id: quantity}, unit_price_measurement as Shopify's object
+    (both may be missing), prior_price as the lowest price on the label in the 30 days before the present reduction.
+    Pure; never raises for the content of a row.
+    """
+    used = policy.used_attributes
+    texts = {name: _text(variant.get(name), policy.emoji) for name in _TEXTS if name in used}
+    if texts.get("variant_title") == DEFAULT_VARIANT_TITLE:
+        texts["variant_title"] = ""
+    decimals = policy.decimals(shop_currency)
+    amount, per, verdict = per_unit(variant, policy, decimals)
+    available = (variant.get("stock") or {}).get(policy.location_id)
+    return texts | {
+        "code": code_of(variant, policy),
+        "price": price_text(variant.get("price"), decimals),
+        "compare_at_price": _compare_at(variant, policy, decimals),
+        "currency": policy.expected_currency or shop_currency or "",
+        "unit_price": amount,
+        "unit_price_per": per,
+        "unit_price_verdict": verdict,
+        "stock": str(available) if type(available) is int else "",
+        "status": variant.get("status") or "",
+        "variant_id": variant.get("variant_id") or "",
+        "product_id": variant.get("product_id") or "",
+        "shop": variant.get("source_store_id") or "",
+    }
+
+
+def code_of(variant: Mapping[str, Any], policy: Policy) -> str:
+    """The label server's product code of a variant, always text; "" when every source of the policy is empty."""
+    for source in policy.code_source:
+        if code := (variant.get(source) or "").strip():
+            break
+    else:
+        return ""
+    if policy.pad_upc:
+        code = codes.pad_lost_zero(code)
+    return codes.in_form(code, policy.label_code_form)
+
+
+def is_too_fine(price: str, decimals: int) -> bool:
+    """Digits other than zero beyond what currency and label server keep. Rounding would change the price."""
+    fraction = price.partition(".")[2]
+    return fraction[min(decimals, LABEL_SERVER_DECIMALS) :].strip("0") != ""
+
+
+@lru_cache(maxsize=10_000)
+def price_text(price: str | None, decimals: int) -> str:
+    """A valid price as dot-decimal text with the currency's digits: ("8.9", 2) -> "8.90"; "" for anything else."""
+    if price is None or not PRICE.fullmatch(price):
+        return ""
+    return f"{Decimal(price):.{decimals}f}"
+
+
+def compare_at_is_higher(variant: Mapping[str, Any]) -> bool:
+    """Whether the compare-at price is above the price, so that it may stand as the one before."""
+    price, before = variant.get("price") or "", variant.get("compare_at_price") or ""
+    return bool(PRICE.fullmatch(price) and PRICE.fullmatch(before)) and Decimal(before) > Decimal(price)
+
+
+def compare_at_is_proven(variant: Mapping[str, Any]) -> bool:
+    """Whether our own labels showed no lower price in the 30 days before the reduction (Directive 98/6/EC, 6a)."""
+    prior: str = variant.get("prior_price") or ""
+    return prior != "" and Decimal(variant["compare_at_price"]) <= Decimal(prior)
+
+
+def per_unit(variant: Mapping[str, Any], policy: Policy, decimals: int) -> PerUnit:
+    """The unit price under the policy, and whether it agrees with the shop's own. Never raises."""
+    price, stated = variant.get("price") or "", variant.get("unit_price") or ""
+    if policy.unit_price_mode == "off" or not PRICE.fullmatch(price):
+        return PerUnit("", "", "ok")
+    measured = unit_price.measurement_of(variant.get("unit_price_measurement"))
+    if measured is None:
+        return PerUnit("", "", "missing")
+    if measured.quantity_value <= 0:
+        return PerUnit("", "", "quantity")
+    found = unit_price.unit_price(Decimal(price), measured, policy.unit_price_mode)
+    if found is None:
+        return PerUnit("", "", "missing")
+    agrees = not PRICE.fullmatch(stated) or unit_price.agrees(
+        found, Decimal(price), measured, Decimal(stated), decimals
+    )
+    return PerUnit(unit_price.rounded(found.amount, decimals), found.per, "ok" if agrees else "differs")
+
+
+def _compare_at(variant: Mapping[str, Any], policy: Policy, decimals: int) -> str:
+    if policy.show_compare_at == "never" or not compare_at_is_higher(variant):
+        return ""
+    if is_too_fine(variant["compare_at_price"], decimals):
+        return ""
+    if policy.show_compare_at == "if_prior_30d_ok" and not compare_at_is_proven(variant):
+        return ""
+    return price_text(variant["compare_at_price"], decimals)
+
+
+# Vendors, types, tags and options are the same in many variants, a title in all of a product.
+@lru_cache(maxsize=10_000)
+def _text(value: str | None, emoji: Literal["strip", "keep"]) -> str:
+    text = clean(value)
+    return text if emoji == "keep" else without_emoji(text)

@@ -1,0 +1,145 @@
+"""The pretend Shopify as a whole: a shop, its Admin API, and the webhooks that its changes send."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from esl_pipeline.local.shopify.admin import Admin, load_schema
+from esl_pipeline.local.shopify.bulk import Operations
+from esl_pipeline.local.shopify.catalogue import LOCATION_ID, WAREHOUSE_ID, Product, Variant
+from esl_pipeline.local.shopify.delivery import WebhookSender
+from esl_pipeline.local.shopify.faults import Faults
+from esl_pipeline.local.shopify.shop import Shop
+from esl_pipeline.local.shopify.webhooks import Delivery, Webhooks
+
+TOKEN = "shpat_sandbox"  # noqa: S105 (of a shop that does not exist)
+
+Price = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,2})?$")]
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+
+class ProductEdit(_Edit):
+    """What is to change of a product; what is left out stays."""
+
+    title: str | None = Field(default=None, min_length=1, max_length=255)
+    status: Literal["active", "draft", "archived", "unlisted"] | None = None
+
+
+class VariantEdit(_Edit):
+    """What is to change of a variant; what is left out stays. Prices get two decimals."""
+
+    price: Price | None = None
+    compare_at_price: Price | Literal[""] | None = None
+    barcode: str | None = Field(default=None, max_length=255)
+    stock: int | None = Field(default=None, ge=-(10**9), le=10**9)
+    location_id: Literal["71203456789", "71203456790"] = "71203456789"
+
+
+class ShopifySandbox:
+    """A context manager over its parts: bulk operations stop at the end. The sender is the caller's to close."""
+
+    def __init__(self, shop: Shop, *, token: str = TOKEN, sender: WebhookSender | None = None) -> None:
+        self.shop = shop
+        self.webhooks = Webhooks(shop)
+        self.faults = Faults()
+        self.sender = sender
+        schema = load_schema()
+        self.operations = Operations(shop, schema, self.faults)
+        self.admin = Admin(shop, self.operations, schema, self.faults, token=token)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.operations.close()
+
+    def edit_product(self, product: Product, edit: ProductEdit) -> None:
+        """Change a product and send its webhook."""
+        with self.shop.lock:
+            if edit.title is not None:
+                self.shop.rename(product, edit.title)
+            if edit.status is not None:
+                self.shop.set_status(product, edit.status)
+            self._send(self.webhooks.updated(product))
+
+    def edit_variant(self, product: Product, variant: Variant, edit: VariantEdit) -> None:
+        """Change a variant and send its product's webhook, and one of the stock when that changed."""
+        location = int(edit.location_id)
+        with self.shop.lock:
+            if edit.price is not None:
+                self.shop.set_price(product, variant, _two_decimals(edit.price))
+            if edit.compare_at_price is not None:
+                self.shop.set_compare_at_price(product, variant, _two_decimals(edit.compare_at_price))
+            if edit.barcode is not None:
+                self.shop.set_barcode(product, variant, edit.barcode)
+            if edit.stock is not None:
+                self.shop.set_stock(product, variant, edit.stock, location)
+                self._send(self.webhooks.level(variant, location))
+            self._send(self.webhooks.updated(product))
+
+    def delete(self, product: Product) -> None:
+        """Delete a product and send its webhook."""
+        with self.shop.lock:
+            self.shop.delete(product)
+            self._send(self.webhooks.deleted(product))
+
+    def _send(self, delivery: Delivery) -> None:
+        if self.sender is not None:
+            self.sender.send(delivery)
+
+
+def product_card(product: Product, variants: int | None = None) -> Mapping[str, Any]:
+    """A product as the page shows it, with all or the first so many variants. Ids are text: some are beyond 2^53."""
+    return {
+        "id": str(product.id),
+        "title": product.title,
+        "vendor": product.vendor,
+        "status": product.status,
+        "gift_card": product.gift_card,
+        "image": product.photos[0].src if product.photos else None,
+        "updated_at": product.updated_at.isoformat(),
+        "variants_total": len(product.variants),
+        "variants": [_variant_card(variant) for variant in product.variants[:variants]],
+    }
+
+
+def found_products(shop: Shop, search: str) -> list[Product]:
+    """Products whose title, vendor, id, or a variant's code or SKU, contains `search`; in the shop's order."""
+    wanted = search.casefold().strip()
+    with shop.lock:
+        return [product for product in shop.products.values() if wanted in _search_text(product, wanted)]
+
+
+def _search_text(product: Product, wanted: str) -> str:
+    if not wanted:
+        return ""
+    codes = (f"{variant.barcode}\n{variant.sku}" for variant in product.variants)
+    return "\n".join([product.title, product.vendor, str(product.id), *codes]).casefold()
+
+
+def _variant_card(variant: Variant) -> Mapping[str, Any]:
+    return {
+        "id": str(variant.id),
+        "title": variant.title,
+        "price": variant.price or "",
+        "compare_at_price": variant.compare_at_price or "",
+        "barcode": variant.barcode or "",
+        "sku": variant.sku or "",
+        "stock": variant.levels[LOCATION_ID].available,
+        "warehouse": variant.levels[WAREHOUSE_ID].available,
+    }
+
+
+def _two_decimals(price: str) -> str | None:
+    """As Shopify keeps a price: "5" is "5.00"; nothing is null."""
+    if not price:
+        return None
+    whole, _, cents = price.partition(".")
+    return f"{int(whole)}.{cents:0<2}"

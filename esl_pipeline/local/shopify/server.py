@@ -1,0 +1,287 @@
+"""The pretend Shopify over real HTTP, with a page to change its products on.
+
+    python -m esl_pipeline.local.shopify.server --port 8030 --webhooks http://127.0.0.1:8000/webhooks/shopify
+
+Beside the Admin API and the results of bulk operations: `GET /` is the page, `/sandbox/products` what it uses,
+`/sandbox/faults` makes the Admin API fail, `/sandbox/deliveries` tells of the webhooks and makes them go astray.
+"""
+
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Message, Receive, Scope, Send
+
+from esl_pipeline.local.label_server import listen, server
+from esl_pipeline.local.shopify.bulk import Operations, keep_lines
+from esl_pipeline.local.shopify.catalogue import Product, Variant
+from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
+from esl_pipeline.local.shopify.faults import BrokenDownload, CutDownload, Fault, Faults, Latency, Status
+from esl_pipeline.local.shopify.sandbox import (
+    TOKEN,
+    ProductEdit,
+    ShopifySandbox,
+    VariantEdit,
+    found_products,
+    product_card,
+)
+from esl_pipeline.local.shopify.shop import Shop, stocked_shop
+
+VARIANTS_IN_LIST = 4
+PRODUCTS_ON_PAGE = 20
+
+Json = dict[str, Any]
+
+
+def create_app(sandbox: ShopifySandbox) -> FastAPI:
+    """The sandbox as an ASGI app."""
+    app = FastAPI(title="Shopify sandbox", docs_url=None, redoc_url=None, openapi_url=None)
+    shop = sandbox.shop
+    page_text = files("esl_pipeline.local").joinpath("pages/shop.html").read_text(encoding="utf-8")
+
+    @app.post("/admin/api/{version}/graphql.json")
+    async def graphql(version: str, request: Request) -> Response:
+        try:
+            body = await request.json()
+        except ValueError:
+            body = None
+        token = request.headers.get("X-Shopify-Access-Token")
+        base_url = str(request.base_url)
+        answer = await run_in_threadpool(sandbox.admin.answer, version, token, body, base_url)
+        if isinstance(answer.content, str):
+            return PlainTextResponse(answer.content, answer.status, answer.headers)
+        return JSONResponse(answer.content, answer.status, answer.headers)
+
+    @app.get("/bulk/{number}.jsonl")
+    def result(number: int, request: Request) -> Response:
+        expires, signature = (
+            request.query_params.get("Expires", ""),
+            request.query_params.get("Signature", ""),
+        )
+        return _result(sandbox.operations, sandbox.faults, number, expires, signature)
+
+    @app.get("/sandbox/products")
+    def products(q: str = "", page: int = 1, size: int = PRODUCTS_ON_PAGE) -> Json:
+        found = found_products(shop, q)
+        start = (max(page, 1) - 1) * size
+        with shop.lock:
+            cards = [product_card(product, VARIANTS_IN_LIST) for product in found[start : start + size]]
+            total = len(shop.products)
+        return {"total": total, "matching": len(found), "products": cards}
+
+    @app.get("/sandbox/products/{product_id}")
+    def product(product_id: int) -> Json:
+        with shop.lock:
+            return dict(product_card(_product(shop, product_id)))
+
+    @app.patch("/sandbox/products/{product_id}")
+    def edit_product(product_id: int, edit: ProductEdit) -> Json:
+        with shop.lock:
+            changed = _product(shop, product_id)
+            sandbox.edit_product(changed, edit)
+            return dict(product_card(changed))
+
+    @app.patch("/sandbox/products/{product_id}/variants/{variant_id}")
+    def edit_variant(product_id: int, variant_id: int, edit: VariantEdit) -> Json:
+        with shop.lock:
+            changed = _product(shop, product_id)
+            sandbox.edit_variant(changed, _variant(changed, variant_id), edit)
+            return dict(product_card(changed))
+
+    @app.delete("/sandbox/products/{product_id}", status_code=204)
+    def delete(product_id: int) -> None:
+        with shop.lock:
+            sandbox.delete(_product(shop, product_id))
+
+    @app.get("/sandbox/faults")
+    def show_faults() -> list[Json]:
+        return sandbox.faults.shown()
+
+    @app.post("/sandbox/faults")
+    def replace_faults(rules: list[Fault]) -> list[Json]:
+        sandbox.faults.replace(rules)
+        return sandbox.faults.shown()
+
+    @app.delete("/sandbox/faults")
+    def clear_faults() -> list[Json]:
+        return replace_faults([])
+
+    @app.get("/sandbox/deliveries")
+    def deliveries(last: int = 100) -> Json | None:
+        return sandbox.sender.state(last) if sandbox.sender else None
+
+    @app.put("/sandbox/deliveries/switches")
+    def set_switches(switches: Switches) -> Json:
+        sender = _sender(sandbox)
+        sender.switches = switches
+        return sender.state(0)
+
+    @app.post("/sandbox/deliveries/subscribe")
+    def subscribe() -> Json:
+        sender = _sender(sandbox)
+        sender.subscribe()
+        return sender.state(0)
+
+    @app.get("/")
+    def index() -> HTMLResponse:
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
+            " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+        )
+        return HTMLResponse(page_text, headers={"Content-Security-Policy": policy})
+
+    return app
+
+
+def _product(shop: Shop, product_id: int) -> Product:
+    if product_id not in shop.products:
+        raise HTTPException(404, "there is no such product")
+    return shop.products[product_id]
+
+
+def _variant(product: Product, variant_id: int) -> Variant:
+    for variant in product.variants:
+        if variant.id == variant_id:
+            return variant
+    raise HTTPException(404, "there is no such variant")
+
+
+def _sender(sandbox: ShopifySandbox) -> WebhookSender:
+    if sandbox.sender is None:
+        raise HTTPException(409, "this sandbox sends no webhooks")
+    return sandbox.sender
+
+
+# --- results of bulk operations
+
+
+def _result(operations: Operations, faults: Faults, number: int, expires: str, signature: str) -> Response:
+    if latency := faults.fire(Latency, "download"):
+        time.sleep(latency.ms / 1000)
+    if failure := faults.fire(Status, "download"):
+        headers = {} if failure.retry_after is None else {"Retry-After": failure.retry_after}
+        return PlainTextResponse(failure.body, failure.status, headers)
+    operation = operations.opened(number, expires, signature)
+    if operation is None:
+        return _storage_error(403, "SignatureDoesNotMatch")
+    if int(expires) < time.time():
+        return _storage_error(400, "ExpiredToken")
+    if cut := faults.fire(CutDownload):
+        copy = Path(tempfile.mkstemp(prefix="esl-shopify-", suffix=".jsonl")[1])
+        shutil.copyfile(operation.file, copy)
+        keep_lines(copy, cut.keep)
+        return FileResponse(copy, media_type="application/jsonl", background=BackgroundTask(copy.unlink))
+    if broken := faults.fire(BrokenDownload):
+        return _BrokenResponse(operation.file, media_type="application/jsonl", keep=broken.keep)
+    return FileResponse(operation.file, media_type="application/jsonl")
+
+
+def _storage_error(status: int, code: str) -> Response:
+    """As the storage behind Shopify's addresses says it."""
+    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code></Error>"
+    return Response(body, status, media_type="application/xml")
+
+
+class _BrokenResponse(FileResponse):
+    """Sends a part of what it announced; the server then closes the connection, and says so in its log."""
+
+    def __init__(self, path: Path, *, media_type: str, keep: float) -> None:
+        super().__init__(path, media_type=media_type)
+        self._keep = keep
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = 0
+
+        async def send_some(message: Message) -> None:
+            nonlocal left
+            if message["type"] == "http.response.start":
+                headers = {name.lower(): value for name, value in message["headers"]}
+                left = int(int(headers[b"content-length"]) * self._keep)
+            else:
+                body = message.get("body", b"")[:left]
+                left -= len(body)
+                message = {**message, "body": body, "more_body": True}
+            await send(message)
+
+        await super().__call__(scope, receive, send_some)
+
+
+# --- running it
+
+
+@dataclass(frozen=True)
+class RunningShopify:
+    """A sandbox that is being served."""
+
+    url: str
+    sandbox: ShopifySandbox
+
+
+@contextmanager
+def running_shopify(
+    shop: Shop, *, token: str = TOKEN, sender: WebhookSender | None = None, port: int = 0
+) -> Iterator[RunningShopify]:
+    """Serve a shop from a thread of this process, on a free port of 127.0.0.1 unless one is given."""
+    with ShopifySandbox(shop, token=token, sender=sender) as sandbox, listen(port) as sock:
+        running = server(create_app(sandbox))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, name="shopify")
+        thread.start()
+        try:
+            while not running.started:
+                time.sleep(0.005)
+            yield RunningShopify(f"http://127.0.0.1:{sock.getsockname()[1]}", sandbox)
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+def main(
+    *,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8030,
+    webhooks: Annotated[
+        str, typer.Option(help="Where webhooks go, /{topic} added; without it none are sent.")
+    ] = "",
+    secret: Annotated[
+        str, typer.Option(envvar="SHOPIFY_WEBHOOK_SECRET", help="Signs the webhooks.")
+    ] = "sandbox-secret",  # noqa: S107 (of a shop that does not exist)
+    token: Annotated[
+        str, typer.Option(envvar="SHOPIFY_ADMIN_TOKEN", help="What callers of the Admin API must show.")
+    ] = TOKEN,
+    variants: Annotated[int | None, typer.Option(help="Size of the shop; without it 122 products.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same products.")] = 2026,
+    retry_hours: Annotated[float, typer.Option(help="How long webhooks are tried again.")] = 4.0,
+) -> None:
+    """Serve a sandbox Shopify until it is stopped."""
+    # uvicorn ends by raising its signal again: as an exit, so that what is open here is closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.ExitStack() as stack:
+        sender = (
+            stack.enter_context(WebhookSender(webhooks, secret, retry_hours=retry_hours))
+            if webhooks
+            else None
+        )
+        shop = stocked_shop(seed, variants=variants)
+        sandbox = stack.enter_context(ShopifySandbox(shop, token=token, sender=sender))
+        sock = stack.enter_context(listen(port))
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        typer.echo(f"Shopify sandbox: http://127.0.0.1:{sock.getsockname()[1]}")
+        server(create_app(sandbox)).run(sockets=[sock])
+
+
+if __name__ == "__main__":
+    typer.run(main)

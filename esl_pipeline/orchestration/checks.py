@@ -1,0 +1,150 @@
+"""Asset checks of validated_variants, per shop: what is held back, what collides, what waits for somebody's word."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.labels.differences import differences
+from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.stages.shops import shop_of
+
+ASSET = "validated_variants"
+
+Row = Mapping[str, Any]
+
+
+def quarantine_share(mappings: Sequence[Row]) -> dg.AssetCheckResult:
+    """Whether a store holds back a larger share of its variants than its policy expects."""
+    stores = [
+        _store(mapping) | {"held back": mapping["held"], "share": _share(mapping)} for mapping in mappings
+    ]
+    over = [mapping for mapping in mappings if _share(mapping) > mapping["max_held_share_pct"]]
+    return _result(
+        passed=not over,
+        says="; ".join(
+            f"{m['hipoink_store_code']} holds back {_share(m)} % of its variants, see `esl-pipeline findings`"
+            for m in over
+        )
+        or "the share of variants held back is as expected",
+        stores=stores,
+        numbers={
+            "held back": sum(mapping["held"] for mapping in mappings),
+            "held back (%)": max((_share(mapping) for mapping in mappings), default=0.0),
+        },
+    )
+
+
+def codes_are_unique(mappings: Sequence[Row]) -> dg.AssetCheckResult:
+    """Whether variants are held back because they share a code, whenever they came."""
+    stores = [_store(mapping) | {"duplicates": mapping["duplicates"]} for mapping in mappings]
+    count = sum(mapping["duplicates"] for mapping in mappings)
+    return _result(
+        passed=count == 0,
+        says=f"{count} variants share their code with another: see the findings duplicate_code"
+        if count
+        else "no variants share a code",
+        stores=stores,
+        numbers={"duplicates": count},
+    )
+
+
+def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
+    """What would change on the labels of stores in dry run, and drastic changes that wait for approval."""
+    stores, changes = [], []
+    for mapping in mappings:
+        counts = {key: mapping[key] for key in ("new", "changed", "removed", "guarded")}
+        stores.append(_store(mapping) | {"dry run": mapping["is_dry_run"]} | counts)
+        changes += [
+            change for change in mapping["changes"] if mapping["is_dry_run"] or change["state"] == "guarded"
+        ]
+    dry = sum(m["new"] + m["changed"] + m["removed"] for m in mappings if m["is_dry_run"])
+    guarded = sum(mapping["guarded"] for mapping in mappings)
+    says = [f"{dry} labels would change: `esl-pipeline preview`, then end the dry run"] if dry else []
+    says += [
+        f"{m['guarded']} drastic changes wait: `esl-pipeline stores approve {m['hipoink_store_code']}`"
+        for m in mappings
+        if m["guarded"]
+    ]
+    numbers: dict[str, Any] = {"labels that would change": dry, "drastic changes that wait": guarded}
+    if changes:
+        frame = pd.DataFrame([change | {"difference": _difference(change)} for change in changes])
+        columns = ["store_code", "code", "title", "operation", "state", "difference"]
+        numbers["changes"] = reports.preview(frame, columns)
+    return _result(
+        passed=not says,
+        says="; ".join(says) or "nothing waits for approval",
+        stores=stores,
+        numbers=numbers,
+    )
+
+
+CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
+
+
+def evaluations(buffer: Buffer, shop: str) -> list[dg.AssetCheckEvaluation]:
+    """All checks of one shop as events, for runs that are not of the asset itself: one call to the buffer."""
+    mappings = buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS)
+    found = []
+    for name, check in CHECKS.items():
+        result = check(mappings)
+        found.append(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey(ASSET),
+                check_name=name,
+                passed=result.passed,
+                severity=result.severity,
+                description=result.description,
+                metadata=result.metadata,
+                partition=shop,
+            )
+        )
+    return found
+
+
+def _definition(name: str) -> dg.AssetChecksDefinition:
+    """The check as an asset check of its own; partitions of checks are a preview of Dagster 1.13, hence the pin."""
+    check = CHECKS[name]
+
+    @dg.asset_check(asset=ASSET, name=name, description=check.__doc__, partitions_def=shops)
+    def evaluate(
+        context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
+    ) -> dg.AssetCheckResult:
+        return check(buffer.preview(shop=shop_of(context.partition_key), limit=reports.PREVIEW_ROWS))
+
+    return evaluate
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.PreviewWarning)
+    asset_checks = [_definition(name) for name in CHECKS]
+
+
+def _difference(change: Row) -> str:
+    found = differences(change["before"], change["after"])
+    return "; ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in found.items() if name != "pc")
+
+
+def _share(mapping: Row) -> float:
+    held = int(mapping["held"])
+    return round(100 * held / max(1, held + int(mapping["published"])), 1)
+
+
+def _store(mapping: Row) -> dict[str, Any]:
+    return {"store": mapping["hipoink_store_code"], "published": mapping["published"]}
+
+
+def _result(
+    *, passed: bool, says: str, stores: list[dict[str, Any]], numbers: dict[str, Any]
+) -> dg.AssetCheckResult:
+    frame = pd.DataFrame(stores)
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=says,
+        metadata=numbers | {"stores": reports.preview(frame, list(frame.columns))},
+    )

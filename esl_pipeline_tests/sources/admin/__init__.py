@@ -1,0 +1,1 @@
+"""Tests of the Admin API's readers, against scripted servers on loopback."""
