@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo up test lint types lock clean
+N ?= 100000
+
+.PHONY: demo up test lint types bench-validate bench-reconcile lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -31,6 +33,12 @@ $(VENV)/.runtime: requirements.lock pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
+
+bench-validate: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.validate $(N)
+
+bench-reconcile: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.reconcile $(N)
 
 # Needs uv. The locks name no registry: pip takes the packages from wherever it is set up to.
 lock:

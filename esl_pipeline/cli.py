@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
+from uuid import uuid4
 
 import typer
 from rich.console import Console
@@ -65,6 +66,7 @@ def up(
     receiver_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
     ui_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 3000,
     labels_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8090,
+    shop_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8091,
     json_ready: Annotated[
         Path | None, typer.Option(help="Write the URLs here, as JSON, once everything answers.")
     ] = None,
@@ -73,7 +75,7 @@ def up(
     from esl_pipeline.local.stack import Ports, Stack
 
     settings = load_settings()
-    ports = Ports(receiver_port, ui_port, labels_port)
+    ports = Ports(receiver_port, ui_port, labels_port, shop_port)
     with _terminable(), Stack(settings, ports, lambda part: err.print(f"starting {part} …")) as stack:
         for warning in stack.settings.warnings():
             err.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
@@ -82,8 +84,12 @@ def up(
             _write_atomically(json_ready, json.dumps(urls))
         out.print(f"\nDagster UI    {urls['ui']}")
         out.print(f"labels        {urls['labels'] or settings.hipoink_api_base_url}")
+        if urls["shop"]:
+            out.print(f"shop          {urls['shop']}   (a sandbox: change a price there)")
         out.print(f"receiver      {urls['receiver']}   (API: {urls['receiver']}/docs)")
         out.print(f"state, logs   {settings.esl_home.absolute()}", soft_wrap=True)
+        if stack.mapped:
+            out.print(stack.mapped)
         out.print("Ctrl-C stops all of it.")
         while True:
             stack.check()
@@ -273,6 +279,47 @@ def findings(
         _print_json(found[:limit])
     else:
         shown.print_findings(out, found[:limit], more=len(found) > limit)
+
+
+@app.command()
+def reconcile(
+    shop: Annotated[str, typer.Option(help="The shop's domain.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, queue nothing.")] = False,
+    approve_removals: Annotated[
+        bool, typer.Option("--approve-removals", help="Let drastic changes go on that were too many at once.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the label server's own list with what it accepted; queue again what is missing or different."""
+    from esl_pipeline.connections import open_label_server
+    from esl_pipeline.stages.reconcile import compare_store
+
+    settings = _settings()
+    with _buffer() as buffer:
+        mappings = [m for m in buffer.mapping_list() if m["source_store_id"] == shop and m["is_active"]]
+        if not mappings:
+            raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
+        stores = {mapping["hipoink_store_code"]: mapping for mapping in mappings}
+        by, run_id = f"{getpass.getuser()}, esl-pipeline reconcile", f"cli-{uuid4()}"
+        if approve_removals and not dry_run:
+            for store in stores:
+                buffer.changes_approve(store=store, by=by)
+        with open_label_server(settings, buffer) as client:
+            drifts = [
+                compare_store(
+                    buffer,
+                    client,
+                    store=store,
+                    run_id=run_id,
+                    dry_run=dry_run,
+                    owns_store=bool(mapping["settings"].get("owns_store")),
+                )
+                for store, mapping in stores.items()
+            ]
+    if as_json:
+        _print_json([asdict(drift) for drift in drifts])
+    else:
+        shown.print_drift(out, [asdict(drift) for drift in drifts], dry_run=dry_run)
 
 
 @app.command()

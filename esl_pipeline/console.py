@@ -148,6 +148,23 @@ def print_findings(console: Console, findings: Sequence[Row], *, more: bool) -> 
         console.print("there are more: --limit, or --csv FILE for all", style="yellow")
 
 
+def print_drift(console: Console, drifts: Sequence[Row], *, dry_run: bool) -> None:
+    """What the label server holds against what it accepted, a line per store."""
+    columns = ("store", "labels there", "accepted", "missing", "different", "foreign", "queued again")
+    keys = ("store_code", "listed", "ledger", "missing_count", "different_count", "foreign_count", "requeued")
+    console.print(table(columns, ([drift[key] for key in keys] for drift in drifts)))
+    for drift in drifts:
+        if not drift["complete"]:
+            console.print(
+                escape(
+                    f"{drift['store_code']}: the list is not complete, nothing is concluded: {drift['reason']}"
+                ),
+                style="yellow",
+            )
+    if dry_run:
+        console.print("nothing was queued (--dry-run)")
+
+
 def print_trace(console: Console, places: Sequence[Row]) -> None:
     """From a label back: what the server last accepted, each push with its run, request and answer, the variant,
     the webhooks."""

@@ -8,7 +8,14 @@ from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_prod
 from esl_pipeline.orchestration.checks import asset_checks
 from esl_pipeline.orchestration.event_sync import event_sync
 from esl_pipeline.orchestration.frames import ParquetFrames
-from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource
+from esl_pipeline.orchestration.reconciliation import (
+    catch_up,
+    catch_up_schedule,
+    full_reconciliation,
+    nightly_reconciliation,
+    silence_sensor,
+)
+from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource, ShopifyAdminResource
 from esl_pipeline.orchestration.sensors import inbox_sensor
 from esl_pipeline.settings import load_settings
 
@@ -23,13 +30,21 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     resources = {
         "buffer": buffer,
         "label_server": LabelServerResource(buffer=buffer),
+        "shopify": ShopifyAdminResource(),
         "frames": ParquetFrames(),
     }
     return dg.Definitions(
         assets=[shopify_products, validated_variants, hipoink_sync_results],
         asset_checks=asset_checks,
-        jobs=[event_sync],
-        sensors=[inbox_sensor(interval_seconds=settings.sync_worker_interval_seconds)],
+        jobs=[event_sync, full_reconciliation, catch_up],
+        schedules=[
+            nightly_reconciliation(settings.esl_nightly_cron, settings.esl_nightly_time_zone),
+            catch_up_schedule(settings.esl_catch_up_minutes),
+        ],
+        sensors=[
+            inbox_sensor(interval_seconds=settings.sync_worker_interval_seconds),
+            silence_sensor(hours=settings.esl_silence_hours),
+        ],
         resources=resources | overrides,
         executor=dg.in_process_executor,
     )

@@ -1,5 +1,6 @@
 """The esl-pipeline command: what a person types, what comes back, and the one sentence when it cannot be done."""
 
+import csv
 import json
 import re
 import socket
@@ -19,6 +20,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.migrate import code_version, migrations
 from esl_pipeline.buffer.migrate import migrate as migrate_database
 from esl_pipeline.connections import open_label_server, push_rules
+from esl_pipeline.labels.policy import Policy
 from esl_pipeline.local.label_server import SIGN
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.drain import drain_round
@@ -109,6 +111,9 @@ def sql(dsn: str, statement: str) -> None:
 EVERY_BUFFER_COMMAND = [
     ("status",),
     ("trace", "C-1"),
+    ("preview", "--store", "S1"),
+    ("findings",),
+    ("stores", "approve", "S1"),
     ("redrive",),
     ("stores", "list"),
     ("stores", "add", SHOP, STORE),
@@ -235,7 +240,8 @@ def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None
     assert changed["settings"] == {"expected_currency": "EUR"}
     (changed,) = run("stores", "set", mapping["id"], "--active", "--settings", "{}", "--json").json
     assert changed["is_active"] is True and changed["settings"] == {}
-    assert run("stores", "list", "--json").json == [changed]
+    shop_says = {"currency": None, "taxes_included": None}
+    assert run("stores", "list", "--json").json == [changed | shop_says]
 
 
 def test_no_store_yet(run: Run, configured: None) -> None:
@@ -270,6 +276,16 @@ def test_no_store_yet(run: Run, configured: None) -> None:
         ),
         (("set", str(uuid4()), "--store", "a b"), "hipoink_store_code: must be 1 to 32 letters"),
         (("set", str(uuid4()), "--settings", "nonsense"), "settings: not JSON: "),
+        (("set", str(uuid4()), "--policy", "require_gtin"), "there is no mapping "),
+        (("add", SHOP, "S1", "--policy", "require_gtin"), "--policy require_gtin: write NAME=VALUE"),
+        (
+            ("add", SHOP, "S1", "--policy", "fields.f99={sku}"),
+            "settings.fields.f99: Extra inputs are not permitted",
+        ),
+        (
+            ("add", SHOP, "S1", "--policy", "fields.f1={colour}"),
+            "settings.fields.f1: the template names {colour} at position 1",
+        ),
         (("set", str(uuid4())), "nothing to change: see `esl-pipeline stores set --help`"),
     ],
 )
@@ -288,6 +304,90 @@ def test_a_shop_is_mapped_to_a_store_once(
     wanted = "this shop is mapped to this store already: see `esl-pipeline stores list`"
     assert refused("stores", "add", SHOP, STORE) == wanted
     assert refused("stores", "set", other["id"], "--store", STORE) == wanted
+
+
+def test_single_settings_of_the_policy_are_changed_and_reset(run: Run, configured: None) -> None:
+    changes = ("--policy", 'code_source=["sku", "variant_id"]', "--policy", "fields.f1={vendor}")
+    (mapping,) = run("stores", "add", SHOP, STORE, "--dry-run", *changes, "--json").json
+    assert mapping["is_dry_run"] is True
+    assert mapping["settings"] == {"code_source": ["sku", "variant_id"], "fields": {"f1": "{vendor}"}}
+    more = ("--live", "--policy", "fields.f1=", "--policy", "fields.f2={tags}", "--policy", "emoji=keep")
+    (mapping,) = run("stores", "set", mapping["id"], *more, "--policy", "code_source=", "--json").json
+    assert mapping["is_dry_run"] is False
+    assert mapping["settings"] == {"fields": {"f2": "{tags}"}, "emoji": "keep"}
+
+
+def test_the_policy_is_described(run: Run) -> None:
+    said = run("stores", "policy").out
+    for name in Policy.model_fields:
+        assert re.search(rf"^{name} ", said, re.MULTILINE), name
+    assert run("stores", "policy", "--json").json == Policy.model_json_schema()
+
+
+# preview, findings
+
+
+def test_preview_shows_old_and_new_side_by_side(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    mapping = map_shop(buffer)
+    arrive(buffer, product(1), product(2))
+    drained(buffer)
+    run("stores", "set", mapping["id"], "--dry-run", "--policy", "fields.pu={product_type}[ {sku}]")
+    arrive(buffer, product(1, price="2.25"), product(3))
+    drained(buffer)
+
+    (shown,) = run("preview", "--store", STORE, "--json").json
+    assert (shown["new"], shown["changed"], shown["is_dry_run"]) == (1, 2, True)
+    said = run("preview", "--store", STORE).out
+    assert f"{SHOP} → {STORE} (dry run): 1 new, 2 changed, 0 removed" in said
+    assert re.search(r"C-1 +changed +pp +1.50 +2.25", said)
+    assert re.search(r"C-3 +new +pc +C-3", said)
+    assert "C-3" not in run("preview", "--store", STORE, "--limit", "1").out
+    assert f"store {STORE}: dry run, nothing is pushed" in run("status").out
+    assert "C-3" not in sandbox.state()["labels"][STORE]
+
+
+def test_removals_that_wait_are_shown_and_approved(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer)
+    arrive(buffer, *(product(n) for n in range(1, 8)))
+    drained(buffer)
+    for number in range(1, 8):
+        arrive(buffer, {"id": number}, topic="products/delete")
+    drained(buffer)
+    wanted = f"7 drastic changes at once wait for approval: esl-pipeline stores approve {STORE}"
+    assert wanted in run("preview", "--store", STORE).out
+    assert wanted in run("status").out
+    assert run("stores", "approve", STORE).out == f"{STORE}: 7 removals and 0 price changes may go on\n"
+    drained(buffer)
+    assert not sandbox.state()["labels"].get(STORE)
+    assert run("stores", "approve", STORE, "--json").json == {"removals": 0, "prices": 0}
+
+
+def test_preview_of_no_store(refused: Callable[..., str], configured: None) -> None:
+    assert refused("preview", "--store", "S404") == (
+        "no shop is mapped to store S404: see `esl-pipeline stores list`"
+    )
+
+
+def test_findings_on_screen_and_as_a_file(run: Run, sandbox: Sandbox, buffer: Buffer, tmp_path: Path) -> None:
+    map_shop(buffer)
+    assert run("findings").out == "no findings: nothing is held back\n"
+    arrive(buffer, product(1, price=None), product(2, price="-1", title="=HYPERLINK(1)"))
+    drained(buffer)
+    said = run("findings", "--store", STORE).out
+    assert "the variant has no price" in said and "set a price in Shopify" in said
+    assert "there are more" in run("findings", "--limit", "1").out
+    assert run("findings", "--store", "S404", "--json").json == []
+    assert len(run("findings", "--json").json) == 2
+
+    file = tmp_path / "findings.csv"
+    assert run("findings", "--csv", str(file)).out.split() == ["2", "findings", "in", str(file)]
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert {(row["check"], row["value"], row["title"]) for row in rows} == {
+        ("price_missing", "", "Product 1"),
+        ("price_form", "'-1", "'=HYPERLINK(1)"),
+    }
+    assert {row["store"] for row in rows} == {STORE}
 
 
 # status, trace, redrive
@@ -482,7 +582,8 @@ def test_wrong_arguments_are_usage_errors(run: Run, arguments: tuple[str, ...]) 
 
 def test_help_names_every_command(run: Run) -> None:
     said = run("--help").out
-    for name in ("demo", "up", "receiver", "migrate", "doctor", "stores", "status", "trace", "redrive"):
+    everyday = ("stores", "status", "trace", "redrive", "preview", "findings")
+    for name in ("demo", "up", "receiver", "migrate", "doctor", *everyday):
         assert re.search(rf"\b{name}\b", said)
 
 

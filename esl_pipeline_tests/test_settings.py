@@ -451,10 +451,3 @@ def test_a_misspelt_variable_is_said_wherever_it_stands(
         "ESL_HOEM is no setting of this program: did you mean ESL_HOME?",
         "HIPOINK_BATCHSIZE is no setting of this program: did you mean HIPOINK_BATCH_SIZE?",
     ]
-
-
-def test_readme_table_is_the_settings() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
-        assert f"| `{name.upper()}` | {default} | {field.description} |" in readme, name

@@ -147,7 +147,8 @@ class World:
         """Queue rows that will be pushed one day without anybody's help."""
         (row,) = self.sql(
             "select count(*) as n from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id"
-            " where q.state in ('ready', 'leased') and m.is_active and not m.is_dry_run and not exists (select from esl.sync_queue u"
+            " where q.state in ('ready', 'leased') and m.is_active and not m.is_dry_run"
+            " and not exists (select from esl.sync_queue u"
             " where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.state in ('failed', 'dead'))"
         )
         return int(row["n"])

@@ -172,6 +172,82 @@ class Buffer:
         """Give a lease back, if it is still this holder's -> {released}."""
         return self._call("esl_lease_release", name=name, holder=holder)
 
+    # Reconciliation: a whole shop against the buffer
+
+    def snapshot_begin(self, *, snapshot_id: str, shop: Mapping[str, str], run_id: str) -> Row:
+        """Open a snapshot of the shop; others of it that are open can conclude nothing any more."""
+        return self._call("esl_snapshot_begin", snapshot_id=snapshot_id, shop=shop, run_id=run_id)
+
+    def snapshot_merge(
+        self,
+        *,
+        snapshot_id: str,
+        as_of: str,
+        products: Sequence[Row] = (),
+        variants: Sequence[Row] = (),
+        levels: Sequence[Row] = (),
+        details: Sequence[Row] = (),
+        shops: Sequence[Row] = (),
+    ) -> Row:
+        """Store what differs of one part, note what was read -> {open, changed, unchanged, newer}."""
+        return self._call(
+            "esl_snapshot_merge",
+            snapshot_id=snapshot_id,
+            as_of=as_of,
+            products=list(products),
+            variants=list(variants),
+            levels=list(levels),
+            details=list(details),
+            shops=list(shops),
+        )
+
+    def snapshot_finish(self, *, snapshot_id: str, as_of: str, counts: Mapping[str, int]) -> Row:
+        """All was read: what was not there and is older than as_of is gone -> {finished, removed, reason}."""
+        return self._call("esl_snapshot_finish", snapshot_id=snapshot_id, as_of=as_of, counts=counts)
+
+    def snapshot_abandon(self, *, snapshot_id: str, reason: str) -> Row:
+        """Close a snapshot that was not read to its end -> {abandoned}."""
+        return self._call("esl_snapshot_abandon", snapshot_id=snapshot_id, reason=reason)
+
+    def watermark(self, *, shop: Mapping[str, str], source: str) -> str | None:
+        """Up to when the shop's changes have been read (ISO 8601), or None."""
+        at: str | None = self._call("esl_watermark_get", shop=shop, source=source)["at"]
+        return at
+
+    def watermark_move(self, *, shop: Mapping[str, str], source: str, at: str) -> Row:
+        """The shop's changes have been read up to then; an earlier time changes nothing -> {at}."""
+        return self._call("esl_watermark_move", shop=shop, source=source, at=at)
+
+    def missing_variants(
+        self, *, shop: Mapping[str, str], after: str | None = None, limit: int = 100
+    ) -> list[str]:
+        """Ids of products of whose variants webhooks told the names only, in order; after: the last one seen."""
+        return list(self._call("esl_missing_variants", shop=shop, after=after, limit=limit)["products"])
+
+    # Reconciliation: the label server's own list against the ledger
+
+    def drift_begin(self, *, store: str) -> Row:
+        """Begin a comparison -> {at, ledger, owned}."""
+        return self._call("esl_drift_begin", store=store)
+
+    def drift_compare(self, *, store: str, since: str, codes: Sequence[str]) -> Row:
+        """What the ledger says of listed codes, without labels on their way since -> {labels, foreign}."""
+        return self._call("esl_drift_compare", store=store, since=since, codes=list(codes))
+
+    def drift_ledger(
+        self, *, store: str, since: str, after: str | None = None, limit: int = MAX_ROWS_PER_CALL
+    ) -> Row:
+        """A page of the ledger, without labels on their way since -> {labels, next}."""
+        return self._call("esl_drift_ledger", store=store, since=since, after=after, limit=limit)
+
+    def drift_repair(self, *, store: str, run_id: str, since: str, labels: Sequence[Row]) -> Row:
+        """Correct the ledger to what the label server holds, and queue what follows -> {requeued}."""
+        return self._call("esl_drift_repair", store=store, run_id=run_id, since=since, labels=list(labels))
+
+    def accuracy(self, *, shop: Mapping[str, str] | None = None) -> list[Row]:
+        """Per live mapping: publishable labels, accurate ones, variants due."""
+        return list(self._call("esl_accuracy", shop=shop)["mappings"])
+
     # Store mappings
 
     def mapping_create(self, fields: Mapping[str, Any]) -> Row:

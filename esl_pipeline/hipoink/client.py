@@ -22,6 +22,27 @@ from esl_pipeline.hipoink.signing import LogRedaction, SigningTransport, redacto
 
 T = TypeVar("T")
 
+# What `query` calls the fields that are sent as these codes (hipoink-api.md section 5). kc and qty are not among them:
+# which field returns them is not known.
+RESPONSE_FIELDS: Mapping[str, str] = {
+    "pc": "product_code",
+    "pn": "product_name",
+    "pp": "product_price",
+    "pi": "product_inner",
+    "ps": "product_spec",
+    "pg": "product_grade",
+    "pu": "product_unit",
+    "vp": "product_vip_price",
+    "pop": "product_origin_price",
+    "po": "product_origin",
+    "pm": "product_mfrs",
+    "promotion": "promotion",
+    "pim": "product_image",
+    "pqr": "product_qrcode",
+    **{f"f{n}": f"field{n}" for n in range(1, 17)},
+    "extend": "extend",
+}
+
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 10.0
 _LONGEST_PAUSE_HERE = 3.0

@@ -77,15 +77,23 @@ def code_of(variant: Mapping[str, Any], policy: Policy) -> str:
             break
     else:
         return ""
+    if source == "variant_id":
+        return code
     if policy.pad_upc:
         code = codes.pad_lost_zero(code)
     return codes.in_form(code, policy.label_code_form)
 
 
+def code_class(code: str, variant: Mapping[str, Any]) -> codes.CodeClass:
+    """What kind of number a variant's code is. A variant id is never a GTIN, though Shopify's are as long as one."""
+    return codes.CodeClass("internal") if code == variant.get("variant_id") else codes.classify(code)
+
+
 def is_too_fine(price: str, decimals: int) -> bool:
-    """Digits other than zero beyond what currency and label server keep. Rounding would change the price."""
-    fraction = price.partition(".")[2]
-    return fraction[min(decimals, LABEL_SERVER_DECIMALS) :].strip("0") != ""
+    """Whether a price has digits beyond what currency and label server keep, so that rounding would change it."""
+    if not PRICE.fullmatch(price):
+        return False
+    return price.partition(".")[2][min(decimals, LABEL_SERVER_DECIMALS) :].strip("0") != ""
 
 
 @lru_cache(maxsize=10_000)
@@ -98,8 +106,8 @@ def price_text(price: str | None, decimals: int) -> str:
 
 def compare_at_is_higher(variant: Mapping[str, Any]) -> bool:
     """Whether the compare-at price is above the price, so that it may stand as the one before."""
-    price, before = variant.get("price") or "", variant.get("compare_at_price") or ""
-    return bool(PRICE.fullmatch(price) and PRICE.fullmatch(before)) and Decimal(before) > Decimal(price)
+    before, price = variant.get("compare_at_price") or "", variant.get("price") or ""
+    return bool(PRICE.fullmatch(before) and PRICE.fullmatch(price)) and Decimal(before) > Decimal(price)
 
 
 def compare_at_is_proven(variant: Mapping[str, Any]) -> bool:

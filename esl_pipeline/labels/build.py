@@ -19,14 +19,16 @@ Label = dict[str, Any]
 
 def build_label(variant: Mapping[str, Any], policy: Policy, shop_currency: str | None = None) -> Label:
     """The label of a valid variant (a row as attributes_of takes it). Pure: the same input gives the same label."""
-    return label_from(attributes_of(variant, policy, shop_currency), variant.get("image_url"), policy)
+    said = attributes_of(variant, policy, shop_currency)
+    return label_from(said, policy.title.render(said), variant.get("image_url"), policy)
 
 
-def label_from(said: Attributes, image_url: str | None, policy: Policy) -> Label:
-    """The label of these attributes. Every field of ours is sent every time, "" clears it (hipoink-api.md 12.10)."""
+def label_from(said: Attributes, title: str, image_url: str | None, policy: Policy) -> Label:
+    """The label of these attributes; the title is cut. Every field of ours is sent every time, "" clears it
+    (hipoink-api.md 12.10)."""
     label: Label = {
         "pc": said["code"],
-        "pn": title_from(said, policy),
+        "pn": title if policy.title_max_length is None else cut(title, policy.title_max_length),
         "pp": said["price"],
         "pim": image_url if policy.send_images and image_url and image_is_allowed(image_url, policy) else "",
     }
@@ -38,12 +40,6 @@ def label_from(said: Attributes, image_url: str | None, policy: Policy) -> Label
     if policy.stock_field != "none":
         label[policy.stock_field] = said["stock"]
     return label
-
-
-def title_from(said: Attributes, policy: Policy) -> str:
-    """The label's title: the policy's template, cut to its length."""
-    title = policy.title.render(said)
-    return title if policy.title_max_length is None else cut(title, policy.title_max_length)
 
 
 def image_is_allowed(url: str, policy: Policy) -> bool:

@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 import orjson
 import pandas as pd
 
-from esl_pipeline.labels import codes, schema
+from esl_pipeline.labels import schema
 from esl_pipeline.labels.attributes import (
     PRICE,
     Attributes,
     attributes_of,
+    code_class,
     compare_at_is_higher,
     compare_at_is_proven,
     is_too_fine,
@@ -105,17 +106,18 @@ def read(variants: pd.DataFrame, store: Store) -> tuple[list[Outcome], pd.DataFr
     The index of the facts is the position of the variant.
     """
     outcomes: list[Outcome] = []
-    facts: dict[int, tuple[Any, ...]] = {}
+    facts: dict[int, schema.Facts] = {}
     for position, row in enumerate(_rows(variants)):
         state = _state(row, store.policy)
         if state != "publish":
             outcomes.append(Outcome(state))
             continue
-        variant = _unpacked(row, store.mapping_id)
-        said = attributes_of(variant, store.policy, store.shop_currency)
-        label = label_from(said, variant["image_url"], store.policy)
-        facts[position] = tuple(_facts(variant, said, label, store).values())
-        outcomes.append(_published(variant, label, store.policy))
+        _unpack(row, store.mapping_id)
+        said = attributes_of(row, store.policy, store.shop_currency)
+        title = store.policy.title.render(said)
+        label = label_from(said, title, row["image_url"], store.policy)
+        facts[position] = _facts(row, said, title, label, store)
+        outcomes.append(_published(row, label, facts[position].code_kind, store.policy))
     frame = pd.DataFrame(list(facts.values()), index=list(facts), columns=list(schema.FACTS))
     return outcomes, frame.astype(schema.FACTS)
 
@@ -129,7 +131,7 @@ def to_frames(
     labels = pd.DataFrame(ends, columns=list(Outcome._fields), dtype="str", index=variants.index)
     labels = pd.concat([variants[[*_KEYS, "source_system", "event_ids"]], labels], axis=1)
     labels = labels.assign(mapping_id=store.mapping_id, store_code=store.code)
-    owners = variants[_KEYS].iloc[found["row"].astype("int64")].reset_index(drop=True)
+    owners = variants[_KEYS].iloc[found["row"]].reset_index(drop=True)
     findings = pd.concat([owners, found], axis=1).assign(mapping_id=store.mapping_id)
     return labels[LABEL_COLUMNS].reset_index(drop=True), findings[FINDING_COLUMNS]
 
@@ -148,15 +150,13 @@ def _values(column: "pd.Series[Any]") -> Any:
     return column.to_numpy(dtype=object, na_value=None)  # type: ignore[call-overload] # the stubs know no None
 
 
-def _unpacked(row: dict[str, Any], mapping_id: str) -> dict[str, Any]:
-    """A row as attributes_of takes it, with the prices of our own labels: shown_price, prior_price."""
+def _unpack(row: dict[str, Any], mapping_id: str) -> None:
+    """Make a row what attributes_of takes, with the prices of our own labels: shown_price, prior_price."""
     ours = _object(_object(row["history"]).get(mapping_id))
-    return row | {
-        "stock": _object(row["stock"]),
-        "unit_price_measurement": _object(row["unit_price_measurement"]),
-        "shown_price": _price_or_none(ours.get("shown")),
-        "prior_price": _price_or_none(ours.get("prior")),
-    }
+    row["stock"] = _object(row["stock"])
+    row["unit_price_measurement"] = _object(row["unit_price_measurement"])
+    row["shown_price"] = _price_or_none(ours.get("shown"))
+    row["prior_price"] = _price_or_none(ours.get("prior"))
 
 
 def _object(value: object) -> Mapping[str, Any]:
@@ -189,49 +189,50 @@ def _is_excluded(row: Mapping[str, Any], policy: Policy) -> bool:
     kind = (row["product_type"] or "").strip().lower()
     if exclude.gift_cards and (row["gift_card"] or kind in _GIFT_CARD_TYPES):
         return True
-    return (
-        kind in exclude.product_types
-        or (row["vendor"] or "").strip().lower() in exclude.vendors
-        or any(tag.strip().lower() in exclude.tags for tag in (row["tags"] or "").split(","))
+    if kind in exclude.product_types or (row["vendor"] or "").strip().lower() in exclude.vendors:
+        return True
+    return bool(exclude.tags) and any(
+        tag.strip().lower() in exclude.tags for tag in (row["tags"] or "").split(",")
     )
 
 
-def _facts(row: Mapping[str, Any], said: Attributes, label: Label, store: Store) -> dict[str, Any]:
-    """What schema.FACTS says of one variant."""
+def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, store: Store) -> schema.Facts:
     policy = store.policy
-    code = codes.classify(said["code"]) if said["code"] else None
     decimals = policy.decimals(store.shop_currency)
-    price, compare_at = row["price"] or "", row["compare_at_price"] or ""
+    code, price, compare_at = said["code"], row["price"] or "", row["compare_at_price"] or ""
+    kind = code_class(code, row)
     higher = compare_at_is_higher(row)
     image = row["image_url"] or ""
-    return {
-        "variant_id": row["variant_id"] or "",
-        "code": said["code"],
-        "code_kind": code.kind if code else "",
-        "code_candidate": (code.candidate if code else None) or "",
-        "code_is_case": code.case if code else False,
-        "title": label["pn"],
-        "title_is_cut": policy.title_max_length is not None and label["pn"] != policy.title.render(said),
-        "price": price,
-        "price_is_too_fine": is_too_fine(price, decimals),
-        "price_jumps": _jumps(row["shown_price"], price),
-        "shop_currency": store.shop_currency or "",
-        "currency_differs": None not in (store.shop_currency, policy.expected_currency)
-        and store.shop_currency != policy.expected_currency,
-        "tax_differs": None not in (store.shop_taxes_included, policy.price_includes_tax)
-        and store.shop_taxes_included != policy.price_includes_tax,
-        "compare_at_price": compare_at,
-        "compare_at_is_too_fine": higher and is_too_fine(compare_at, decimals),
-        "compare_at_is_low": not higher and None not in (PRICE.fullmatch(price), PRICE.fullmatch(compare_at)),
-        "compare_at_is_unproven": policy.show_compare_at == "if_prior_30d_ok"
+    return schema.Facts(
+        variant_id=row["variant_id"] or "",
+        code=code,
+        code_kind=kind.kind if code else "",
+        code_candidate=kind.candidate or "",
+        code_is_case=kind.case,
+        title=label["pn"],
+        title_is_cut=label["pn"] != title,
+        price=price,
+        price_is_too_fine=is_too_fine(price, decimals),
+        price_jumps=_jumps(row["shown_price"], price),
+        shop_currency=store.shop_currency or "",
+        currency_differs=_differ(store.shop_currency, policy.expected_currency),
+        tax_differs=_differ(store.shop_taxes_included, policy.price_includes_tax),
+        compare_at_price=compare_at,
+        compare_at_is_too_fine=higher and is_too_fine(compare_at, decimals),
+        compare_at_is_low=not higher and None not in (PRICE.fullmatch(price), PRICE.fullmatch(compare_at)),
+        compare_at_is_unproven=policy.show_compare_at == "if_prior_30d_ok"
         and higher
         and not compare_at_is_proven(row),
-        "measure": said["unit_price_verdict"],
-        "stock_is_missing": _shows_stock(policy) and not said["stock"],
-        "status": row["status"] or "",
-        "image_url": image,
-        "image_is_refused": policy.send_images and image != label["pim"],
-    }
+        measure=said["unit_price_verdict"],
+        stock_is_missing=_shows_stock(policy) and not said["stock"],
+        status=row["status"] or "",
+        image_url=image,
+        image_is_refused=policy.send_images and image != label["pim"],
+    )
+
+
+def _differ(said: object, wanted: object) -> bool:
+    return said is not None and wanted is not None and said != wanted
 
 
 def _jumps(shown: str | None, price: str) -> bool:
@@ -244,16 +245,9 @@ def _shows_stock(policy: Policy) -> bool:
     return policy.stock_field != "none" or "stock" in policy.used_attributes
 
 
-def _published(row: Mapping[str, Any], label: Label, policy: Policy) -> Outcome:
+def _published(row: Mapping[str, Any], label: Label, code_kind: str, policy: Policy) -> Outcome:
     text = canonical_json(label)
-    return Outcome(
-        state="publish",
-        code=label["pc"],
-        code_kind=codes.classify(label["pc"]).kind,
-        precedence=_precedence(row, policy),
-        label=text,
-        label_hash=label_hash(text),
-    )
+    return Outcome("publish", label["pc"], code_kind, _precedence(row, policy), text, label_hash(text))
 
 
 def _precedence(row: Mapping[str, Any], policy: Policy) -> str | None:

@@ -218,6 +218,10 @@ class Policy(_Strict):
     max_held_share_pct: Percent = Field(
         default=20, description="A larger share of variants held back fails the asset check."
     )
+    owns_store: bool = Field(
+        default=False,
+        description="Nobody else keeps labels in this store: those that are not ours are removed at night.",
+    )
 
     @field_validator("code_source", mode="before")
     @classmethod

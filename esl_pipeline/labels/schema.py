@@ -6,7 +6,7 @@ shopkeeper's words. A policy may raise or lower the level of some. Source of eac
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import pandera.pandas as pa
@@ -340,30 +340,44 @@ _RULES = [
 ]
 RULES = {rule.name: rule for rule in _RULES}
 
-# One row per variant that should be on the shelf. Text is never null: "" where there is none.
-FACTS = {
-    "variant_id": "str",
-    "code": "str",
-    "code_kind": "str",
-    "code_candidate": "str",
-    "code_is_case": "bool",
-    "title": "str",
-    "title_is_cut": "bool",
-    "price": "str",
-    "price_is_too_fine": "bool",
-    "price_jumps": "bool",
-    "shop_currency": "str",
-    "currency_differs": "bool",
-    "tax_differs": "bool",
-    "compare_at_price": "str",
-    "compare_at_is_too_fine": "bool",
-    "compare_at_is_low": "bool",
-    "compare_at_is_unproven": "bool",
-    "measure": "str",
-    "stock_is_missing": "bool",
-    "status": "str",
-    "image_url": "str",
-    "image_is_refused": "bool",
+
+class Facts(NamedTuple):
+    """What is checked of one variant that should be on the shelf. Text is never null: "" where there is none."""
+
+    variant_id: str
+    code: str
+    code_kind: str
+    code_candidate: str
+    code_is_case: bool
+    title: str
+    title_is_cut: bool
+    price: str
+    price_is_too_fine: bool
+    price_jumps: bool
+    shop_currency: str
+    currency_differs: bool
+    tax_differs: bool
+    compare_at_price: str
+    compare_at_is_too_fine: bool
+    compare_at_is_low: bool
+    compare_at_is_unproven: bool
+    measure: str
+    stock_is_missing: bool
+    status: str
+    image_url: str
+    image_is_refused: bool
+
+
+# Columns of the facts, one row per variant.
+FACTS = {name: kind.__name__ for name, kind in Facts.__annotations__.items()}
+_FOUND = {
+    "row": "int64",
+    "check_name": "str",
+    "level": "str",
+    "column_name": "str",
+    "value": "str",
+    "reason": "str",
+    "action": "str",
 }
 
 
@@ -390,11 +404,10 @@ def schema_for(policy: Policy) -> pa.DataFrameSchema:
 def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     """Every finding of every row.
 
-    In: one row per variant (FACTS). Out: columns row (the index label of the facts), check_name, level, column_name,
-    value, reason, action. Never raises for the content of a row; ValueError when a column is missing or of another
-    type.
+    In: one row per variant (FACTS; the index is int). Out: columns row (the index label of the facts), check_name,
+    level, column_name, value, reason, action. Never raises for the content of a row; ValueError when a column is
+    missing or of another type.
     """
-    columns = ["row", "check_name", "level", "column_name", "value", "reason", "action"]
     try:
         schema_for(policy).validate(facts, lazy=True)
     except SchemaErrors as failed:
@@ -403,7 +416,7 @@ def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
             raise ValueError(f"the schema could not be applied: {cases.to_dict('records')}") from failed
         found = cases[["check", "index"]].drop_duplicates()
     else:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=list(_FOUND)).astype(_FOUND)
     per_rule = []
     for name, rows in found.groupby("check", sort=True)["index"]:
         rule = RULES[str(name)]
@@ -420,4 +433,4 @@ def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
                 }
             )
         )
-    return pd.concat(per_rule, ignore_index=True)[columns]
+    return pd.concat(per_rule, ignore_index=True)[list(_FOUND)].astype(_FOUND)

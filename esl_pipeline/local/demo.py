@@ -1,4 +1,4 @@
-"""The body of `esl-pipeline demo`: a day in a made-up shop, through the whole pipeline, every label compared.
+"""The body of `esl-pipeline demo`: a day and a night of a made-up shop, through the pipeline, every label compared.
 
 Everything is brought along and thrown away: the demo has a folder, settings and servers of its own, and reads none of
 the user's settings, so that it can never write to a real label server or buffer.
@@ -10,8 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,21 +24,44 @@ from rich.status import Status
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.connections import open_buffer
-from esl_pipeline.local.demo_day import DemoDay, Difference, Shelf, Wave, compare
-from esl_pipeline.local.demo_report import Report, Row, WaveReport, by_check, print_failure, print_report
+from esl_pipeline.local.demo_day import DemoDay, Difference, Label, Shelf, Wave, compare
+from esl_pipeline.local.demo_night import drift_in_dagster, meddle, reconcile, repaired_in_buffer
+from esl_pipeline.local.demo_report import (
+    NightReport,
+    Report,
+    Row,
+    WaveReport,
+    by_check,
+    print_failure,
+    print_report,
+)
 from esl_pipeline.local.postgres import PostgresUnavailable
-from esl_pipeline.local.shopify.shop import DOMAIN
+from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
+from esl_pipeline.local.shopify.sandbox import TOKEN
+from esl_pipeline.local.shopify.server import running_shopify
+from esl_pipeline.local.shopify.shop import DOMAIN, real_time
 from esl_pipeline.local.shopify.webhooks import Delivery
 from esl_pipeline.local.stack import Ports, Stack, StackError
+from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.settings import Settings, SettingsError, load_settings
 
 STORE = "DEMO"
 SETTLE_SECONDS = 120.0
 CONNECTIONS = 8
+# What goes wrong between shop and receiver. Retries come as Shopify's do, within a minute instead of four hours.
+TROUBLE = Switches(drop=0.1, duplicate=0.04, delay=0.1, delay_seconds=0.5)
+_RETRY_HOURS = 1 / 60
+_SENDING_SECONDS = 60.0
 _SEED = 2026
 _POLL_SECONDS = 0.25
 # Of the user's settings, those that somebody could fear for.
-_NEVER_TOUCHED = ("hipoink_api_base_url", "supabase_url", "esl_database_url", "esl_dagster_database_url")
+_NEVER_TOUCHED = (
+    "shopify_admin_token",
+    "hipoink_api_base_url",
+    "supabase_url",
+    "esl_database_url",
+    "esl_dagster_database_url",
+)
 
 
 class DemoError(Exception):
@@ -55,12 +77,14 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
     """
     story = Console(quiet=True) if as_json else console
     _say_what_is_safe(settings, story)
-    with _scratch_home() as home, _own_settings(home):
+    day = DemoDay(_SEED, datetime.now(UTC) - timedelta(hours=1))
+    with _scratch_home() as home, running_shopify(day.shop) as shopify, _own_settings(home, shopify.url):
         try:
-            report = _play(story)
+            report = _play(day, story)
         except (
             DemoError,
             StackError,
+            WebserverError,
             PostgresUnavailable,
             BufferError,
             SettingsError,
@@ -69,46 +93,53 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
             print_failure(console, str(error) or type(error).__name__, _keep_logs(home), as_json=as_json)
             return False
     print_report(console, report, as_json=as_json)
-    return not report.wrong
+    return report.right
 
 
 # --- playing it
 
 
-def _play(story: Console) -> Report:
+def _play(day: DemoDay, story: Console) -> Report:
     began = time.monotonic()
-    day, shelf = DemoDay(_SEED, datetime.now(UTC) - timedelta(hours=1)), Shelf()
-    with _Starting(story) as starting, _stack(starting) as stack, _buffer(stack.settings) as buffer:
+    with (
+        _Starting(story) as starting,
+        _stack(starting) as stack,
+        _buffer(stack.settings) as buffer,
+        _sender(stack) as sender,
+    ):
         started = time.monotonic()
         starting.done()
-        stage = _Stage(stack, buffer, shelf, story)
+        stage = _Stage(day, stack, buffer, sender, story)
+        # Until the night, what a dropped webhook would have told must stay unknown.
+        Webserver(stack.urls.ui).stop_schedules()
         stage.map_shop()
         story.print(f"\n  [bold]labels[/]    {stack.urls.labels}    what the shelf shows, live")
         story.print(f"  [bold]Dagster[/]   {stack.urls.ui}    assets and runs")
         story.print("  Both answer while the demo runs; esl-pipeline up keeps them running.", style="dim")
-        waves = []
+        waves, night = [], None
         for name, wave, title in (
             ("opening", day.opening, "The shop opens: 121 products come in, one of them with 100 variants"),
             ("trading", day.trading, "A working day: prices, names, barcodes, deletions, mistakes and noise"),
         ):
             story.print(f"\n[bold]{title}[/]", highlight=False)
-            deliveries = wave()
-            shelf.settle(day.shop.products.values())
-            try:
-                waves.append(stage.perform(name, deliveries))
-            except (DemoError, BufferError, httpx.HTTPError):
-                stack.check()  # if a part has ended, that is the reason to tell
-                raise
+            with _part_is_to_blame(stack):
+                waves.append(stage.perform(name, wave()))
             if waves[-1].wrong:
                 break
-        code = (day.example.barcode or "") if day.example else ""
+        else:
+            title = "The night: labels were changed behind our back, and the whole shop is read and compared"
+            story.print(f"\n[bold]{title}[/]", highlight=False)
+            with _part_is_to_blame(stack):
+                night = stage.night()
+        code = stage.example()
         trace, status, sandbox = buffer.trace(code, store=STORE), buffer.status(), stage.sandbox()
         findings = by_check(buffer.findings())
     return Report(
         waves=waves,
+        night=night,
         inbox=status["shops"][0],
         held_back=status["stores"][0]["held_back"],
-        expected_held_back=shelf.held_back,
+        expected_held_back=stage.shelf.held_back,
         findings=findings,
         sandbox=sandbox,
         traced_code=code,
@@ -130,6 +161,15 @@ class _Moment:
     wrong: list[Difference]
 
     @property
+    def not_right(self) -> int:
+        """How many of the expected labels are missing or different."""
+        return sum(difference.kind != "extra" for difference in self.wrong)
+
+    @property
+    def queue(self) -> str:
+        return f"{self.labels_waiting} in the queue" if self.labels_waiting else ""
+
+    @property
     def settled(self) -> bool:
         return not (self.webhooks_waiting or self.variants_due or self.labels_waiting)
 
@@ -137,16 +177,18 @@ class _Moment:
 class _Stage:
     """The running parts, and what must hang on the shelf: sends a wave and waits until its labels are there."""
 
-    def __init__(self, stack: Stack, buffer: Buffer, shelf: Shelf, story: Console) -> None:
-        self._stack, self._buffer, self._shelf, self._story = stack, buffer, shelf, story
-        secret, token = stack.settings.shopify_webhook_secret, stack.settings.esl_admin_token
-        if secret is None or token is None or stack.urls.labels is None:
-            raise DemoError("the parts came up without the secrets or the label server of the demo")
-        self._secret, self._token, self._labels = (
-            secret.get_secret_value(),
-            token.get_secret_value(),
-            stack.urls.labels,
-        )
+    def __init__(
+        self, day: DemoDay, stack: Stack, buffer: Buffer, sender: WebhookSender, story: Console
+    ) -> None:
+        self.shelf = Shelf()
+        self._day, self._stack, self._buffer = day, stack, buffer
+        self._sender, self._story = sender, story
+        self._arrived: set[str] = set()
+        """The events that the receiver was told of, by id."""
+        token = stack.settings.esl_admin_token
+        if token is None or stack.urls.labels is None:
+            raise DemoError("the parts came up without the token or the label server of the demo")
+        self._token, self._labels = token.get_secret_value(), stack.urls.labels
 
     def map_shop(self) -> None:
         """Tell the pipeline which store the shop feeds."""
@@ -173,58 +215,113 @@ class _Stage:
 
     def perform(self, name: str, wave: Wave) -> WaveReport:
         """Send a wave, wait until it has had its effect, compare. Raises DemoError when that takes too long."""
-        report = WaveReport(name, labels=len(self._shelf.labels))
-        columns = (
-            TextColumn("  {task.description:<16}"),
-            BarColumn(40),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-        )
+        report = WaveReport(name)
         began = datetime.now(UTC)
-        with Progress(*columns, console=self._story) as progress:
+        with self._progress() as progress:
             sending = progress.add_task("webhooks sent", total=len(wave), note="")
-            reading = progress.add_task("webhooks read", total=len(wave), note="")
-            hanging = progress.add_task("labels right", total=report.labels, note="")
-            for answer in self._send(wave):
-                report.answers[answer] += 1
-                progress.advance(sending)
+            for sent in self._send(wave, report):
+                progress.update(sending, completed=sent)
+            # The labels are right when they show what has arrived, however much that is.
+            self.shelf.settle(self._day.as_told(self._arrived))
+            report.labels = len(self.shelf.labels)
             kept = report.answers["accepted"]
-            for moment in self._moments():
-                progress.update(reading, total=kept, completed=kept - moment.webhooks_waiting)
-                right = report.labels - sum(difference.kind != "extra" for difference in moment.wrong)
-                queue = f"{moment.labels_waiting} in the queue" if moment.labels_waiting else ""
-                progress.update(hanging, completed=right, note=queue)
+            reading = progress.add_task("webhooks read", total=kept, note="")
+            hanging = progress.add_task("labels right", total=report.labels, note="")
+            for moment in self._moments(self.shelf.labels):
+                progress.update(reading, completed=kept - moment.webhooks_waiting)
+                progress.update(hanging, completed=report.labels - moment.not_right, note=moment.queue)
         report.wrong = moment.wrong
         changes = [at for at in _changes(moment.sandbox) if at >= began]
         report.first_label_seconds = round((min(changes) - began).total_seconds(), 1) if changes else None
         report.right_seconds = round((max(changes) - began).total_seconds(), 1) if changes else None
         return report
 
-    def _send(self, wave: Wave) -> Iterator[str]:
-        """Post everything over a few connections; yields accepted, duplicate or refused as the answers come."""
-        jobs = [(delivery, self._secret, httpx.codes.OK) for delivery in wave.deliveries]
-        jobs += [(delivery, "not the secret", httpx.codes.UNAUTHORIZED) for delivery in wave.forged]
-        with httpx.Client(timeout=30) as client, ThreadPoolExecutor(CONNECTIONS) as pool:
+    def night(self) -> NightReport:
+        """Meddle with the labels, reconcile, and compare them with the shop as it is. Raises DemoError, as above."""
+        told, shown = dict(self.shelf.labels), self.sandbox()["labels"]
+        self.shelf.settle(self._day.shop.products.values())
+        self._day.shop.clock = real_time
+        # What nothing else sets right: neither a dropped webhook's labels, nor those that wait for a correction.
+        known = [
+            code
+            for code, label in sorted(self.shelf.labels.items())
+            if told.get(code) == label and code not in self.shelf.kept
+        ]
+        done = meddle(self._labels, STORE, known, self._day.shop.rng)
+        expected = {**self.shelf.labels, **done.foreign}
+        began = time.monotonic()
+        with self._progress() as progress:
+            hanging = progress.add_task("labels right", total=len(expected), note="reading the whole shop")
+            run_id = reconcile(self._stack.urls.ui)
+            for moment in self._moments(expected):
+                progress.update(hanging, completed=len(expected) - moment.not_right, note=moment.queue)
+        return NightReport(
+            labels=len(self.shelf.labels),
+            outdated=len(compare(self.shelf.labels, STORE, shown)),
+            drift=done.drift,
+            drift_in_dagster=drift_in_dagster(self._stack.urls.ui, run_id),
+            repaired=repaired_in_buffer(self._stack.settings, run_id),
+            seconds=round(time.monotonic() - began, 1),
+            wrong=moment.wrong,
+        )
 
-            def post(job: tuple[Delivery, str, int]) -> str:
-                delivery, secret, expected = job
-                answer = client.post(
-                    f"{self._stack.urls.receiver}/webhooks/shopify/{delivery.topic}",
-                    content=delivery.body,
-                    headers=delivery.headers(secret),
-                )
-                if answer.status_code != expected:
-                    raise DemoError(
-                        f"the receiver answered {answer.status_code} to {delivery.topic} {delivery.webhook_id}, "
-                        f"expected {int(expected)}: {answer.text[:200]}"
-                    )
-                return str(answer.json().get("status", "refused"))
+    def example(self) -> str:
+        """The code of a label whose new price was told by a webhook: of the product with the most variants; or ""."""
+        told = [change for change in self._day.repriced if change.event_id in self._arrived]
+        best = max(told, key=lambda change: len(change.product.variants), default=None)
+        return (best.variant.barcode or "") if best else ""
 
-            yield from pool.map(post, jobs)
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("  {task.description:<16}"),
+            BarColumn(40),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self._story,
+        )
 
-    def _moments(self) -> Iterator[_Moment]:
-        """Look again and again, until inbox, variants and queue are empty. Raises DemoError when time is up."""
+    def _send(self, wave: Wave, report: WaveReport) -> Iterator[int]:
+        """Send everything, with trouble on the way; yields how many are out, and reports what became of them."""
+        before, kept_before = self._sender.state(0)["sent"], self._kept()
+        for delivery in wave.deliveries:
+            self._sender.send(delivery)
+        for delivery in wave.forged:
+            self._forge(delivery)
+        deadline = time.monotonic() + _SENDING_SECONDS
+        while not self._sender.wait(0.1):
+            yield max(0, len(wave) - self._sender.state(0)["pending"])
+            if time.monotonic() > deadline:
+                raise DemoError(f"the receiver did not take all webhooks within {_SENDING_SECONDS:.0f} s")
+        yield len(wave)
+        fates = [attempt for attempt in self._sender.attempts() if attempt.number > before]
+        delivered = [attempt.number for attempt in fates if attempt.outcome == "delivered"]
+        self._arrived |= {wave.deliveries[number - before - 1].event_id for number in delivered}
+        accepted = self._kept() - kept_before
+        report.answers["accepted"] = accepted
+        report.answers["duplicate"] = len(delivered) - accepted
+        report.answers["refused"] = len(wave.forged)
+        report.answers["dropped"] = sum(attempt.outcome == "dropped" for attempt in fates)
+
+    def _kept(self) -> int:
+        """How many webhooks are in the inbox, in whatever state."""
+        return sum(shop["deliveries"] for shop in self._buffer.status()["shops"])
+
+    def _forge(self, delivery: Delivery) -> None:
+        """Send what somebody else has signed; it has to be refused."""
+        answer = httpx.post(
+            f"{self._stack.urls.receiver}/webhooks/shopify/{delivery.topic}",
+            content=delivery.body,
+            headers=delivery.headers("not the secret"),
+        )
+        if answer.status_code != httpx.codes.UNAUTHORIZED:
+            raise DemoError(f"the receiver answered {answer.status_code} to a forged webhook: {answer.text}")
+
+    def _moments(self, expected: Mapping[str, Label]) -> Iterator[_Moment]:
+        """Compare with these labels, again and again, until inbox, variants and queue are empty.
+
+        Raises DemoError when time is up.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             self._stack.check()
@@ -239,7 +336,7 @@ class _Stage:
                 labels_waiting=queue["waiting"],
                 last_error=queue["last_error"],
                 sandbox=sandbox,
-                wrong=compare(self._shelf.labels, STORE, sandbox["labels"]),
+                wrong=compare(expected, STORE, sandbox["labels"]),
             )
             yield moment
             if moment.settled:
@@ -284,7 +381,7 @@ def _scratch_home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _own_settings(home: Path) -> Iterator[None]:
+def _own_settings(home: Path, shopify: str) -> Iterator[None]:
     """Only the demo's own settings are seen in here, by this process and those that it starts.
 
     Not the user's environment, and not a `.env` file, which is looked for in the working directory.
@@ -297,6 +394,8 @@ def _own_settings(home: Path) -> Iterator[None]:
         "ESL_HOME": str(home),
         "APP_ENVIRONMENT": "development",
         "HIPOINK_API_SECRET": secrets.token_hex(8),
+        "SHOPIFY_ADMIN_URL": shopify,
+        "SHOPIFY_ADMIN_TOKEN": f"{DOMAIN}={TOKEN}",
     }
     try:
         with contextlib.chdir(home):
@@ -308,11 +407,33 @@ def _own_settings(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stack(starting: "_Starting") -> Iterator[Stack]:
-    with Stack(load_settings(), Ports(receiver=0, ui=0, labels=0), starting) as stack:
+    with Stack(load_settings(), Ports(receiver=0, ui=0, labels=0, shop=0), starting) as stack:
         try:
             yield stack
         finally:
             starting.stopping()
+
+
+@contextlib.contextmanager
+def _part_is_to_blame(stack: Stack) -> Iterator[None]:
+    """If a part has ended, that is the reason to tell."""
+    try:
+        yield
+    except (DemoError, BufferError, WebserverError, httpx.HTTPError):
+        stack.check()
+        raise
+
+
+def _sender(stack: Stack) -> WebhookSender:
+    """The shop's webhooks, on their way to the receiver."""
+    return WebhookSender(
+        f"{stack.urls.receiver}/webhooks/shopify",
+        stack.settings.webhook_secrets[0].decode(),
+        retry_hours=_RETRY_HOURS,
+        connections=CONNECTIONS,
+        switches=TROUBLE,
+        seed=_SEED,
+    )
 
 
 @contextlib.contextmanager

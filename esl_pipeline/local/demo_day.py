@@ -16,7 +16,10 @@ from decimal import Decimal
 
 from esl_pipeline.local.shopify.catalogue import Product, Variant, price_text
 from esl_pipeline.local.shopify.shop import Shop
-from esl_pipeline.local.shopify.webhooks import MAX_VARIANTS_IN_BODY, Delivery, Webhooks
+from esl_pipeline.local.shopify.webhooks import Delivery, Webhooks
+
+# Of the catalogue's texts, what no label can show: HTML, and the emoji that stand in it.
+_NOT_SHOWN = re.compile("<[^>]*>|[☕\ufe0f\U0001f300-\U0001faff]")
 
 Label = dict[str, str]
 """A label's fields by the label server's names; empty ones are left out."""
@@ -57,6 +60,8 @@ class Shelf:
     def __init__(self) -> None:
         self.labels: dict[str, Label] = {}
         self.held_back = 0
+        self.kept: set[str] = set()
+        """The codes of held-back variants that have a label."""
         self._code_of: dict[int, str] = {}
 
     def settle(self, products: Iterable[Product]) -> None:
@@ -67,6 +72,7 @@ class Shelf:
         placed = {i: label for i, label in wanted.items() if label is not None and i not in held}
         kept = {i: self.labels[self._code_of[i]] for i in held if i in self._code_of}
         shown = kept | placed
+        self.kept = {label["pc"] for label in kept.values()}
         self._code_of = {i: label["pc"] for i, label in shown.items()}
         self.labels = {label["pc"]: label for label in shown.values()}
         self.held_back = len(held)
@@ -88,7 +94,7 @@ def label_of(product: Product, variant: Variant) -> Label | None:
     """
     code = (variant.barcode or "").strip()
     names = [product.title] if variant.title == "Default Title" else [product.title, variant.title]
-    title = " - ".join(" ".join(unicodedata.normalize("NFC", name).split()) for name in names)
+    title = " - ".join(" ".join(_NOT_SHOWN.sub("", _nfc(name)).split()) for name in names)
     price = variant.price or ""
     sound = (
         re.fullmatch(r"[0-9A-Za-z._-]{1,32}", code)
@@ -99,9 +105,11 @@ def label_of(product: Product, variant: Variant) -> Label | None:
     )
     if not sound:
         return None
-    photo = variant.photo or (product.photos[0] if product.photos else None)
-    label = {"pc": code, "pn": title, "pp": f"{Decimal(price):.2f}", "pi": variant.sku or ""}
-    return filled(label | {"pim": photo.src if photo else ""})
+    return filled({"pc": code, "pn": title, "pp": f"{Decimal(price):.2f}", "pi": variant.sku or ""})
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def filled(record: Mapping[str, object]) -> Label:
@@ -124,14 +132,52 @@ def compare(
     ]
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What one webhook told of a product: how it was then, None when it is gone."""
+
+    product_id: int
+    at: datetime
+    product: Product | None
+
+
+class _Diary(Webhooks):
+    """Webhooks that are remembered, by their event."""
+
+    def __init__(self, shop: Shop) -> None:
+        super().__init__(shop)
+        self.told: dict[str, _Told] = {}
+
+    def created(self, product: Product) -> Delivery:
+        return self._noted(super().created(product), product, copy.deepcopy(product))
+
+    def updated(self, product: Product) -> Delivery:
+        return self._noted(super().updated(product), product, copy.deepcopy(product))
+
+    def deleted(self, product: Product) -> Delivery:
+        return self._noted(super().deleted(product), product, None)
+
+    def _noted(self, delivery: Delivery, product: Product, state: Product | None) -> Delivery:
+        self.told[delivery.event_id] = _Told(product.id, product.updated_at, state)
+        return delivery
+
+
+@dataclass(frozen=True)
+class Repriced:
+    """A variant that got a new price while trading, and the event that told of it."""
+
+    product: Product
+    variant: Variant
+    event_id: str
+
+
 class DemoDay:
     """The demo's story: `opening`, then `trading`. The shop's state is the truth after each."""
 
     def __init__(self, seed: int, start: datetime) -> None:
         self.shop = Shop(seed, start)
-        self.webhooks = Webhooks(self.shop)
-        self.example: Variant | None = None
-        """One of the 100 variants of a product, whose price changed while trading."""
+        self.webhooks = _Diary(self.shop)
+        self.repriced: list[Repriced] = []
         self._flawed: list[tuple[Product, Variant]] = []
 
     def opening(self) -> Wave:
@@ -146,11 +192,11 @@ class DemoDay:
             wave.deliveries.append(webhooks.created(product))
         for product in shop.rng.sample(products, 6):  # create-and-publish sends both topics for one action
             wave.deliveries.append(webhooks.updated(product))
-        self._repeat(wave, again=4, new_id=2)
+        self._repeat(wave, 2)
         return wave
 
     def trading(self) -> Wave:
-        """Prices, names, codes and statuses change; webhooks come twice, late, unreadable, and forged."""
+        """Prices, names, codes and statuses change; webhooks come late, in copies, unreadable, and forged."""
         wave = Wave()
         flawed = [product for product, _ in self._flawed]
         rest = [product for product in self.shop.products.values() if product not in flawed]
@@ -164,9 +210,15 @@ class DemoDay:
         self._rename(wave, rest[:4])
         self._repair(wave)
         self._nothing_for_a_label(wave, rest[10:20])
-        self._repeat(wave, again=8, new_id=4)
+        self._repeat(wave, 4)
         self._unusable_and_forged(wave, rest[5])
         return wave
+
+    def as_told(self, events: Iterable[str]) -> list[Product]:
+        """The shop as somebody knows it who was told of these events (ids) only, in whatever order."""
+        told = [self.webhooks.told[event] for event in events if event in self.webhooks.told]
+        newest = {one.product_id: one.product for one in sorted(told, key=lambda one: one.at)}
+        return [product for product in newest.values() if product is not None]
 
     def _spoil(self, products: list[Product]) -> None:
         """One variant of each: what cannot be a label, and two that look wrong and are not."""
@@ -193,8 +245,7 @@ class DemoDay:
             if number % 16 == 0:
                 late.append(self._new_price(product, variant))
             wave.deliveries.append(self._new_price(product, variant))
-            if len(product.variants) == MAX_VARIANTS_IN_BODY:
-                self.example = variant
+            self.repriced.append(Repriced(product, variant, wave.deliveries[-1].event_id))
         wave.deliveries += late
 
     def _new_price(self, product: Product, variant: Variant) -> Delivery:
@@ -268,18 +319,18 @@ class DemoDay:
             self.shop.set_stock(product, variant, self.shop.rng.randrange(0, 200))
             wave.deliveries.append(self.webhooks.level(variant))
 
-    def _repeat(self, wave: Wave, *, again: int, new_id: int) -> None:
-        """Shopify's retries, and copies of a body that come as another delivery."""
-        chosen = self.shop.rng.sample(wave.deliveries, again + new_id)
-        wave.deliveries += chosen[:again]
-        wave.deliveries += [
-            replace(delivery, webhook_id=self.webhooks.new_id()) for delivery in chosen[again:]
-        ]
+    def _repeat(self, wave: Wave, count: int) -> None:
+        """Copies of a body that come as another delivery."""
+        chosen = self.shop.rng.sample(wave.deliveries, count)
+        wave.deliveries += [replace(delivery, webhook_id=self.webhooks.new_id()) for delivery in chosen]
 
     def _unusable_and_forged(self, wave: Wave, product: Product) -> None:
         """A body that breaks off in the middle, signed; and a stranger's price of one cent."""
         whole = self.webhooks.updated(product)
-        wave.deliveries.append(replace(whole, body=whole.body[: len(whole.body) // 2]))
+        tells_nothing = replace(
+            whole, body=whole.body[: len(whole.body) // 2], event_id=self.webhooks.new_id()
+        )
+        wave.deliveries.append(tells_nothing)
         forged = copy.deepcopy(product)
         self.shop.set_price(forged, forged.variants[0], "0.01")
         wave.forged.append(self.webhooks.updated(forged))

@@ -33,10 +33,39 @@ class WaveReport:
 
 
 @dataclass
+class NightReport:
+    """What the reconciliation had to do, found and left."""
+
+    labels: int
+    outdated: int
+    """Labels that were not as the shop says now, for want of a webhook."""
+    drift: dict[str, int]
+    """What was done to the labels behind the pipeline's back, by kind: missing, different, foreign."""
+    drift_in_dagster: dict[str, int]
+    """What the run has told of it."""
+    repaired: dict[str, int]
+    """What it has put right: all but the foreign ones."""
+    seconds: float
+    wrong: list[Difference] = field(default_factory=list)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the run has told exactly what was done."""
+        return self.drift == self.drift_in_dagster == self.repaired | {"foreign": self.foreign}
+
+    @property
+    def foreign(self) -> int:
+        """Labels that are not ours, and stay."""
+        return self.drift["foreign"]
+
+
+@dataclass
 class Report:
     """What happened in the whole demo, as figures."""
 
     waves: list[WaveReport]
+    night: NightReport | None
+    """None when the day went wrong."""
     inbox: Row
     held_back: int
     expected_held_back: int
@@ -50,19 +79,31 @@ class Report:
 
     @property
     def wrong(self) -> list[Difference]:
-        """Labels that are not what the shop last said."""
-        return [difference for wave in self.waves for difference in wave.wrong]
+        """Labels that were not what the shop had said, each time that they were compared."""
+        night = self.night.wrong if self.night else []
+        return [difference for wave in self.waves for difference in wave.wrong] + night
+
+    @property
+    def right(self) -> bool:
+        """Whether every label was right each time, and the drift was told exactly."""
+        return not self.wrong and self.night is not None and self.night.is_exact
 
     def figures(self) -> dict[str, Any]:
         """Plain data for --json."""
         answers = sum((wave.answers for wave in self.waves), Counter[str]())
+        night = self.night
+        on_shelf = sum(len(codes) for codes in self.sandbox["labels"].values())
         pushed = pushes_of(self.sandbox)
+        if night:
+            # To write a label again that was changed or taken away is no needless write.
+            pushed["written_unchanged"] -= sum(night.repaired.values())
         return {
-            "right": not self.wrong,
+            "right": self.right,
             "wrong": [asdict(difference) | {"kind": difference.kind} for difference in self.wrong],
             "webhooks": {
                 "sent": answers.total(),
                 "kept": answers["accepted"],
+                "dropped": answers["dropped"],
                 "duplicates": answers["duplicate"],
                 "refused": answers["refused"],
                 "superseded": self.inbox["superseded"],
@@ -70,9 +111,16 @@ class Report:
                 "dead": self.inbox["dead"],
             },
             "labels": {
-                "on_shelf": sum(len(codes) for codes in self.sandbox["labels"].values()),
-                "expected": self.waves[-1].labels,
+                "on_shelf": on_shelf - (night.foreign if night else 0),
+                "expected": night.labels if night else self.waves[-1].labels,
                 **pushed,
+            },
+            "night": night
+            and {
+                "outdated": night.outdated,
+                "drift": night.drift,
+                "drift_in_dagster": night.drift_in_dagster,
+                "repaired": night.repaired,
             },
             "held_back": {
                 "variants": self.held_back,
@@ -84,6 +132,7 @@ class Report:
                 "start": self.start_seconds,
                 "first_label": self.waves[0].first_label_seconds,
                 **{f"{wave.name}_right": wave.right_seconds for wave in self.waves},
+                "night": night.seconds if night else None,
                 "total": self.total_seconds,
             },
         }
@@ -155,6 +204,7 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     group(
         "Webhooks",
         ("sent", webhooks["sent"], "over several connections"),
+        ("dropped", webhooks["dropped"], "on purpose, on the way: the receiver never saw them"),
         ("kept", webhooks["kept"], "one row each in the inbox"),
         ("duplicates", webhooks["duplicates"], "same delivery or same body again: answered 200, kept once"),
         ("refused", webhooks["refused"], "wrong signature: answered 401"),
@@ -169,6 +219,20 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
         ("removed", labels["removed"], ""),
         ("label-server calls", labels["calls"], f"{labels['labels_per_call']} labels a call"),
     )
+    if night := report.night:
+        group(
+            "Night: full_reconciliation",
+            ("outdated labels", night.outdated, "their webhook was dropped: set right"),
+            *(
+                (f"drift: {kind}", night.drift_in_dagster[kind], f"of {night.drift[kind]} that were {what}")
+                for kind, what in (
+                    ("missing", "taken away at the label server: written again"),
+                    ("different", "changed at the label server: written again"),
+                    ("foreign", "hung up by somebody else: left alone"),
+                )
+            ),
+            ("drift repaired", sum(night.repaired.values()), ""),
+        )
     group(
         "Held back",
         ("variants", held["variants"], "their labels, if any, stay as they were"),
@@ -191,6 +255,7 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
             )
             for wave in report.waves
         ),
+        *([("night", seconds["night"], "the run, until every label was right")] if night else []),
         ("in all", seconds["total"], "with starting and stopping"),
     )
     console.print(shown)
@@ -200,6 +265,9 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
         print_trace(console, report.trace)
     if report.wrong:
         _print_wrong(console, report.wrong)
+    elif night and not night.is_exact:
+        told = f"It was {night.drift}, in Dagster {night.drift_in_dagster}, repaired {night.repaired}."
+        console.print("\n[bold red]The drift was not told exactly.[/]", escape(told), highlight=False)
     else:
         console.print(
             f"\n[bold green]Every label is right: {labels['on_shelf']} of {labels['expected']}.[/]",

@@ -6,7 +6,7 @@ nothing is known it makes a choice, each marked "our choice" below; no real serv
     python -m esl_pipeline.local.label_server --port 8010 --data labels.db
 
 Beside the API: `GET /` draws the labels, `/sandbox/faults` makes calls fail, `/sandbox/state` tells
-what was pushed, and `PUT /sandbox/labels/{store}/{code}` changes a label behind everyone's back.
+what was pushed, and PUT and DELETE at `/sandbox/labels/{store}/{code}` change a label behind everyone's back.
 """
 
 import asyncio
@@ -143,6 +143,10 @@ def create_app(store: LabelStore, *, client_id: str = CLIENT_ID, sign: str = SIG
     @app.put("/sandbox/labels/{store_code}/{code}")
     def edit(store_code: str, code: str, fields: Annotated[Fields, Body()]) -> Record:
         return store.edit(store_code, code, fields)
+
+    @app.delete("/sandbox/labels/{store_code}/{code}")
+    def take_away(store_code: str, code: str) -> dict[str, int]:
+        return {"count": store.take_away(store_code, code)}
 
     @app.get("/sandbox/labels")
     def labels(q: str = "", since: int = -1) -> dict[str, Any]:

@@ -108,6 +108,10 @@ class LabelStore:
             self.put(store, [record], _BY_HAND)
         return record
 
+    def take_away(self, store: str, code: str) -> int:
+        """Delete a label by hand, in the same way; returns how many there were."""
+        return self.delete(store, [code], _BY_HAND)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock, self._db:

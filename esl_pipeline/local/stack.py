@@ -1,4 +1,4 @@
-"""Everything on one machine: embedded Postgres, label-server sandbox, receiver and Dagster, as one unit.
+"""Everything on one machine: embedded Postgres, sandboxes of Shopify and the label server, receiver and Dagster.
 
 What the settings name is used; what they leave out is brought along. Every process is on a leash of this one, so
 nothing is left behind however this process ends.
@@ -26,6 +26,9 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.shopify.sandbox import TOKEN
+from esl_pipeline.local.shopify.shop import CURRENCY, DOMAIN
+from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.settings import Settings, load_settings
 
 _READY_SECONDS = 120.0
@@ -43,7 +46,18 @@ _CONNECTIONS = (
     "HIPOINK_API_BASE_URL",
     "HIPOINK_API_SECRET",
 )
+_SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_ADMIN_TOKEN")
+# Where the sandbox shop's labels hang, until somebody maps it elsewhere.
+_STORE = "001"
 _DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
+
+
+_HEALTH = {
+    "receiver": "/health",
+    "ui": "/server_info",
+    "labels": "/api/query/env",
+    "shop": "/sandbox/faults",
+}
 
 
 class StackError(Exception):
@@ -57,15 +71,17 @@ class Ports:
     receiver: int = 8000
     ui: int = 3000
     labels: int = 8090
+    shop: int = 8091
 
 
 @dataclass(frozen=True)
 class Urls:
-    """Where the parts answer. labels is None when the label server is not ours."""
+    """Where the parts answer. labels and shop are None when label server and Shopify are not ours."""
 
     receiver: str
     ui: str
     labels: str | None
+    shop: str | None
 
 
 class Stack:
@@ -77,7 +93,9 @@ class Stack:
         self._parts: list[Leashed] = []
         self._postgres: EmbeddedPostgres | None = None
         self.environment: dict[str, str] = {}
-        self.urls = Urls("", "", None)
+        self.urls = Urls("", "", None, None)
+        self.mapped: str | None = None
+        """What `up` has mapped by itself, as a sentence."""
 
     @property
     def settings(self) -> Settings:
@@ -122,6 +140,11 @@ class Stack:
         receiver, ui = _port("receiver", self._ports.receiver), _port("ui", self._ports.ui)
         own_labels = self._settings.hipoink_api_base_url is None
         labels = _port("labels", self._ports.labels) if own_labels else None
+        # In production a shop that nobody asked for would only be in the way.
+        own_shop = (
+            self._settings.shopify_admin_token is None and self._settings.app_environment != "production"
+        )
+        shop = _port("shop", self._ports.shop) if own_shop else None
         self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
         self._start_databases()
         if own_labels:
@@ -135,16 +158,22 @@ class Stack:
             self.environment["HIPOINK_API_BASE_URL"] = f"http://{_ADDRESS}:{labels}"
         self._say("receiver")
         self._run("receiver", "esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver))
+        if shop is not None:
+            self._start_shop(shop, receiver)
+            if own_labels and self._settings.esl_database_url is None and self._settings.supabase_url is None:
+                self._map_shop()
         self._say("Dagster")
         self._start_dagster(ui)
         self.urls = Urls(
             receiver=f"http://{_ADDRESS}:{receiver}",
             ui=f"http://{_ADDRESS}:{ui}",
             labels=f"http://{_ADDRESS}:{labels}" if own_labels else None,
+            shop=f"http://{_ADDRESS}:{shop}" if own_shop else None,
         )
         self._wait_until_ready()
+        names = (*_CONNECTIONS, *(_SHOP_CONNECTIONS if own_shop else ()))
         _write_private(
-            self._home / _RUNNING, {n: self.environment[n] for n in _CONNECTIONS if n in self.environment}
+            self._home / _RUNNING, {n: self.environment[n] for n in names if n in self.environment}
         )
 
     def _start_databases(self) -> None:
@@ -166,6 +195,38 @@ class Stack:
             buffer.check_version()
         finally:
             buffer.close()
+
+    def _start_shop(self, port: int, receiver: int) -> None:
+        self._say("Shopify sandbox")
+        self._run(
+            "shop",
+            *("esl_pipeline.local.shopify.server", "--port", str(port)),
+            *("--data", str(self._home / "shop.json")),
+            *("--webhooks", f"http://{_ADDRESS}:{receiver}/webhooks/shopify"),
+            SHOPIFY_ADMIN_TOKEN=TOKEN,
+            SHOPIFY_WEBHOOK_SECRET=self.settings.webhook_secrets[0].decode(),
+        )
+        # For this shop only: any other would be read as having the sandbox's products.
+        self.environment["SHOPIFY_ADMIN_TOKEN"] = f"{DOMAIN}={TOKEN}"
+        self.environment["SHOPIFY_ADMIN_URL"] = f"http://{_ADDRESS}:{port}"
+
+    def _map_shop(self) -> None:
+        """Let the sandbox shop feed a store, when nothing is mapped yet."""
+        buffer = open_buffer(self.settings)
+        try:
+            if buffer.mapping_list():
+                return
+            buffer.mapping_create(
+                {
+                    "source_system": "shopify",
+                    "source_store_id": DOMAIN,
+                    "hipoink_store_code": _STORE,
+                    "settings": {"expected_currency": CURRENCY},
+                }
+            )
+        finally:
+            buffer.close()
+        self.mapped = f"no shop was mapped: {DOMAIN} feeds store {_STORE} now"
 
     def _start_dagster(self, port: int) -> None:
         home = self._home / "dagster"
@@ -196,13 +257,13 @@ class Stack:
         )
         self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
 
-    def _run(self, name: str, module: str, *arguments: str) -> None:
+    def _run(self, name: str, module: str, *arguments: str, **environment: str) -> None:
         log = self._home / f"{name.lower().replace(' ', '-')}.log"
         self._parts.append(
             Leashed.start(
                 name,
                 [sys.executable, "-m", module, *arguments],
-                env=self.environment,
+                env=self.environment | environment,
                 log=log,
                 grace=_GRACE_SECONDS,
             )
@@ -211,9 +272,8 @@ class Stack:
     def _wait_until_ready(self) -> None:
         for name, url in asdict(self.urls).items():
             if url is not None:
-                path = {"receiver": "/health", "ui": "/server_info", "labels": "/api/query/env"}[name]
-                self._await(name, partial(_answers, url + path))
-        self._await("Dagster's code location", lambda: _location_loaded(self.urls.ui))
+                self._await(name, partial(_answers, url + _HEALTH[name]))
+        self._await("Dagster's code location", Webserver(self.urls.ui).is_loaded)
 
     def _await(self, what: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _READY_SECONDS
@@ -312,13 +372,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
-
-
-def _location_loaded(ui: str) -> bool:
-    query = "{ repositoriesOrError { __typename ... on RepositoryConnection { nodes { name } } } }"
-    try:
-        answer = httpx.post(f"{ui}/graphql", json={"query": query}, timeout=10).json()
-    except (httpx.HTTPError, ValueError):
-        return False
-    found = answer.get("data", {}).get("repositoriesOrError", {})
-    return bool(found.get("nodes"))

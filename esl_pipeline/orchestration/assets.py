@@ -1,18 +1,23 @@
 """The three assets, partitioned by shop: what Shopify says, what may go on a label, what the server accepted."""
 
+import time
+from collections import Counter
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import stop_retries
-from esl_pipeline.orchestration.resources import LabelServer
+from esl_pipeline.orchestration.frames import Parts
+from esl_pipeline.orchestration.resources import LabelServer, ShopifyAdmin
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.stages.push import RESULT_COLUMNS, push_batch
 from esl_pipeline.stages.read import VARIANT_COLUMNS, due_variants, read_inbox
-from esl_pipeline.stages.shops import shop_of
+from esl_pipeline.stages.reconcile import compare_store, read_snapshot
+from esl_pipeline.stages.shops import Shop, shop_key, shop_of
 from esl_pipeline.stages.validate import stage, validate
 
 _LABEL_COLUMNS = {
@@ -45,13 +50,15 @@ _RESULT_COLUMNS = {
 }
 
 
-_TYPES = {"revision": "int64", "attempt": "int64", "duration_ms": "int64", "event_ids": "list[int64]"}
+_LABEL_TYPES = {"revision": "int64", "event_ids": "list[int64]"}
+_RESULT_TYPES = {"attempt": "int64", "duration_ms": "int64", "event_ids": "list[int64]"}
+_BATCHES_PER_PART = 50
 
 
 def _schema(columns: dict[str, str]) -> dg.TableSchema:
     return dg.TableSchema(
         [
-            dg.TableColumn(name, type=_TYPES.get(name, "str"), description=text)
+            dg.TableColumn(name, type=(_LABEL_TYPES | _RESULT_TYPES).get(name, "str"), description=text)
             for name, text in columns.items()
         ]
     )
@@ -64,6 +71,18 @@ def _variant_schema() -> dg.TableSchema:
 _OWNERS = ["team:esl"]
 
 
+class Reading(dg.Config):
+    """How shopify_products reads: the deliveries alone, or the whole catalogue through the Admin API as well."""
+
+    snapshot: bool = False
+
+
+class Comparing(dg.Config):
+    """Whether hipoink_sync_results compares the label server's own list with the ledger after its pushes."""
+
+    compare: bool = False
+
+
 @dg.asset(
     partitions_def=shops,
     owners=_OWNERS,
@@ -74,23 +93,34 @@ _OWNERS = ["team:esl"]
     metadata={"dagster/column_schema": _variant_schema()},
 )
 def shopify_products(
-    context: dg.AssetExecutionContext, buffer: dg.ResourceParam[Buffer]
-) -> dg.Output[pd.DataFrame]:
-    """What Shopify says: the shop's variants that changed, as the newest webhook of each product has them.
+    context: dg.AssetExecutionContext,
+    config: Reading,
+    buffer: dg.ResourceParam[Buffer],
+    shopify: dg.ResourceParam[ShopifyAdmin],
+) -> dg.Output[Parts]:
+    """What Shopify says: the shop's variants that changed, by webhook, or by a read of the whole catalogue.
 
     Reads the shop's due deliveries from esl.webhook_inbox, folds them to the newest version per product and merges
-    them into esl.products. The frame holds every variant that has not become a label yet.
+    them into esl.products; a full_reconciliation then merges the whole catalogue. The frame holds every variant that
+    has not become a label yet.
     """
     buffer.check_version()
+    started = time.monotonic()
     shop = shop_of(context.partition_key)
     events: list[dict[str, Any]] = []
     while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
         events += read
-    frames = [due_variants(buffer, shop=shop)[0]]
-    while len(frames[-1]):
-        frames.append(due_variants(buffer, shop=shop, after=int(frames[-1]["revision"].max()))[0])
-    variants = pd.concat(frames, ignore_index=True)
-    return dg.Output(variants, metadata=reports.products_report(events, variants))
+    report: dict[str, Any] = {}
+    if config.snapshot:
+        with shopify.client(shop["source_store_id"]) as client:
+            snapshot = read_snapshot(buffer, client, shop=shop, run_id=context.run.run_id)
+        report = reports.snapshot_report(snapshot)
+    variants, after = Parts(VARIANT_COLUMNS | {"event_ids": "list[int64]"}), 0
+    while len(part := due_variants(buffer, shop=shop, after=after)[0]):
+        variants.add(part)
+        after = int(part["revision"].max())
+    report |= reports.products_report(events, variants) | reports.cost_report(started)
+    return dg.Output(variants, metadata=report)
 
 
 @dg.asset(
@@ -103,24 +133,28 @@ def shopify_products(
     metadata={"dagster/column_schema": _schema(_LABEL_COLUMNS)},
 )
 def validated_variants(
-    context: dg.AssetExecutionContext, shopify_products: pd.DataFrame, buffer: dg.ResourceParam[Buffer]
-) -> dg.Output[pd.DataFrame]:
+    context: dg.AssetExecutionContext, shopify_products: Parts, buffer: dg.ResourceParam[Buffer]
+) -> dg.Output[Parts]:
     """What may go on a label: each variant judged and built into the label of every store that the shop feeds.
 
     Rows with an error are held back (the label on the shelf stays) and kept in esl.findings with the reason. Labels
     that differ from what the label server last accepted are queued in esl.sync_queue.
     """
+    started = time.monotonic()
     mappings = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
-    evaluation = validate(shopify_products, mappings)
-    for problem in evaluation.problems:
+    labels, found = Parts(dict.fromkeys(LABEL_COLUMNS, "str") | _LABEL_TYPES), reports.FindingsTally()
+    queued, problems = Counter[str](), set[str]()
+    for part in shopify_products:
+        evaluation = validate(part, mappings)
+        queued += Counter(stage(buffer, part, evaluation))
+        problems |= set(evaluation.problems)
+        labels.add(evaluation.labels)
+        found.add(evaluation.findings)
+    for problem in sorted(problems):
         context.log.error(problem)
-    queued = stage(buffer, shopify_products, evaluation)
-    report = reports.labels_report(evaluation.labels, evaluation.findings)
-    return dg.Output(
-        evaluation.labels,
-        metadata=report
-        | {"queued upserts": queued["upserts_queued"], "queued removals": queued["removals_queued"]},
-    )
+    report = reports.labels_report(labels, found)
+    report |= {"queued upserts": queued["upserts_queued"], "queued removals": queued["removals_queued"]}
+    return dg.Output(labels, metadata=report | reports.cost_report(started))
 
 
 @dg.asset(
@@ -135,18 +169,52 @@ def validated_variants(
 )
 def hipoink_sync_results(
     context: dg.AssetExecutionContext,
+    config: Comparing,
     buffer: dg.ResourceParam[Buffer],
     label_server: dg.ResourceParam[LabelServer],
-) -> dg.Output[pd.DataFrame]:
+) -> dg.Output[Parts]:
     """What the label server accepted: every queued label of the shop is pushed in batches, once.
 
     Each push has its intent and its result in esl.sync_log; accepted labels are in esl.hipoink_products. What the
-    server did not accept stays queued with growing delays, or is failed with the server's words.
+    server did not accept stays queued with growing delays, or is failed with the server's words. A
+    full_reconciliation then compares the server's own list with the ledger and pushes what has drifted (esl.drift).
     """
+    started = time.monotonic()
     shop = shop_of(context.partition_key)
-    pushed = [pd.DataFrame(columns=RESULT_COLUMNS)]
+    results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
+    _push_all(context, buffer, label_server, shop, results)
+    report: dict[str, Any] = {"push (s)": round(time.monotonic() - started, 3)}
+    if config.compare:
+        stores = {
+            mapping["hipoink_store_code"]: mapping
+            for mapping in buffer.mapping_list()
+            if mapping["is_active"]
+            and not mapping["is_dry_run"]
+            and shop_key(mapping) == context.partition_key
+        }
+        drifts = [
+            compare_store(
+                buffer,
+                label_server.client,
+                store=store,
+                run_id=context.run.run_id,
+                owns_store=bool(mapping["settings"].get("owns_store")),
+            )
+            for store, mapping in sorted(stores.items())
+        ]
+        report |= reports.drift_report(drifts)
+        _push_all(context, buffer, label_server, shop, results)
+    report |= reports.results_report(results) | reports.cost_report(started)
+    return dg.Output(results, metadata=report)
+
+
+def _push_all(
+    context: dg.AssetExecutionContext, buffer: Buffer, label_server: LabelServer, shop: Shop, results: Parts
+) -> None:
+    """Push what is due of a shop, and add the results: some batches at a time, for a part is worth a few rows."""
+    waiting: list[pd.DataFrame] = []
     while True:
-        results = push_batch(
+        pushed = push_batch(
             buffer,
             label_server.client,
             label_server.rules,
@@ -154,8 +222,10 @@ def hipoink_sync_results(
             asset="hipoink_sync_results",
             shop=shop,
         )
-        if results.empty:
-            break
-        pushed.append(results)
-    results = pd.concat(pushed[1:] or pushed, ignore_index=True)
-    return dg.Output(results, metadata=reports.results_report(results))
+        if len(pushed):
+            waiting.append(pushed)
+        if waiting and (pushed.empty or len(waiting) == _BATCHES_PER_PART):
+            results.add(pd.concat(waiting, ignore_index=True))
+            waiting = []
+        if pushed.empty:
+            return

@@ -1,7 +1,8 @@
-"""Asset checks of validated_variants, per shop: what is held back, what collides, what waits for somebody's word."""
+"""Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right."""
 
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -11,9 +12,10 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.shops import shops
-from esl_pipeline.stages.shops import shop_of
+from esl_pipeline.settings import load_settings
+from esl_pipeline.stages.shops import shop_key, shop_of
 
-ASSET = "validated_variants"
+VARIANTS = "validated_variants"
 
 Row = Mapping[str, Any]
 
@@ -83,34 +85,70 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
     )
 
 
-CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
+def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
+    """Labels whose last accepted content equals Shopify now, of all that should be on the shelf."""
+    wanted = sum(mapping["publishable"] for mapping in mappings)
+    right = sum(mapping["accurate"] for mapping in mappings)
+    share = 100 * right / wanted if wanted else 100.0
+    stores = [
+        {key: mapping[key] for key in ("hipoink_store_code", "publishable", "accurate")}
+        for mapping in mappings
+    ]
+    return _result(
+        passed=share >= 99.9,
+        severity=dg.AssetCheckSeverity.WARN if share >= 98 else dg.AssetCheckSeverity.ERROR,
+        says=f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)",
+        stores=stores,
+        numbers={"label accuracy (%)": round(share, 3), "labels wrong or waiting": wanted - right},
+    )
+
+
+def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> dg.AssetCheckResult:
+    """Whether a shop that normally sends webhooks has sent one lately."""
+    last = [
+        datetime.fromisoformat(row["last_received_at"]) for row in status["shops"] if shop_key(row) == shop
+    ]
+    silent = bool(last) and now - last[0] > timedelta(hours=hours)
+    return dg.AssetCheckResult(
+        passed=not silent,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"
+        if silent
+        else "webhooks arrive"
+        if last
+        else "no webhook has come yet",
+    )
+
+
+VARIANT_CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
 
 
 def evaluations(buffer: Buffer, shop: str) -> list[dg.AssetCheckEvaluation]:
-    """All checks of one shop as events, for runs that are not of the asset itself: one call to the buffer."""
+    """The checks of a shop's variants as events, for runs that are not of the asset itself: one call to the buffer."""
     mappings = buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS)
-    found = []
-    for name, check in CHECKS.items():
-        result = check(mappings)
-        found.append(
-            dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey(ASSET),
-                check_name=name,
-                passed=result.passed,
-                severity=result.severity,
-                description=result.description,
-                metadata=result.metadata,
-                partition=shop,
-            )
-        )
-    return found
+    return [
+        as_event(check(mappings), asset=VARIANTS, name=name, shop=shop)
+        for name, check in VARIANT_CHECKS.items()
+    ]
 
 
-def _definition(name: str) -> dg.AssetChecksDefinition:
-    """The check as an asset check of its own; partitions of checks are a preview of Dagster 1.13, hence the pin."""
-    check = CHECKS[name]
+def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -> dg.AssetCheckEvaluation:
+    """A result as the event that Dagster would make of it in a run of the asset."""
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(asset),
+        check_name=name,
+        passed=result.passed,
+        severity=result.severity,
+        description=result.description,
+        metadata=result.metadata,
+        partition=shop,
+    )
 
-    @dg.asset_check(asset=ASSET, name=name, description=check.__doc__, partitions_def=shops)
+
+def _variant_check(name: str) -> dg.AssetChecksDefinition:
+    check = VARIANT_CHECKS[name]
+
+    @dg.asset_check(asset=VARIANTS, name=name, description=check.__doc__, partitions_def=shops)
     def evaluate(
         context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
     ) -> dg.AssetCheckResult:
@@ -119,9 +157,41 @@ def _definition(name: str) -> dg.AssetChecksDefinition:
     return evaluate
 
 
+def _accuracy_check() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="hipoink_sync_results",
+        name=label_accuracy.__name__,
+        description=label_accuracy.__doc__,
+        partitions_def=shops,
+    )
+    def evaluate(
+        context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
+    ) -> dg.AssetCheckResult:
+        return label_accuracy(buffer.accuracy(shop=shop_of(context.partition_key)))
+
+    return evaluate
+
+
+def _silence_check() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="shopify_products",
+        name=webhooks_arrive.__name__,
+        description=webhooks_arrive.__doc__,
+        partitions_def=shops,
+    )
+    def evaluate(
+        context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
+    ) -> dg.AssetCheckResult:
+        hours = load_settings().esl_silence_hours
+        return webhooks_arrive(buffer.status(), context.partition_key, hours=hours, now=datetime.now(UTC))
+
+    return evaluate
+
+
 with warnings.catch_warnings():
+    # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
     warnings.simplefilter("ignore", dg.PreviewWarning)
-    asset_checks = [_definition(name) for name in CHECKS]
+    asset_checks = [*map(_variant_check, VARIANT_CHECKS), _accuracy_check(), _silence_check()]
 
 
 def _difference(change: Row) -> str:
@@ -139,12 +209,17 @@ def _store(mapping: Row) -> dict[str, Any]:
 
 
 def _result(
-    *, passed: bool, says: str, stores: list[dict[str, Any]], numbers: dict[str, Any]
+    *,
+    passed: bool,
+    says: str,
+    stores: list[dict[str, Any]],
+    numbers: dict[str, Any],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
 ) -> dg.AssetCheckResult:
     frame = pd.DataFrame(stores)
     return dg.AssetCheckResult(
         passed=passed,
-        severity=dg.AssetCheckSeverity.WARN,
+        severity=severity,
         description=says,
         metadata=numbers | {"stores": reports.preview(frame, list(frame.columns))},
     )

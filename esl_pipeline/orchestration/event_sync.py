@@ -61,17 +61,18 @@ class Journal:
         variant_shop, label_shop = _shops(variants), _shops(labels)
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
-            self._log("shopify_products", shop, reports.products_report(mine, variants[variant_shop == shop]))
+            self._log(
+                "shopify_products", shop, reports.products_report(mine, [variants[variant_shop == shop]])
+            )
         self._judged_shops |= set(label_shop)
         for shop in sorted(set(label_shop)):
-            ours = labels[label_shop == shop]
-            self._log(
-                "validated_variants",
-                shop,
-                reports.labels_report(ours, findings[findings["mapping_id"].isin(ours["mapping_id"])]),
-            )
+            ours, found = labels[label_shop == shop], reports.FindingsTally()
+            found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])
+            self._log("validated_variants", shop, reports.labels_report([ours], found))
         for shop in sorted(set(results["shop"])):
-            self._log("hipoink_sync_results", shop, reports.results_report(results[results["shop"] == shop]))
+            self._log(
+                "hipoink_sync_results", shop, reports.results_report([results[results["shop"] == shop]])
+            )
 
     def checks(self, buffer: Buffer) -> Iterator[dg.AssetCheckEvaluation]:
         """The asset checks of every shop that had labels judged; asked once a run, for each shop costs three events."""

@@ -1,12 +1,69 @@
-"""Where steps keep their frames: Parquet over UPath, one file per asset, partition and run."""
+"""Where steps keep their frames: Parquet over UPath, one file per asset, partition and run, written and read in parts.
 
+In parts, so that a run's memory does not grow with the shop.
+"""
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from upath import UPath
 
 from esl_pipeline.settings import load_settings
+
+_TYPES = {"str": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "list[int64]": pa.list_(pa.int64())}
+
+
+class Parts:
+    """A frame in parts, in a Parquet file that goes with this object: `add` parts, then iterate over them.
+
+    columns: name to dtype (str, bool, int64 or list[int64]; all may be null). An empty frame has one part without rows.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        descriptor, name = tempfile.mkstemp(prefix="esl-frame-", suffix=".parquet")
+        os.close(descriptor)
+        weakref.finalize(self, Path(name).unlink, missing_ok=True)
+        self.path = Path(name)
+        self._schema = pa.schema([(column, _TYPES[dtype]) for column, dtype in columns.items()])
+        self._writer: pq.ParquetWriter | None = pq.ParquetWriter(name, self._schema)
+
+    def add(self, part: pd.DataFrame) -> None:
+        """Append the rows of a frame."""
+        assert self._writer is not None, "parts are added before they are read"
+        if len(part):
+            self._writer.write_table(pa.Table.from_pandas(part, self._schema, preserve_index=False))
+
+    def close(self) -> None:
+        """End of writing."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        self.close()
+        with pq.ParquetFile(self.path) as stored:
+            for group in range(stored.num_row_groups):
+                yield stored.read_row_group(group).to_pandas()
+            if not stored.num_row_groups:
+                yield stored.schema_arrow.empty_table().to_pandas()
+
+    @classmethod
+    def stored_at(cls, path: UPath) -> "Parts":
+        """A copy of what is stored there."""
+        parts = cls({})
+        parts.close()
+        with path.open("rb") as file, parts.path.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        return parts
 
 
 class ParquetFrames(dg.ConfigurableIOManager):
@@ -16,15 +73,16 @@ class ParquetFrames(dg.ConfigurableIOManager):
     alone reads the newest frame that a run has left for its partition.
     """
 
-    def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
-        """Write one frame."""
+    def handle_output(self, context: dg.OutputContext, obj: Parts) -> None:
+        """Store one frame."""
         path = self._folder(context) / f"{context.run_id}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            obj.to_parquet(file, index=False)
+        obj.close()
+        with obj.path.open("rb") as written, path.open("wb") as file:
+            shutil.copyfileobj(written, file)
         context.add_output_metadata({"frame": dg.MetadataValue.path(str(path))})
 
-    def load_input(self, context: dg.InputContext) -> pd.DataFrame:
+    def load_input(self, context: dg.InputContext) -> Parts:
         """Read the upstream step's frame. Raises dg.Failure when there is none."""
         upstream = context.upstream_output
         folder = self._folder(context)
@@ -41,8 +99,7 @@ class ParquetFrames(dg.ConfigurableIOManager):
                 "materialize it together with this asset",
                 allow_retries=False,
             )
-        with path.open("rb") as file:
-            return pd.read_parquet(file)
+        return Parts.stored_at(path)
 
     def _folder(self, context: Any) -> UPath:
         return UPath(load_settings().frames_url).joinpath(

@@ -2,12 +2,17 @@
 
 import json
 import math
+import resource
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 import pandas as pd
+
+from esl_pipeline.stages.reconcile import Drift, Snapshot
 
 PREVIEW_ROWS = 20
 _MAX_CELL = 80
@@ -25,9 +30,9 @@ def preview(frame: pd.DataFrame, columns: Sequence[str]) -> dg.MetadataValue:
 
 def listed(values: Iterable[Any]) -> str:
     """Up to 20 distinct values in one line, and how many more there are."""
-    distinct = list(dict.fromkeys(str(v) for v in values if v is not None))
-    more = f" and {len(distinct) - PREVIEW_ROWS} more" if len(distinct) > PREVIEW_ROWS else ""
-    return ", ".join(distinct[:PREVIEW_ROWS]) + more
+    distinct = _Distinct()
+    distinct.add(values)
+    return distinct.listed()
 
 
 def oldest_age(received_at: Iterable[str]) -> float | None:
@@ -36,62 +41,159 @@ def oldest_age(received_at: Iterable[str]) -> float | None:
     return round((datetime.now(UTC) - min(times)).total_seconds(), 3) if times else None
 
 
-def products_report(events: Sequence[Mapping[str, Any]], variants: pd.DataFrame) -> Metadata:
-    """For shopify_products: deliveries read and the variants they changed."""
+def products_report(events: Sequence[Mapping[str, Any]], variants: Iterable[pd.DataFrame]) -> Metadata:
+    """For shopify_products: deliveries read and the variants (read.VARIANT_COLUMNS, in parts) they changed."""
+    changed = gone = 0
+    shown = _Head()
+    for part in variants:
+        changed += len(part)
+        gone += int(part["removed"].sum()) if len(part) else 0
+        shown.add(part)
+    columns = ["variant_id", "barcode", "title", "variant_title", "price", "status", "removed"]
     report: Metadata = {
         "deliveries": len(events),
-        "variants changed": len(variants),
-        "variants gone": int(variants["removed"].sum()) if len(variants) else 0,
+        "variants changed": changed,
+        "variants gone": gone,
         "unusable deliveries": sum(event["outcome"] == "unusable" for event in events),
         "webhooks": listed(event["webhook_id"] for event in events),
-        "preview": preview(
-            variants, ["variant_id", "barcode", "title", "variant_title", "price", "status", "removed"]
-        ),
+        "preview": preview(shown.frame, columns),
     }
     if (age := oldest_age(event["received_at"] for event in events)) is not None:
         report["oldest delivery (s)"] = age
     return report
 
 
-def labels_report(labels: pd.DataFrame, findings: pd.DataFrame) -> Metadata:
-    """For validated_variants: how the variants were judged."""
-    states = labels["state"].value_counts()
-    built = [json.loads(label) if isinstance(label, str) else {} for label in labels["label"]]
-    shown = labels.assign(name=[b.get("pn") for b in built], price=[b.get("pp") for b in built])
-    errors = findings[findings["level"] == "error"]
-    report: Metadata = {
-        "labels to publish": int(states.get("publish", 0)),
-        "held back": int(states.get("held", 0)),
-        "withdrawn": int(states.get("withdrawn", 0)),
-        "findings": listed(f"{n} x {check}" for check, n in findings["check_name"].value_counts().items())
-        or "none",
-        "preview": preview(shown, ["store_code", "code", "state", "name", "price", "variant_id"]),
+def snapshot_report(snapshot: Snapshot) -> Metadata:
+    """For shopify_products of a full_reconciliation: the whole catalogue, numbers that Dagster plots over time."""
+    return {
+        "catalogue": snapshot.variants,
+        "catalogue changed": snapshot.changed,
+        "catalogue unchanged": snapshot.unchanged,
+        "catalogue removed": snapshot.removed,
+        "newer than the snapshot": snapshot.newer,
+        "stock levels read": snapshot.levels,
+        "snapshot (s)": round(snapshot.seconds, 3),
+        "snapshot complete": snapshot.complete,
     }
-    if len(errors):
+
+
+def drift_report(drifts: Sequence[Drift]) -> Metadata:
+    """For hipoink_sync_results of a full_reconciliation: where the label server differed from the ledger."""
+    report: Metadata = {
+        "drift missing": sum(drift.missing_count for drift in drifts),
+        "drift different": sum(drift.different_count for drift in drifts),
+        "drift foreign": sum(drift.foreign_count for drift in drifts),
+        "labels listed": sum(drift.listed for drift in drifts),
+    }
+    if incomplete := [f"{drift.store_code}: {drift.reason}" for drift in drifts if not drift.complete]:
+        report["listing incomplete"] = "; ".join(incomplete)
+    return report
+
+
+def cost_report(started: float) -> Metadata:
+    """Duration since a time.monotonic, and the peak memory of this process (Linux: ru_maxrss in KiB)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"duration (s)": round(time.monotonic() - started, 3), "peak memory (MiB)": round(peak / 1024, 1)}
+
+
+class FindingsTally:
+    """How many findings of each check there were, and the first errors; fed part by part."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.errors = _Head()
+
+    def add(self, findings: pd.DataFrame) -> None:
+        """Count the findings of a part (evaluate.FINDING_COLUMNS)."""
+        self.counts.update(findings["check_name"])
+        self.errors.add(findings[findings["level"] == "error"])
+
+
+def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metadata:
+    """For validated_variants: how the variants were judged (evaluate.LABEL_COLUMNS, in parts)."""
+    states: Counter[str] = Counter()
+    shown = _Head()
+    for part in labels:
+        states.update(part["state"])
+        shown.add(part)
+    built = [json.loads(label) if isinstance(label, str) else {} for label in shown.frame.get("label", [])]
+    table = shown.frame.assign(name=[b.get("pn") for b in built], price=[b.get("pp") for b in built])
+    report: Metadata = {
+        "labels to publish": states["publish"],
+        "held back": states["held"],
+        "withdrawn": states["withdrawn"],
+        "findings": listed(f"{n} x {check}" for check, n in found.counts.most_common()) or "none",
+        "preview": preview(table, ["store_code", "code", "state", "name", "price", "variant_id"]),
+    }
+    if len(found.errors.frame):
         report["held back because"] = preview(
-            errors, ["variant_id", "check_name", "value", "reason", "action"]
+            found.errors.frame, ["variant_id", "check_name", "value", "reason", "action"]
         )
     return report
 
 
-def results_report(results: pd.DataFrame) -> Metadata:
-    """For hipoink_sync_results: what the label server said."""
-    outcomes = results["outcome"].value_counts()
-    accepted = results[results["outcome"] == "accepted"]
-    refused = results[results["outcome"] != "accepted"]
+def results_report(results: Iterable[pd.DataFrame]) -> Metadata:
+    """For hipoink_sync_results: what the label server said (push.RESULT_COLUMNS, in parts)."""
+    outcomes: Counter[str] = Counter()
+    accepted: Counter[str] = Counter()
+    pushes: set[str] = set()
+    codes, events = _Distinct(), _Distinct()
+    shown, refused = _Head(), _Head()
+    for part in results:
+        outcomes.update(part["outcome"])
+        accepted.update(part.loc[part["outcome"] == "accepted", "operation"])
+        pushes.update(part["push_id"])
+        codes.add(part["code"])
+        events.add(i for ids in part["event_ids"] for i in ids)
+        shown.add(part)
+        refused.add(part[part["outcome"] != "accepted"])
     report: Metadata = {
-        "pushes": results["push_id"].nunique(),
-        "labels written": int((accepted["operation"] == "upsert").sum()),
-        "labels removed": int((accepted["operation"] == "delete").sum()),
-        "outcomes": listed(f"{n} {outcome}" for outcome, n in outcomes.items()),
-        "codes": listed(results["code"]),
-        "inbox events": listed(i for ids in results["event_ids"] for i in ids),
-        "why": f"esl-pipeline trace {results['code'].iloc[0]}" if len(results) else "nothing was due",
-        "preview": preview(results, ["store_code", "code", "operation", "outcome", "message", "push_id"]),
+        "pushes": len(pushes),
+        "labels written": accepted["upsert"],
+        "labels removed": accepted["delete"],
+        "outcomes": listed(f"{n} {outcome}" for outcome, n in outcomes.most_common()),
+        "codes": codes.listed(),
+        "inbox events": events.listed(),
+        "why": f"esl-pipeline trace {shown.frame['code'].iloc[0]}" if len(shown.frame) else "nothing was due",
+        "preview": preview(shown.frame, ["store_code", "code", "operation", "outcome", "message", "push_id"]),
     }
-    if len(refused):
-        report["not accepted"] = preview(refused, ["store_code", "code", "outcome", "message", "attempt"])
+    if len(refused.frame):
+        report["not accepted"] = preview(
+            refused.frame, ["store_code", "code", "outcome", "message", "attempt"]
+        )
     return report
+
+
+class _Head:
+    """The first rows of a frame that comes in parts."""
+
+    def __init__(self) -> None:
+        self.frame = pd.DataFrame()
+
+    def add(self, part: pd.DataFrame) -> None:
+        missing = PREVIEW_ROWS - len(self.frame)
+        if missing > 0 and len(part):
+            head = part.head(missing)
+            self.frame = pd.concat([self.frame, head], ignore_index=True) if len(self.frame) else head
+
+
+class _Distinct:
+    """The first distinct values of many, and how many there are."""
+
+    def __init__(self) -> None:
+        self._seen: set[Any] = set()
+        self._first: list[Any] = []
+
+    def add(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if value is not None and value not in self._seen:
+                self._seen.add(value)
+                if len(self._first) < PREVIEW_ROWS:
+                    self._first.append(value)
+
+    def listed(self) -> str:
+        more = len(self._seen) - len(self._first)
+        return ", ".join(map(str, self._first)) + (f" and {more} more" if more else "")
 
 
 def _cell(value: Any) -> str:

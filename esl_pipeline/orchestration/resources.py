@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.connections import drain_limits, open_buffer, open_label_server, push_rules
+from esl_pipeline.connections import drain_limits, open_admin, open_buffer, open_label_server, push_rules
 from esl_pipeline.hipoink.client import HipoinkClient
-from esl_pipeline.settings import load_settings
+from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.sources.shopify.admin import AdminClient
 from esl_pipeline.stages.drain import DrainLimits
 from esl_pipeline.stages.push import PushRules
 
@@ -21,6 +22,36 @@ class LabelServer:
     client: HipoinkClient
     rules: PushRules
     limits: DrainLimits
+
+
+@dataclass(frozen=True)
+class ShopifyAdmin:
+    """The shops' Admin APIs, for those that have a token."""
+
+    settings: Settings
+
+    def has(self, shop: str) -> bool:
+        """Whether there is a token for a shop's domain."""
+        return self.settings.admin_token(shop) is not None
+
+    @contextmanager
+    def client(self, shop: str) -> Iterator[AdminClient]:
+        """A client of one shop. Raises dg.Failure, not to be retried, when there is no token for it."""
+        client = open_admin(self.settings, shop)
+        if client is None:
+            raise dg.Failure(
+                f"there is no Admin API token for {shop}: set SHOPIFY_ADMIN_TOKEN", allow_retries=False
+            )
+        with client:
+            yield client
+
+
+class ShopifyAdminResource(dg.ConfigurableResource[ShopifyAdmin]):
+    """The Admin APIs that SHOPIFY_ADMIN_TOKEN opens."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> ShopifyAdmin:
+        """From the settings of this process."""
+        return ShopifyAdmin(load_settings())
 
 
 class BufferResource(dg.ConfigurableResource[Buffer]):

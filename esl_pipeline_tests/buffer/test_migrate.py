@@ -93,9 +93,11 @@ def test_the_policies_of_version_6_keep_their_currency_and_prices(database: str)
                 insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, settings)
                 values ('shopify', 's', 'S', '{"currency": "EUR"}') returning id
             ), pushes as (
-                select gen_random_uuid() as push, m.id as mapping, price from m, unnest(array['1.00', '1.00', '2.00']) price
+                select gen_random_uuid() as push, m.id as mapping, price
+                from m, unnest(array['1.00', '1.00', '2.00']) price
             )
-            insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label, outcome)
+            insert into esl.sync_log
+                (kind, push_id, store_code, code, mapping_id, variant_id, operation, label, outcome)
             select kind, push, 'S', 'C', mapping, 'v', 'upsert',
                    case kind when 'intent' then jsonb_build_object('pp', price) end,
                    case kind when 'result' then 'accepted' end

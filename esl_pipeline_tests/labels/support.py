@@ -1,6 +1,7 @@
 """What the label tests share: variants as frames, and what one of them becomes under a policy."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from esl_pipeline.labels.policy import Policy
 from esl_pipeline.stages.read import VARIANT_COLUMNS
 
 SHARED = Path(__file__).parents[3] / "shared"
-needs_shared_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the shared test data is not here")
+needs_shared_data = pytest.mark.skipif(
+    not (SHARED / "data").is_dir(), reason="the shared test data is not here"
+)
 
 MAPPING = "m"
 LOCATION = "7"
@@ -84,14 +87,14 @@ def judge_all(variants: pd.DataFrame, to: Store) -> dict[str, Judged]:
     }
 
 
-def judge(
-    row: dict[str, Any] | None = None,
-    *,
-    currency: str | None = "EUR",
-    taxes_included: bool | None = None,
-    **policy: Any,
-) -> Judged:
+def judge(row: dict[str, Any] | None = None, **policy: Any) -> Judged:
     """What becomes of a GOOD variant with these fields under a policy with these settings."""
-    to = store(Policy.model_validate(policy), currency, taxes_included)
-    (judged,) = judge_all(frame(row or {}), to).values()
+    (judged,) = judge_all(frame(row or {}), store(Policy.model_validate(policy))).values()
     return judged
+
+
+def judge_each(column: str, values: Iterable[Any], **policy: Any) -> list[tuple[Any, Judged]]:
+    """The same for several values of one column, as (value, what became of it)."""
+    values = list(values)
+    judged = judge_all(frame(*({column: value} for value in values)), store(Policy.model_validate(policy)))
+    return list(zip(values, judged.values(), strict=True))

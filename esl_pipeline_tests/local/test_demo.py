@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from rich.console import Console
 
 from esl_pipeline.local.demo import run_demo
 from esl_pipeline.local.demo_day import DemoDay, Difference, Shelf, compare, label_of, on_sale
-from esl_pipeline.local.demo_report import Report, WaveReport, print_report
+from esl_pipeline.local.demo_night import meddle
+from esl_pipeline.local.demo_report import NightReport, Report, WaveReport, print_report
 from esl_pipeline.local.shopify.catalogue import Product
 from esl_pipeline.local.shopify.shop import Shop
 from esl_pipeline.settings import load_settings
+from esl_pipeline_tests.hipoink.servers import running_sandbox
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 MILK = {"pc": "2000000000015", "pn": "Milk - 1 l", "pp": "1.19"}
@@ -85,10 +89,10 @@ def settled(shop: Shop, shelf: Shelf) -> set[str]:
 
 def test_the_truth_of_a_plain_variant() -> None:
     shop, (product, *_) = a_shop()
-    shop.rename(product, "Cre\u0301me  brûlée ")
+    shop.rename(product, "Cre\u0301me  <b>brûlée</b> 🥖 ")
     variant = product.variants[0]
     shop.set_price(product, variant, "5")
-    variant.sku, variant.photo, product.photos = "SKU-1", None, []
+    variant.sku = "SKU-1"
     assert label_of(product, variant) == {
         "pc": variant.barcode,
         "pn": "Créme brûlée - 1 l",
@@ -170,8 +174,8 @@ def test_the_story_has_all_that_it_promises() -> None:
     for wave in (opening, trading):
         ids = Counter(delivery.webhook_id for delivery in wave.deliveries)
         bodies = Counter((delivery.topic, delivery.body) for delivery in wave.deliveries)
-        assert max(ids.values()) == 2
-        assert sum(n - 1 for n in bodies.values()) > sum(n - 1 for n in ids.values())
+        assert max(ids.values()) == 1
+        assert sum(n - 1 for n in bodies.values()) >= 2, "copies of a body come as another delivery"
     assert len(trading.forged) == 1
 
     shared = opened.keys() & shelf.labels.keys()
@@ -180,6 +184,51 @@ def test_the_story_has_all_that_it_promises() -> None:
     assert len(shelf.labels.keys() - opened.keys()) >= 3
     assert {product.status for product in day.shop.products.values()} == {"active", "draft", "archived"}
     assert len(list(on_sale(day.shop.products.values()))) == len(shelf.labels) + 13 - 2  # two repaired
+
+
+def test_who_misses_webhooks_knows_the_last_state_that_came() -> None:
+    day = DemoDay(2026, START)
+    shop, webhooks = day.shop, day.webhooks
+    one, other = (
+        shop.catalogue.product(
+            shop.now, title, vendor="V", product_type="T", option_names=["Size"], options=[("1 l",)]
+        )
+        for title in ("One", "Other")
+    )
+    sent = []
+    for product in (one, other):
+        shop.add(product)
+        sent.append(webhooks.created(product))
+    for title in ("One, renamed", "One, renamed again"):
+        shop.rename(one, title)
+        sent.append(webhooks.updated(one))
+    shop.delete(other)
+    sent.append(webhooks.deleted(other))
+    created, other_created, renamed, again, gone = (delivery.event_id for delivery in sent)
+
+    def titles(*events: str) -> list[str]:
+        return sorted(product.title for product in day.as_told(events))
+
+    assert titles(created, other_created, renamed, again, gone) == ["One, renamed again"]
+    assert titles(again, renamed, gone, other_created) == ["One, renamed again"], "in whatever order"
+    assert titles(created, other_created, renamed) == ["One, renamed", "Other"]
+    assert titles(gone) == titles("unknown") == []
+
+
+def test_a_meddler_changes_takes_away_and_adds_what_the_drift_says() -> None:
+    codes = [f"C-{number}" for number in range(20)]
+    with running_sandbox() as sandbox:
+        for code in codes:
+            sandbox.http.put(f"/sandbox/labels/DEMO/{code}", json={"pn": code, "pp": "1.00"})
+        before = sandbox.state()["labels"]["DEMO"]
+        done = meddle(str(sandbox.http.base_url), "DEMO", codes, random.Random(1))
+        after = sandbox.state()["labels"]["DEMO"]
+    assert done.drift == {"missing": 3, "different": 5, "foreign": 2}
+    assert before.keys() - after.keys() == set(done.missing)
+    assert after.keys() - before.keys() == set(done.foreign)
+    assert {code for code in before.keys() & after.keys() if before[code] != after[code]} == set(
+        done.different
+    )
 
 
 def test_the_story_is_the_same_for_a_seed() -> None:
@@ -191,8 +240,42 @@ def test_a_wrong_label_makes_the_report_wrong_and_is_printed() -> None:
     wrong = MILK | {"pp": "1.29"}
     labels = shown(wrong, TEA)
     wave = WaveReport("opening", labels=2, wrong=compare(EXPECTED, "DEMO", labels))
-    report = Report(
+    report = report_of(wave, labels, night=None)
+    assert report.figures()["right"] is False
+    said = io.StringIO()
+    print_report(Console(file=said, width=100), report, as_json=False)
+    assert "1 label is wrong." in said.getvalue()
+    assert re.search(rf"DEMO {MILK['pc']}\s+different\s+pp '1.19'\s+pp '1.29'", said.getvalue())
+    assert "Every label is right" not in said.getvalue()
+
+
+@pytest.mark.parametrize("told", ["drift_in_dagster", "repaired"])
+def test_drift_that_is_not_told_exactly_makes_the_report_wrong_and_is_printed(told: str) -> None:
+    repaired = {"missing": 3, "different": 5}
+    drift = repaired | {"foreign": 0}
+    night = NightReport(
+        labels=2, outdated=0, drift=drift, drift_in_dagster=drift, repaired=repaired, seconds=1
+    )
+    labels = shown(MILK, TEA)
+    assert report_of(WaveReport("opening", labels=2), labels, night).right
+    report = report_of(
+        WaveReport("opening", labels=2),
+        labels,
+        replace(night, **{told: getattr(night, told) | {"missing": 2}}),
+    )
+    assert report.figures()["right"] is False
+    said = io.StringIO()
+    print_report(Console(file=said, width=100), report, as_json=False)
+    assert "The drift was not told exactly." in said.getvalue()
+    assert "Every label is right" not in said.getvalue()
+
+
+def report_of(
+    wave: WaveReport, labels: dict[str, dict[str, dict[str, Any]]], night: NightReport | None
+) -> Report:
+    return Report(
         waves=[wave],
+        night=night,
         inbox={"superseded": 0, "unusable": 0, "dead": 0},
         held_back=0,
         expected_held_back=0,
@@ -203,12 +286,6 @@ def test_a_wrong_label_makes_the_report_wrong_and_is_printed() -> None:
         start_seconds=1,
         total_seconds=2,
     )
-    assert report.figures()["right"] is False
-    said = io.StringIO()
-    print_report(Console(file=said, width=100), report, as_json=False)
-    assert "1 label is wrong." in said.getvalue()
-    assert re.search(rf"DEMO {MILK['pc']}\s+different\s+pp '1.19'\s+pp '1.29'", said.getvalue())
-    assert "Every label is right" not in said.getvalue()
 
 
 def test_what_cannot_start_is_a_sentence(
@@ -275,6 +352,8 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("HIPOINK_API_BASE_URL", f"http://{address}")
         monkeypatch.setenv("ESL_DATABASE_URL", f"postgresql://user:password@{address}/buffer")
         monkeypatch.setenv("HIPOINK_CLIENT_ID", "real-client")
+        monkeypatch.setenv("SHOPIFY_ADMIN_URL", f"http://{address}")
+        monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", "real-token")
         (elsewhere / ".env").write_text("SHOPIFY_WEBHOOK_SECRET=real\nAPP_ENVIRONMENT=production\n")
         monkeypatch.chdir(elsewhere)
         said = io.StringIO()
@@ -290,20 +369,26 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert figures["wrong"] == []
     webhooks, labels, held = figures["webhooks"], figures["labels"], figures["held_back"]
     assert 280 <= webhooks["sent"] <= 320
-    assert webhooks["sent"] == webhooks["kept"] + webhooks["duplicates"] + webhooks["refused"]
-    assert (webhooks["duplicates"], webhooks["refused"], webhooks["unusable"]) == (18, 1, 1)
-    assert webhooks["dead"] == 0
+    received = webhooks["kept"] + webhooks["duplicates"] + webhooks["refused"]
+    assert webhooks["sent"] == received + webhooks["dropped"]
+    assert 0.05 < webhooks["dropped"] / webhooks["sent"] < 0.15
+    assert webhooks["duplicates"] > 6
+    assert (webhooks["refused"], webhooks["unusable"], webhooks["dead"]) == (1, 1, 0)
     assert labels["on_shelf"] == labels["expected"] > 280
     assert labels["written"] > labels["on_shelf"]
     assert labels["removed"] >= 10
     assert labels["written_unchanged"] == 0
-    assert 2 <= labels["calls"] <= 40
+    assert 2 <= labels["calls"] <= 60
+    night = figures["night"]
+    drift = {"missing": 3, "different": 5, "foreign": 2}
+    assert night["drift"] == night["drift_in_dagster"] == drift
+    assert night["repaired"] == {"missing": 3, "different": 5}
+    assert night["outdated"] > 5, "dropped webhooks have to matter"
     assert held["variants"] == held["expected"] == sum(held["findings"].values())
     assert set(held["findings"]) == {
-        "code_form", "code_missing", "code_zero", "duplicate_code",
-        "price_decimals", "price_form", "price_missing", "price_zero",
-    }  # fmt: skip
-    assert figures["warnings"] == {"gtin_check_digit": 1}
+        "code_form", "code_missing", "code_zero", "duplicate_code", "price_decimals", "price_form", "price_zero",
+    }, "a missing price is 0.00 in the Admin API"  # fmt: skip
+    assert figures["warnings"]["gtin_bad_check_digit"] == 1
     assert figures["seconds"]["first_label"] <= figures["seconds"]["opening_right"] < seconds
     assert processes_of(scratch) == []
     assert list(scratch.iterdir()) == []

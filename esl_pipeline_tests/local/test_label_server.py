@@ -239,6 +239,11 @@ def test_an_edit_by_hand_is_no_push(sandbox: Sandbox):
         name: before[name] for name in ("calls", "pushes", "history")
     }
     assert get(sandbox, "query")[0]["product_price"] == "99.00"
+    assert sandbox.http.delete("/sandbox/labels/001/4006").json() == {"count": 1}
+    assert sandbox.http.delete("/sandbox/labels/001/4006").json() == {"count": 0}
+    gone = sandbox.state()
+    assert gone["labels"] == {} and gone["history"] == before["history"]
+    assert "del_multiple" not in gone["calls"]
 
 
 def test_labels_survive_a_restart(tmp_path: Path):

@@ -207,5 +207,6 @@ def test_the_log_tells_neither_secret_nor_body(receiver: Receiver, shop: Shop) -
         sender.send(updates(shop, 1)[0])
         assert sender.wait(5)
         told = json.dumps(sender.state())
+        assert len(sender.state()["attempts"]) == 1 and sender.state(0)["attempts"] == []
     assert SECRET not in told
     assert "variants" not in told

@@ -17,6 +17,7 @@ import pytest
 
 from esl_pipeline.local.shopify.catalogue import MAX_VARIANTS, measure_of
 from esl_pipeline.local.shopify.delivery import WebhookSender
+from esl_pipeline.local.shopify.keep import keep, kept_shop
 from esl_pipeline.local.shopify.shop import Shop, stocked_shop
 from esl_pipeline.local.shopify.webhooks import Webhooks, product_body, sign
 from esl_pipeline_tests.local.shopify import START, Receiver, Running, receiving, running, small_shop
@@ -273,6 +274,34 @@ def test_a_shop_of_the_real_time_changes_now() -> None:
     first = product.updated_at
     shop.rename(product, "Newer")
     assert before <= first < product.updated_at <= before + timedelta(seconds=5)
+
+
+def test_a_kept_shop_is_the_same_shop_and_goes_on_in_the_real_time(tmp_path: Path) -> None:
+    file = tmp_path / "shop.json"
+    shop = small_shop()
+    gone, changed, *_ = list(shop.products.values())
+    shop.delete(gone)
+    shop.set_price(changed, changed.variants[0], None)
+    keep(shop, file)
+
+    same = kept_shop(file, 1)
+
+    assert list(same.products.values()) == list(shop.products.values())
+    assert (same.now, same.created_at) == (shop.now, shop.created_at)
+    for one, other in zip(shop.products.values(), same.products.values(), strict=True):
+        assert product_body(one) == product_body(other)
+    (same_changed,) = [product for product in same.products.values() if product.id == changed.id]
+    before = datetime.now(UTC).replace(microsecond=0)
+    same.touch(same_changed)
+    assert before <= same_changed.updated_at <= before + timedelta(seconds=5)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_holds_no_shop_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "shop.json"
+    file.write_text('{"now": "yesterday"}')
+    with pytest.raises(ValueError, match=r"shop\.json holds no shop that this version can read: remove it"):
+        kept_shop(file, 1)
 
 
 def test_gift_cards_and_two_locations() -> None:

@@ -19,7 +19,9 @@ import httpx
 import pytest
 
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import dagster_url, prepare_database
+from esl_pipeline.local.shopify.shop import DOMAIN
+from esl_pipeline.local.stack import dagster_url, prepare_database, running_environment
+from esl_pipeline.settings import load_settings
 from esl_pipeline_tests.orchestration.world import SHOP, product
 from esl_pipeline_tests.receiver.support import signed
 
@@ -86,27 +88,28 @@ def _stat(pid: int) -> list[str]:
 class Up:
     """One `esl-pipeline up`."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, **variables: str) -> None:
         self.home = home
         self.ready = home / "ready.json"
         self.ready.unlink(missing_ok=True)
         self.log = home / "up.log"
-        ports = ("--receiver-port", "0", "--ui-port", "0", "--labels-port", "0")
+        ports = ("--receiver-port", "0", "--ui-port", "0", "--labels-port", "0", "--shop-port", "0")
+        own = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "ESL_HOME": str(home)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "esl_pipeline.cli", "up", *ports, *arguments, "--json-ready", str(self.ready)],
-                env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "ESL_HOME": str(home)},
+                env=own | variables,
                 cwd=home,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )  # fmt: skip
 
-    def wait_until_ready(self) -> dict[str, str]:
+    def wait_until_ready(self) -> dict[str, Any]:
         """The URLs, once everything answers."""
         eventually(lambda: self.ready.exists() or self.process.poll() is not None, 90, self.said())
         assert self.ready.exists(), self.said()
-        urls: dict[str, str] = json.loads(self.ready.read_text())
+        urls: dict[str, Any] = json.loads(self.ready.read_text())
         return urls
 
     def said(self) -> str:
@@ -142,8 +145,8 @@ def home() -> Iterator[Path]:
 def start(home: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def start(*arguments: str) -> Up:
-        started.append(Up(home, *arguments))
+    def start(*arguments: str, **variables: str) -> Up:
+        started.append(Up(home, *arguments, **variables))
         return started[-1]
 
     yield start
@@ -153,6 +156,28 @@ def start(home: Path) -> Iterator[Callable[..., Up]]:
             up.process.kill()
             up.process.wait()
             up.leaves_nothing(family)
+
+
+class ShopPage:
+    """What somebody does on the Shopify sandbox's page, and what the labels of its store show."""
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        self._urls = urls
+        (found,) = httpx.get(f"{urls['shop']}/sandbox/products", params={"q": "Käsespätzle"}).json()[
+            "products"
+        ]
+        self._product, self._variant = found["id"], found["variants"][0]
+        self.price, self.code = self._variant["price"], self._variant["barcode"]
+
+    def reprice(self, price: str) -> None:
+        path = f"/sandbox/products/{self._product}/variants/{self._variant['id']}"
+        httpx.patch(self._urls["shop"] + path, json={"price": price}).raise_for_status()
+
+    def label(self) -> str | None:
+        """The price on the variant's label."""
+        labels = httpx.get(f"{self._urls['labels']}/sandbox/state", timeout=10).json()["labels"]
+        shown: str | None = labels.get("001", {}).get(self.code, {}).get("pp")
+        return shown
 
 
 class Shop:
@@ -200,17 +225,28 @@ class Shop:
 def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up], home: Path) -> None:
     up = start()
     urls = up.wait_until_ready()
-    for path in (urls["receiver"] + "/health", urls["receiver"] + "/docs", urls["ui"], urls["labels"]):
+    for path in (
+        urls["receiver"] + "/health",
+        urls["receiver"] + "/docs",
+        *(urls[name] for name in ("ui", "labels", "shop")),
+    ):
         assert httpx.get(path, follow_redirects=True).status_code == 200
     assert (home / "dev.env").stat().st_mode & 0o077 == 0 and (home / "up.env").stat().st_mode & 0o077 == 0
+
+    page = ShopPage(urls)
+    page.reprice("7.77")
+    from_idle = eventually(lambda: page.label() == "7.77", 30, "the label of an edit, with no other command")
+    page.reprice("7.88")
+    edited = eventually(lambda: page.label() == "7.88", 15, "the label of the next edit")
+    print(f"edit to label: from idle {from_idle:.2f} s, within a drain {edited:.2f} s")
 
     shop = Shop(home, urls)
     shop.map()
     shop.send(1, "1.00")
-    from_idle = eventually(lambda: shop.prices() == {"C-1": "1.00"}, 30, "the first label")
+    eventually(lambda: shop.prices() == {"C-1": "1.00"}, 30, "the first label of another shop")
     shop.send(1, "2.00")
     in_drain = eventually(lambda: shop.prices() == {"C-1": "2.00"}, 15, "the second label")
-    print(f"from idle {from_idle:.2f} s, within a drain {in_drain:.2f} s")
+    print(f"webhook to label within a drain {in_drain:.2f} s")
 
     # A push is on its way when the plug is pulled, and webhooks were acknowledged the moment before.
     before = shop.calls()
@@ -225,11 +261,21 @@ def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up]
     assert up.process.wait() == -signal.SIGKILL and len(family) > 8
 
     up = start()
-    shop = Shop(home, up.wait_until_ready())
+    urls = up.wait_until_ready()
+    shop, page = Shop(home, urls), ShopPage(urls)
     wanted = {"C-1": "2.00", "C-2": "3.00", **{f"C-{n}": "4.00" for n in range(10, 30)}}
     # The killed run's claims are free after their leases of 60 s.
     after_kill = eventually(lambda: shop.prices() == wanted, 90, f"all labels, not {shop.prices()}")
     print(f"all labels {after_kill:.1f} s after the second start")
+
+    assert page.price == "7.88", "the shop forgot an edit that the buffer remembers"
+    page.reprice("7.99")
+    eventually(lambda: page.label() == "7.99", 15, "the label of an edit after the restart")
+    told = running_environment(home)
+    settings = load_settings(**told)
+    assert settings.admin_token(DOMAIN) and settings.admin_token(SHOP) is None
+    assert settings.shopify_admin_url == urls["shop"]
+    assert "no shop was mapped" not in up.said()
 
     family = up.family()
     assert up.end(signal.SIGINT) == 0
@@ -238,8 +284,9 @@ def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up]
 
 
 def test_a_part_that_dies_ends_the_whole(start: Callable[..., Up], home: Path) -> None:
-    up = start()
-    up.wait_until_ready()
+    up = start(SHOPIFY_ADMIN_TOKEN="shpat_of_a_real_shop")
+    assert up.wait_until_ready()["shop"] is None and "Shopify sandbox" not in up.said()
+    assert "SHOPIFY" not in (home / "up.env").read_text(), "a real token is the settings' to keep"
     family = up.family()
     (receiver,) = [
         pid for pid, command in processes_of(home).items() if re.search(r"esl_pipeline\.cli receiver", command)
@@ -265,7 +312,7 @@ def test_terminated_while_starting(start: Callable[..., Up]) -> None:
     assert up.said().endswith("stopped\n") and not up.ready.exists()
 
 
-@pytest.mark.parametrize("name", ["receiver", "ui", "labels"])
+@pytest.mark.parametrize("name", ["receiver", "ui", "labels", "shop"])
 def test_a_busy_port_is_one_sentence(start: Callable[..., Up], home: Path, name: str) -> None:
     (home / "up.env").write_text("export ESL_DATABASE_URL=of another up on this home\n")
     with socket.create_server(("127.0.0.1", 0)) as busy:

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 
-from esl_pipeline.orchestration.checks import CHECKS
+from esl_pipeline.orchestration.checks import VARIANT_CHECKS
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import (
     KEY,
@@ -164,9 +164,11 @@ def test_from_failure_the_parent_runs_frame_is_read(pipeline: Pipeline) -> None:
 
     assert again.success
     steps = {e.step_key for e in again.all_events if e.is_step_success}
-    assert steps == {"validated_variants", "hipoink_sync_results"} | {
-        f"validated_variants_{check}" for check in CHECKS
-    }
+    checks = {f"validated_variants_{check}" for check in VARIANT_CHECKS}
+    assert (
+        steps
+        == {"validated_variants", "hipoink_sync_results", "hipoink_sync_results_label_accuracy"} | checks
+    )
     frame = Path(".esl/frames/validated_variants") / KEY.replace(":", "_") / f"{again.run_id}.parquet"
     assert list(pd.read_parquet(frame)["code"]) == ["C-1"]
     assert set(pipeline.labels(STORE)) == {"C-1"}

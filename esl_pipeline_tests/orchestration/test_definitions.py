@@ -65,19 +65,46 @@ def test_jobs_sensors_and_schedules(
     build: Callable[..., dg.Definitions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNC_WORKER_INTERVAL_SECONDS", "7")
+    monkeypatch.setenv("ESL_NIGHTLY_CRON", "30 1 * * *")
+    monkeypatch.setenv("ESL_NIGHTLY_TIME_ZONE", "Europe/Berlin")
     repository = build().get_repository_def()
-    assert sorted(name for name in repository.job_names if not name.startswith("__")) == ["event_sync"]
+    assert sorted(name for name in repository.job_names if not name.startswith("__")) == [
+        "catch_up",
+        "event_sync",
+        "full_reconciliation",
+    ]
     assert [
-        (s.name, s.job_name, s.minimum_interval_seconds, s.default_status.value)
+        (
+            s.name,
+            [target.job_name for target in s.targets],
+            s.minimum_interval_seconds,
+            s.default_status.value,
+        )
         for s in repository.sensor_defs
-    ] == [("inbox_sensor", "event_sync", 7, "RUNNING")]
-    assert repository.schedule_defs == []
+    ] == [("inbox_sensor", ["event_sync"], 7, "RUNNING"), ("silence_sensor", [], 300, "RUNNING")]
+    assert [
+        (s.name, s.job_name, s.cron_schedule, s.execution_timezone, s.default_status.value)
+        for s in repository.schedule_defs
+    ] == [
+        ("catch_up", "catch_up", "*/15 * * * *", None, "RUNNING"),
+        ("nightly_reconciliation", "full_reconciliation", "30 1 * * *", "Europe/Berlin", "RUNNING"),
+    ]
+    checks = {
+        (key.asset_key.to_user_string(), key.name) for key in build().resolve_asset_graph().asset_check_keys
+    }
+    assert checks == {
+        ("shopify_products", "webhooks_arrive"),
+        ("validated_variants", "quarantine_share"),
+        ("validated_variants", "codes_are_unique"),
+        ("validated_variants", "preview"),
+        ("hipoink_sync_results", "label_accuracy"),
+    }
     assert dict(repository.get_job("event_sync").tags) == {
         "dagster/max_runtime": "900",
         "dagster/max_retries": "2",
         "esl/role": "drain",
     }
-    assert sorted(repository.get_top_level_resources()) == ["buffer", "frames", "label_server"]
+    assert sorted(repository.get_top_level_resources()) == ["buffer", "frames", "label_server", "shopify"]
 
 
 def test_resources_can_be_replaced(build: Callable[..., dg.Definitions]) -> None:
@@ -86,7 +113,7 @@ def test_resources_can_be_replaced(build: Callable[..., dg.Definitions]) -> None
 
     frames = Memory()
     found: dict[str, Any] = dict(build(frames=frames).resources or {})
-    assert found["frames"] is frames and set(found) == {"buffer", "frames", "label_server"}
+    assert found["frames"] is frames and set(found) == {"buffer", "frames", "label_server", "shopify"}
 
 
 def test_every_wrong_setting_is_named(

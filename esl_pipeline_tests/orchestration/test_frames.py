@@ -9,7 +9,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from upath import UPath
 
-from esl_pipeline.orchestration.frames import ParquetFrames
+from esl_pipeline.orchestration.frames import ParquetFrames, Parts
 from esl_pipeline.stages.push import RESULT_COLUMNS
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, STORE, arrive, map_shop, product
@@ -18,11 +18,19 @@ PRODUCTS = dg.AssetKey("shopify_products")
 SHOPS = dg.StaticPartitionsDefinition([KEY, "shopify:b"])
 
 
-def written(frame: pd.DataFrame, run_id: str, shop: str = KEY) -> None:
+def parts(frame: pd.DataFrame, columns: dict[str, str] | None = None) -> Parts:
+    """The frame, a row in each part."""
+    found = Parts(columns or dict.fromkeys(frame.columns, "str"))
+    for row in range(len(frame)):
+        found.add(frame.iloc[row : row + 1])
+    return found
+
+
+def written(frame: pd.DataFrame, run_id: str, shop: str = KEY, columns: dict[str, str] | None = None) -> None:
     context = dg.build_output_context(
         run_id=run_id, asset_key=PRODUCTS, partition_key=shop, asset_partitions_def=SHOPS
     )
-    ParquetFrames().handle_output(context, frame)
+    ParquetFrames().handle_output(context, parts(frame, columns))
 
 
 def read(run_id: str, shop: str = KEY) -> pd.DataFrame:
@@ -32,7 +40,7 @@ def read(run_id: str, shop: str = KEY) -> pd.DataFrame:
         partition_key=shop,
         asset_partitions_def=SHOPS,
     )
-    return ParquetFrames().load_input(context)
+    return pd.concat(ParquetFrames().load_input(context), ignore_index=True)
 
 
 @pytest.mark.parametrize("base", ["memory://esl-frames-test", "file://{tmp}/frames", "{tmp}/plain"])
@@ -61,10 +69,17 @@ def test_a_frame_comes_back_as_it_was() -> None:
             "event_ids": [[1, 2], [], [2**53 + 1]],
         }
     )
-    written(frame, "run-1")
+    columns = {"title": "str", "revision": "int64", "removed": "bool", "event_ids": "list[int64]"}
+    written(frame, "run-1", columns=columns)
     back = read("run-1")
     back["event_ids"] = back["event_ids"].map(list)
     assert_frame_equal(back, frame)
+
+
+def test_parts_come_back_one_by_one() -> None:
+    found = parts(pd.DataFrame({"a": ["1", None, "3"]}))
+    for _ in range(2):
+        assert [list(part["a"].fillna("")) for part in found] == [["1"], [""], ["3"]]
 
 
 def test_an_empty_frame_keeps_its_columns() -> None:
@@ -87,6 +102,6 @@ def test_the_newest_frame_stands_in_for_a_run_without_one() -> None:
 
 
 def test_shops_have_folders_of_their_own() -> None:
-    written(pd.DataFrame({"a": [1]}), "run-1")
+    written(pd.DataFrame({"a": ["1"]}), "run-1")
     with pytest.raises(dg.Failure, match="there is no frame of shopify_products for shopify:b"):
         read("run-1", "shopify:b")

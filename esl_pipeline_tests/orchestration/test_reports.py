@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
+from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
 from esl_pipeline.stages.push import RESULT_COLUMNS
 from esl_pipeline.stages.read import VARIANT_COLUMNS
@@ -30,11 +30,11 @@ def records(value: Any) -> list[dict[str, Any]]:
 
 
 def test_what_the_label_server_said() -> None:
-    report = reports.results_report(
+    report = reports.results_report([
         results(("p1", "A", "upsert", "accepted"), ("p1", "B", "upsert", "accepted"),
                 ("p2", "C", "delete", "accepted"), ("p3", "D", "upsert", "rejected"),
                 ("p4", "D", "upsert", "transient"))
-    )  # fmt: skip
+    ])  # fmt: skip
     assert (report["pushes"], report["labels written"], report["labels removed"]) == (4, 2, 1)
     assert report["outcomes"] == "3 accepted, 1 rejected, 1 transient"
     assert report["codes"] == "A, B, C, D" and report["inbox events"] == "7, 8"
@@ -42,14 +42,14 @@ def test_what_the_label_server_said() -> None:
 
 
 def test_nothing_is_said_of_refusals_when_there_are_none() -> None:
-    assert "not accepted" not in reports.results_report(results(("p1", "A", "upsert", "accepted")))
+    assert "not accepted" not in reports.results_report([results(("p1", "A", "upsert", "accepted"))])
 
 
 def test_nothing_at_all() -> None:
     empty = [
-        reports.products_report([], pd.DataFrame(columns=list(VARIANT_COLUMNS))),
-        reports.labels_report(pd.DataFrame(columns=LABEL_COLUMNS), pd.DataFrame(columns=FINDING_COLUMNS)),
-        reports.results_report(pd.DataFrame(columns=RESULT_COLUMNS)),
+        reports.products_report([], [pd.DataFrame(columns=list(VARIANT_COLUMNS))]),
+        reports.labels_report([pd.DataFrame(columns=LABEL_COLUMNS)], reports.FindingsTally()),
+        reports.results_report([pd.DataFrame(columns=RESULT_COLUMNS)]),
     ]
     for report in empty:
         assert dg.AssetMaterialization("a", metadata=report)
@@ -64,7 +64,7 @@ def test_deliveries_and_their_age() -> None:
         for name, outcome, age in (("w1", "done", 1), ("w2", "unusable", 90), ("w3", "done", 3))
     ]
     variants = pd.DataFrame({"variant_id": ["1", "2"], "removed": [False, True]})
-    report = reports.products_report(events, variants)
+    report = reports.products_report(events, [variants])
     assert (report["deliveries"], report["unusable deliveries"]) == (3, 1)
     assert (report["variants changed"], report["variants gone"]) == (2, 1)
     assert report["webhooks"] == "w1, w2, w3" and 90 <= report["oldest delivery (s)"] < 100

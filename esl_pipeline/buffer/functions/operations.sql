@@ -67,11 +67,14 @@ begin
     return to_jsonb(m);
 end $$;
 
--- {id?} -> {mappings: [...]}
+-- {id?} -> {mappings: [...]}, with currency and taxes_included as the shop says, where that is known.
 create or replace function public.esl_mapping_list(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
-    select jsonb_build_object('mappings', coalesce(jsonb_agg(to_jsonb(m) order by m.created_at, m.id), '[]'))
-    from esl.store_mappings m where p ->> 'id' is null or m.id = (p ->> 'id')::uuid
+    select jsonb_build_object('mappings', coalesce(jsonb_agg(to_jsonb(m) || jsonb_build_object(
+               'currency', s.currency, 'taxes_included', s.taxes_included) order by m.created_at, m.id), '[]'))
+    from esl.store_mappings m
+    left join esl.shops s on s.source_system = m.source_system and s.source_store_id = m.source_store_id
+    where p ->> 'id' is null or m.id = (p ->> 'id')::uuid
 $$;
 
 -- {store?, code?} -> {labels, deliveries}: failed and dead pushes, and dead deliveries (without store and code),

@@ -10,32 +10,49 @@ language sql stable set search_path = '' as $$
                  (p_now at time zone coalesce(p_window ->> 'time_zone', 'UTC'))::time as here) w
 $$;
 
--- What may be pushed now. Drastic changes wait until all changes of their shop are judged, so that the guard sees them
--- together; a removal also until its variant's new label is accepted, so that the shelf is never empty between.
--- Nothing is written for a paused mapping or one in dry run, nor to a store that the mapping has left.
+-- Whether a queued label of a live mapping may be pushed now. Drastic changes wait until all changes of their shop are
+-- judged, so that the guard sees them together; a removal also until its variant's new label is accepted, so that the
+-- shelf is never empty between; nothing is written to a store that the mapping has left. Not SQL, which would be
+-- inlined: then the planner joins and sorts the whole queue for every batch, instead of walking its index.
+create or replace function esl.may_push(q esl.sync_queue, m esl.store_mappings) returns boolean
+language plpgsql stable cost 1000 set search_path = '' as $$
+begin
+    if q.operation = 'delete' then
+        if exists (select from esl.sync_queue u
+                   where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+            return false;
+        end if;
+    elsif m.hipoink_store_code <> q.store_code then
+        return false;
+    end if;
+    if q.is_drastic and not q.approved and exists (
+            select from esl.products o
+            where o.source_system = m.source_system and o.source_store_id = m.source_store_id and o.due) then
+        return false;
+    end if;
+    return q.priority <> 0 or esl.window_is_open(m.settings -> 'raise_window');
+end $$;
+
+-- What may be pushed now: nothing of a paused mapping, or one in dry run, or a paused store.
 drop view if exists esl.pushable;
 create view esl.pushable as
 select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.state,
        m.source_system, m.source_store_id
 from esl.sync_queue q
-join esl.store_mappings m on m.id = q.mapping_id and m.is_active and not m.is_dry_run
-where ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased' and q.lease_until < now()))
-  and (q.operation = 'delete' or m.hipoink_store_code = q.store_code)
-  and (q.operation = 'upsert' or not exists (
-       select from esl.sync_queue u
-       where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert'))
-  and (not q.is_drastic or q.approved or not exists (
-       select from esl.products o
-       where o.source_system = m.source_system and o.source_store_id = m.source_store_id and o.due))
-  and (q.priority <> 0 or esl.window_is_open(m.settings -> 'raise_window'))
-  and not exists (select from esl.store_pauses s where s.store_code = q.store_code and s.until > now());
+join esl.store_mappings m on m.id = q.mapping_id
+where m.is_active and not m.is_dry_run
+  and ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased' and q.lease_until < now()))
+  and q.store_code not in (select s.store_code from esl.store_pauses s where s.until > now())
+  and esl.may_push(q, m);
 
 -- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?} ->
 -- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}]} (rows empty: nothing due).
 -- One batch is one call at the label server: one store, one operation. The rises first. Writes an intent per label.
 -- The same claim_id again returns the same rows.
+-- Walks the queue in its order: a planner without statistics would rather judge and sort all of it for each batch.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
+set enable_sort = off set enable_bitmapscan = off as $$
 declare
     v_push  uuid := (p ->> 'claim_id')::uuid;
     v_max   int := (p ->> 'max_attempts')::int;

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -158,7 +159,7 @@ class WebhookSender:
                 "outcomes": dict(self._outcomes),
                 "removed": sorted(self._removed),
                 "switches": self.switches.model_dump(),
-                "attempts": [asdict(one) for one in list(self._log)[-last:][::-1]],
+                "attempts": [asdict(one) for one in islice(reversed(self._log), last)],
             }
 
     async def _serve(self) -> None:

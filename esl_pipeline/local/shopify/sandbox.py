@@ -1,6 +1,7 @@
 """The pretend Shopify as a whole: a shop, its Admin API, and the webhooks that its changes send."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,7 @@ from esl_pipeline.local.shopify.bulk import Operations
 from esl_pipeline.local.shopify.catalogue import LOCATION_ID, WAREHOUSE_ID, Product, Variant
 from esl_pipeline.local.shopify.delivery import WebhookSender
 from esl_pipeline.local.shopify.faults import Faults
+from esl_pipeline.local.shopify.keep import keep
 from esl_pipeline.local.shopify.shop import Shop
 from esl_pipeline.local.shopify.webhooks import Delivery, Webhooks
 
@@ -41,10 +43,21 @@ class VariantEdit(_Edit):
 
 
 class ShopifySandbox:
-    """A context manager over its parts: bulk operations stop at the end. The sender is the caller's to close."""
+    """A context manager over its parts: bulk operations stop at the end. The sender is the caller's to close.
 
-    def __init__(self, shop: Shop, *, token: str = TOKEN, sender: WebhookSender | None = None) -> None:
+    With a `file` every edit is kept there before it is told of.
+    """
+
+    def __init__(
+        self,
+        shop: Shop,
+        *,
+        token: str = TOKEN,
+        sender: WebhookSender | None = None,
+        file: Path | None = None,
+    ) -> None:
         self.shop = shop
+        self._file = file
         self.webhooks = Webhooks(shop)
         self.faults = Faults()
         self.sender = sender
@@ -91,6 +104,8 @@ class ShopifySandbox:
             self._send(self.webhooks.deleted(product))
 
     def _send(self, delivery: Delivery) -> None:
+        if self._file is not None:
+            keep(self.shop, self._file)
         if self.sender is not None:
             self.sender.send(delivery)
 

@@ -1,6 +1,7 @@
 """The pretend Shopify over real HTTP, with a page to change its products on.
 
-    python -m esl_pipeline.local.shopify.server --port 8030 --webhooks http://127.0.0.1:8000/webhooks/shopify
+    python -m esl_pipeline.local.shopify.server --port 8030 --webhooks http://127.0.0.1:8000/webhooks/shopify \
+        --data shop.json
 
 Beside the Admin API and the results of bulk operations: `GET /` is the page, `/sandbox/products` what it uses,
 `/sandbox/faults` makes the Admin API fail, `/sandbox/deliveries` tells of the webhooks and makes them go astray.
@@ -32,6 +33,7 @@ from esl_pipeline.local.shopify.bulk import Operations, keep_lines
 from esl_pipeline.local.shopify.catalogue import Product, Variant
 from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.local.shopify.faults import BrokenDownload, CutDownload, Fault, Faults, Latency, Status
+from esl_pipeline.local.shopify.keep import keep, kept_shop
 from esl_pipeline.local.shopify.sandbox import (
     TOKEN,
     ProductEdit,
@@ -262,6 +264,7 @@ def main(
     token: Annotated[
         str, typer.Option(envvar="SHOPIFY_ADMIN_TOKEN", help="What callers of the Admin API must show.")
     ] = TOKEN,
+    data: Annotated[Path | None, typer.Option(help="JSON file; without it edits live in memory.")] = None,
     variants: Annotated[int | None, typer.Option(help="Size of the shop; without it 122 products.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same products.")] = 2026,
     retry_hours: Annotated[float, typer.Option(help="How long webhooks are tried again.")] = 4.0,
@@ -275,8 +278,12 @@ def main(
             if webhooks
             else None
         )
-        shop = stocked_shop(seed, variants=variants)
-        sandbox = stack.enter_context(ShopifySandbox(shop, token=token, sender=sender))
+        known = data if data is not None and data.exists() else None
+        shop = kept_shop(known, seed) if known else stocked_shop(seed, variants=variants)
+        shop.rng.seed()  # a receiver that knows the webhook ids of an earlier start would not take them again
+        if data is not None:
+            keep(shop, data)
+        sandbox = stack.enter_context(ShopifySandbox(shop, token=token, sender=sender, file=data))
         sock = stack.enter_context(listen(port))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         typer.echo(f"Shopify sandbox: http://127.0.0.1:{sock.getsockname()[1]}")

@@ -161,9 +161,14 @@ def _copy(product: Product) -> Product:
     return replace(product, variants=variants)
 
 
+def real_time() -> datetime:
+    """The clock of a shop that is open now."""
+    return datetime.now(UTC)
+
+
 def stocked_shop(seed: int, *, variants: int | None = None) -> Shop:
     """A shop of the real time: the groceries, the teas, a gift card; or as many variants as asked for."""
-    shop = Shop(seed, datetime.now(UTC) - _STOCKED_FOR)
+    shop = Shop(seed, real_time() - _STOCKED_FOR)
     made = shop.catalogue
     products: Iterable[Product] = (
         [*made.groceries(shop.now), made.loose_tea(shop.now), made.gift_card(shop.now)]
@@ -172,5 +177,5 @@ def stocked_shop(seed: int, *, variants: int | None = None) -> Shop:
     )
     for product in products:
         shop.add(product)
-    shop.clock = lambda: datetime.now(UTC)
+    shop.clock = real_time
     return shop

@@ -205,7 +205,7 @@ def _picture(product: Product, photo: Photo, position: int, kind: str) -> Json:
         "created_at": _time(product.created_at),
         "updated_at": _time(product.created_at),
         "alt": photo.alt,
-        "variant_ids": [as_double(variant.id) for variant in product.variants if variant.photo is photo],
+        "variant_ids": [as_double(variant.id) for variant in product.variants if variant.photo == photo],
         "admin_graphql_api_id": gid(kind, photo.id),
     }
 

@@ -1,0 +1,367 @@
+-- Reconciliation: a whole shop against the buffer, and the label server's own list against the ledger.
+
+-- {snapshot_id, shop, run_id} -> {snapshot_id}. Other open snapshots of the shop are of runs that died, or are overtaken
+-- now: they can conclude nothing any more, and what they had noted is thrown away.
+create or replace function public.esl_snapshot_begin(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
+begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.snapshots', 0));
+    if not exists (select from esl.snapshots where id = (p ->> 'snapshot_id')::uuid) then
+        update esl.snapshots
+        set state = 'abandoned', finished_at = clock_timestamp(), reason = 'a newer snapshot of the shop has begun'
+        where state = 'open' and source_system = p #>> '{shop,source_system}'
+          and source_store_id = p #>> '{shop,source_store_id}';
+        delete from esl.snapshot_variants v
+        where not exists (select from esl.snapshots s where s.id = v.snapshot_id and s.state = 'open');
+        insert into esl.snapshots (id, source_system, source_store_id, run_id)
+        values ((p ->> 'snapshot_id')::uuid, p #>> '{shop,source_system}', p #>> '{shop,source_store_id}',
+                p ->> 'run_id');
+    end if;
+    return jsonb_build_object('snapshot_id', p ->> 'snapshot_id');
+end $$;
+
+-- {snapshot_id, as_of, products, variants, levels, details, shops: as for esl_variants_merge}
+-- -> {open, changed, unchanged, newer}; open false: the snapshot has been overtaken, nothing was done.
+-- Merges what differs and notes what was read. What is stored already, or something newer, is left out before
+-- esl_variants_merge: an unchanged variant writes nothing at all. A product's version is stored when it is newer
+-- although no variant differs, so that a webhook from in between cannot come later and win.
+-- newer: variants that differ, but of whose product something newer is stored.
+create or replace function public.esl_snapshot_merge(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    v_id uuid := (p ->> 'snapshot_id')::uuid;
+    v_variants jsonb; v_products jsonb; v_levels jsonb; v_details jsonb;
+    v_changed text[]; v_newer text[]; v_unchanged int; v_written int := 0; v_noted int;
+begin
+    perform from esl.snapshots where id = v_id and state = 'open' for no key update;
+    if not found then
+        return jsonb_build_object('open', false, 'changed', 0, 'unchanged', 0, 'newer', 0);
+    end if;
+
+    -- A product that an earlier snapshot did not find (see esl_snapshot_finish), and that is there after all.
+    with incoming as materialized (
+        select e ->> 'variant_id' as variant_id, e ->> 'product_id' as product_id,
+               case when r.revived then e || jsonb_build_object(
+                   'version_at', greatest(v.version_at, (e ->> 'version_at')::timestamptz)) else e end as variant,
+               coalesce(o.content_hash = e ->> 'content_hash' and not o.removed, false) as is_same,
+               not r.revived and coalesce((v.version_at, v.triggered_at, v.body_sha256)
+                   > ((e ->> 'version_at')::timestamptz, (e ->> 'triggered_at')::timestamptz, e ->> 'body_sha256'),
+                   false) as is_older
+        from jsonb_array_elements(p -> 'variants') e
+        left join esl.products o
+          on o.variant_id = e ->> 'variant_id' and o.source_store_id = e ->> 'source_store_id'
+         and o.source_system = e ->> 'source_system'
+        left join esl.product_versions v
+          on v.product_id = e ->> 'product_id' and v.source_store_id = e ->> 'source_store_id'
+         and v.source_system = e ->> 'source_system'
+        cross join lateral (select esl.is_revived(v, e) as revived) r
+    )
+    select jsonb_agg(variant) filter (where not is_same and not is_older),
+           coalesce(array_agg(product_id) filter (where not is_same and not is_older), '{}'),
+           coalesce(array_agg(variant_id) filter (where not is_same and is_older), '{}'),
+           count(*) filter (where is_same)
+    into v_variants, v_changed, v_newer, v_unchanged from incoming;
+
+    -- Which variants are still to be fetched is settled by esl_snapshot_finish: other parts may hold them.
+    select jsonb_agg(e || jsonb_build_object('missing_variants', coalesce(v.missing_variants, 0), 'version_at',
+               case when esl.is_revived(v, e) then greatest(v.version_at, (e ->> 'version_at')::timestamptz)
+                    else (e ->> 'version_at')::timestamptz end))
+    into v_products
+    from jsonb_array_elements(p -> 'products') e
+    left join esl.product_versions v
+      on v.product_id = e ->> 'product_id' and v.source_store_id = e ->> 'source_store_id'
+     and v.source_system = e ->> 'source_system'
+    where e ->> 'product_id' = any (v_changed) or (e ->> 'version_at')::timestamptz > v.version_at;
+
+    -- Shopify's times are of whole seconds: of two changes within one, the webhook that came first may stand. The read,
+    -- which began later, knows better; the microsecond makes its level the newer one.
+    select jsonb_agg(to_jsonb(d) || jsonb_build_object(
+               'updated_at', greatest(d.updated_at, l.updated_at + interval '1 microsecond')))
+    into v_levels
+    from jsonb_to_recordset(p -> 'levels') as d (
+        source_system text, source_store_id text, inventory_item_id text, location_id text, available bigint,
+        updated_at timestamptz)
+    left join esl.inventory_levels l
+      on l.inventory_item_id = d.inventory_item_id and l.location_id = d.location_id
+     and l.source_store_id = d.source_store_id and l.source_system = d.source_system
+    where l.inventory_item_id is null or d.updated_at > l.updated_at
+       or (l.available is distinct from d.available and d.updated_at >= date_trunc('second', l.updated_at)
+           and l.updated_at < (p ->> 'as_of')::timestamptz);
+
+    -- Details have no version of their own; those of an older variant only serve where there are none.
+    select jsonb_agg(to_jsonb(d)) into v_details
+    from jsonb_to_recordset(p -> 'details') as d (
+        source_system text, source_store_id text, variant_id text, gift_card boolean, unit_price text,
+        unit_price_measurement jsonb)
+    left join esl.variant_details o
+      on o.variant_id = d.variant_id and o.source_store_id = d.source_store_id and o.source_system = d.source_system
+    where o.variant_id is null
+       or (d.variant_id <> all (v_newer) and (o.gift_card, o.unit_price, o.unit_price_measurement)
+           is distinct from (d.gift_card, d.unit_price, d.unit_price_measurement));
+
+    if coalesce(v_variants, v_products, v_levels, v_details) is not null or p -> 'shops' <> '[]' then
+        v_written := public.esl_variants_merge(jsonb_build_object(
+            'products', coalesce(v_products, '[]'), 'variants', coalesce(v_variants, '[]'),
+            'levels', coalesce(v_levels, '[]'), 'details', coalesce(v_details, '[]'),
+            'shops', coalesce(p -> 'shops', '[]'), 'events', '[]'::jsonb)) ->> 'variants_changed';
+    end if;
+
+    insert into esl.snapshot_variants (variant_id, snapshot_id)
+    select e ->> 'variant_id', v_id from jsonb_array_elements(p -> 'variants') e
+    on conflict do nothing;
+    get diagnostics v_noted = row_count;
+    update esl.snapshots set seen = seen + v_noted where id = v_id and v_noted > 0;
+
+    return jsonb_build_object('open', true, 'changed', v_written, 'unchanged', v_unchanged,
+        'newer', cardinality(v_newer) + jsonb_array_length(coalesce(v_variants, '[]')) - v_written);
+end $$;
+
+-- Whether a read of a variant or product contradicts a tombstone that rests on absence alone: it began later, and ids
+-- are never used again. A deletion that Shopify told us of stands.
+create or replace function esl.is_revived(v esl.product_versions, p_read jsonb) returns boolean
+language sql stable as $$  -- without a search_path of its own, so that it is inlined
+    select coalesce(v.deleted and v.body_sha256 = '' and v.version_at < (p_read ->> 'triggered_at')::timestamptz, false)
+$$;
+
+-- {snapshot_id, as_of, counts} -> {finished, removed, reason}: everything was read, so what was not there is gone.
+-- Only what is older than the read: a variant that changed since may have been made since. A product without any
+-- variant left becomes a tombstone (body_sha256 ''), so that a late webhook does not revive it.
+create or replace function public.esl_snapshot_finish(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s'
+set plan_cache_mode = force_custom_plan as $$
+declare
+    s esl.snapshots; v_as_of timestamptz := (p ->> 'as_of')::timestamptz; v_products text[]; v_removed int;
+    v_reason text;
+begin
+    select * into s from esl.snapshots where id = (p ->> 'snapshot_id')::uuid for update;
+    if s.state = 'finished' then
+        return jsonb_build_object('finished', true, 'removed', s.counts -> 'removed', 'reason', null);
+    elsif s.state = 'open' and s.seen <> (select count(*) from esl.snapshot_variants where snapshot_id = s.id) then
+        v_reason := 'the database has lost its notes of what was read: it was restarted meanwhile';
+        perform public.esl_snapshot_abandon(jsonb_build_object('snapshot_id', s.id, 'reason', v_reason));
+    elsif s.state is distinct from 'open' then
+        v_reason := coalesce(s.reason, 'there is no such snapshot');
+    end if;
+    if v_reason is not null then
+        return jsonb_build_object('finished', false, 'removed', 0, 'reason', v_reason);
+    end if;
+
+    -- Locked first: a webhook that is being merged goes before or after all of this, never between.
+    select array_agg(product_id) into v_products from (
+        select v.product_id from esl.product_versions v
+        where v.source_system = s.source_system and v.source_store_id = s.source_store_id and v.version_at < v_as_of
+          and v.product_id in (
+              select o.product_id from esl.products o
+              where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
+                and not exists (select from esl.snapshot_variants n
+                                where n.variant_id = o.variant_id and n.snapshot_id = s.id))
+        order by v.product_id for update) older;
+
+    with gone as (
+        update esl.products o
+        set removed = true, event_ids = '{}', revision = nextval('esl.revision'), due = true, changed_at = now()
+        where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
+          and o.product_id = any (v_products) and o.source_updated_at < v_as_of
+          and not exists (select from esl.snapshot_variants n
+                          where n.variant_id = o.variant_id and n.snapshot_id = s.id)
+        returning o.product_id
+    ), buried as (
+        update esl.product_versions v
+        set version_at = v_as_of, triggered_at = v_as_of, body_sha256 = '', deleted = true, missing_variants = 0
+        where v.source_system = s.source_system and v.source_store_id = s.source_store_id
+          and v.product_id in (select product_id from gone)
+          and not exists (
+              select from esl.products o
+              join esl.snapshot_variants n on n.variant_id = o.variant_id and n.snapshot_id = s.id
+              where o.source_system = s.source_system and o.source_store_id = s.source_store_id
+                and o.product_id = v.product_id)
+    )
+    select count(*) into v_removed from gone;
+
+    update esl.product_versions v set missing_variants = 0
+    where v.missing_variants > 0 and not v.deleted and v.triggered_at <= v_as_of
+      and v.source_system = s.source_system and v.source_store_id = s.source_store_id;
+
+    delete from esl.snapshot_variants where snapshot_id = s.id;
+    update esl.snapshots
+    set state = 'finished', finished_at = clock_timestamp(), as_of = v_as_of,
+        counts = coalesce(p -> 'counts', '{}') || jsonb_build_object('removed', v_removed)
+    where id = s.id;
+    return jsonb_build_object('finished', true, 'removed', v_removed, 'reason', null);
+end $$;
+
+-- {snapshot_id, reason} -> {abandoned}: it was not read to its end, so nothing is concluded from it.
+create or replace function public.esl_snapshot_abandon(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
+declare v_id uuid := (p ->> 'snapshot_id')::uuid; v_abandoned boolean;
+begin
+    update esl.snapshots set state = 'abandoned', finished_at = clock_timestamp(), reason = p ->> 'reason'
+    where id = v_id and state = 'open';
+    v_abandoned := found;
+    delete from esl.snapshot_variants where snapshot_id = v_id;
+    return jsonb_build_object('abandoned', v_abandoned);
+end $$;
+
+-- {shop, source} -> {at}: up to when the shop's changes have been read; null: never.
+create or replace function public.esl_watermark_get(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object('at', (select at from esl.watermarks
+        where source_store_id = p #>> '{shop,source_store_id}' and source_system = p #>> '{shop,source_system}'
+          and source = p ->> 'source'))
+$$;
+
+-- {shop, source, at} -> {at}. It only moves on.
+create or replace function public.esl_watermark_move(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    with moved as (
+        insert into esl.watermarks as w (source_system, source_store_id, source, at)
+        values (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}', p ->> 'source', (p ->> 'at')::timestamptz)
+        on conflict (source_store_id, source_system, source) do update set at = greatest(w.at, excluded.at)
+        returning at
+    ) select jsonb_build_object('at', at) from moved
+$$;
+
+-- {shop, after?, limit} -> {products: [product ids]}: of whose variants webhooks told the names only, in order of id.
+create or replace function public.esl_missing_variants(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object('products', coalesce(jsonb_agg(product_id order by product_id), '[]')) from (
+        select v.product_id from esl.product_versions v
+        where v.missing_variants > 0 and not v.deleted and v.product_id > coalesce(p ->> 'after', '')
+          and v.source_store_id = p #>> '{shop,source_store_id}' and v.source_system = p #>> '{shop,source_system}'
+        order by v.product_id limit (p ->> 'limit')::int) t
+$$;
+
+-- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less.
+create or replace function esl.is_moving(p_store text, p_code text, p_since timestamptz) returns boolean
+language sql stable as $$  -- inlined as well
+    select exists (select from esl.sync_queue q where q.code = p_code and q.store_code = p_store)
+        or exists (select from esl.sync_log l where l.code = p_code and l.store_code = p_store and l.at >= p_since)
+$$;
+
+-- {store} -> {at, ledger, owned}: when the comparison begins, how many labels the store should have, and whether a
+-- policy says that nobody else keeps labels there.
+create or replace function public.esl_drift_begin(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object(
+        'at', clock_timestamp(),
+        'ledger', (select count(*) from esl.hipoink_products s where s.store_code = p ->> 'store'),
+        'owned', exists (select from esl.store_mappings m where m.hipoink_store_code = p ->> 'store' and m.is_active
+                         and m.settings ->> 'owns_store' = 'true'))
+$$;
+
+-- {store, since, codes} -> {labels: [{code, push_id, label}], foreign: [codes]}: what the ledger says of listed codes.
+-- Moving labels are left out of both. foreign: in no ledger, queue or evaluated label of ours.
+create or replace function public.esl_drift_compare(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    return (
+        with listed as (
+            select c.code, s.push_id, s.label
+            from jsonb_array_elements_text(p -> 'codes') as c (code)
+            left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
+            where not esl.is_moving(p ->> 'store', c.code, (p ->> 'since')::timestamptz)
+        )
+        select jsonb_build_object(
+            'labels', coalesce(jsonb_agg(to_jsonb(l) order by l.code) filter (where l.push_id is not null), '[]'),
+            'foreign', coalesce(jsonb_agg(l.code order by l.code) filter (where l.push_id is null and not exists (
+                select from esl.labels b where b.code = l.code and b.store_code = p ->> 'store')), '[]'))
+        from listed l);
+end $$;
+
+-- {store, since, after?, limit} -> {labels: [{code, push_id}], next}: the ledger page by page, without moving labels.
+create or replace function public.esl_drift_ledger(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    return (
+        with page as materialized (
+            select s.code, s.push_id from esl.hipoink_products s
+            where s.store_code = p ->> 'store' and s.code > coalesce(p ->> 'after', '')
+            order by s.code limit (p ->> 'limit')::int
+        )
+        select jsonb_build_object(
+            'labels', coalesce(jsonb_agg(to_jsonb(g) order by g.code) filter (
+                where not esl.is_moving(p ->> 'store', g.code, (p ->> 'since')::timestamptz)), '[]'),
+            'next', max(g.code))
+        from page g);
+end $$;
+
+-- {store, run_id, since, labels: [{code, kind, push_id, ours, theirs, label, label_hash}]} -> {requeued}
+-- The ledger takes what the label server really holds, and esl.requeue decides what follows.
+--   different -> the ledger's label becomes `label`; not for the fourth time in 14 days when the same difference came
+--                back after three pushes: then it is how the server keeps what we send, and pushing changes nothing
+--   missing   -> the label leaves the ledger
+--   foreign   -> the label enters the ledger, owned by no variant, so that it is removed (esl.guard counts it)
+-- What has been pushed since it was compared (another push_id, a row in the queue) is left alone.
+create or replace function public.esl_drift_repair(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_store text := p ->> 'store'; v_codes text[]; v_stores text[];
+begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+
+    with found as materialized (
+        select d.*, s.code is not null as on_label, coalesce(d.ours, s.label) as said
+        from jsonb_to_recordset(p -> 'labels') as d (
+            code text, kind text, push_id uuid, ours jsonb, theirs jsonb, label jsonb, label_hash text)
+        left join esl.hipoink_products s on s.code = d.code and s.store_code = v_store
+        where d.push_id is not distinct from s.push_id
+          and not esl.is_moving(v_store, d.code, (p ->> 'since')::timestamptz)
+    ), taken as materialized (
+        select f.* from found f
+        where f.kind = 'missing'
+           or (f.kind = 'different' and (
+               select count(*) from esl.drift x
+               where x.code = f.code and x.store_code = v_store and x.kind = 'different'
+                 and (x.ours, x.theirs) = (f.ours, f.theirs) and x.at > now() - interval '14 days') < 3)
+           or (f.kind = 'foreign' and not exists (
+               select from esl.labels b where b.code = f.code and b.store_code = v_store))
+    ), noted as (
+        insert into esl.drift (run_id, store_code, code, kind, ours, theirs)
+        select p ->> 'run_id', v_store, code, kind, said, theirs from taken
+    ), corrected as (
+        update esl.hipoink_products s set label = t.label, label_hash = t.label_hash from taken t
+        where t.kind = 'different' and s.code = t.code and s.store_code = v_store
+    ), gone as (
+        delete from esl.hipoink_products s using taken t
+        where t.kind = 'missing' and s.code = t.code and s.store_code = v_store
+    ), adopted as (
+        insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
+        select v_store, t.code, m.id, '', t.label, t.label_hash, gen_random_uuid()
+        from taken t cross join (
+            select id from esl.store_mappings where hipoink_store_code = v_store and is_active
+            order by is_dry_run, settings ->> 'owns_store' = 'true' desc, created_at, id limit 1) m
+        where t.kind = 'foreign'
+    )
+    select array_agg(code), array_agg(v_store) into v_codes, v_stores from taken;
+    perform esl.requeue(v_stores, v_codes);
+
+    return (select jsonb_build_object('requeued', count(*))
+            from jsonb_to_recordset(p -> 'labels') as d (code text)
+            join esl.sync_queue q on q.code = d.code and q.store_code = v_store);
+end $$;
+
+-- {shop?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, publishable, accurate, due}]}
+-- of every active mapping that is not in dry run. accurate: of the publishable labels, those that the label server
+-- accepted as they should be now. due: variants of the shop that are not evaluated yet.
+create or replace function public.esl_accuracy(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
+set statement_timeout = '55s' as $$
+begin
+    return (select jsonb_build_object('mappings',
+        coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]')) from (
+        select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
+               count(l.variant_id) as publishable,
+               count(s.code) filter (where o.variant_id is null) as accurate,
+               (select count(*) from esl.products d where d.due and not d.removed
+                  and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due
+        from esl.store_mappings m
+        left join esl.labels l on l.mapping_id = m.id and l.state = 'publish' and not l.collides
+        left join esl.hipoink_products s
+          on s.code = l.code and s.store_code = l.store_code and s.label_hash = l.label_hash
+        left join esl.products o
+          on o.due and o.variant_id = l.variant_id and o.source_system = m.source_system
+         and o.source_store_id = m.source_store_id
+        where m.is_active and not m.is_dry_run
+          and (p -> 'shop' is null or (m.source_system, m.source_store_id)
+               = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+        group by m.id) t);
+end $$;

@@ -1,0 +1,105 @@
+"""What a stack asks of Dagster's webserver, over its GraphQL endpoint: is it loaded, start a job, how did it end."""
+
+import time
+from typing import Any
+
+import httpx
+
+_REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "esl_pipeline"}
+_POLL_SECONDS = 0.25
+_ENDED = ("SUCCESS", "FAILURE", "CANCELED")
+
+_LOADED = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"
+_SCHEDULES = """query ($of: RepositorySelector!) {
+  schedulesOrError(repositorySelector: $of) { __typename ... on Schedules { results { id } } } }"""
+_STOP = "mutation ($id: String!) { stopRunningSchedule(id: $id) { __typename } }"
+_CONFIG = """query ($job: PipelineSelector!, $partition: String!) {
+  pipelineOrError(params: $job) { __typename ... on Pipeline { partition(partitionName: $partition) {
+    runConfigOrError { ... on PartitionRunConfig { yaml } ... on PythonError { message } } } } } }"""
+_LAUNCH = """mutation ($run: ExecutionParams!) {
+  launchRun(executionParams: $run) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+_STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+_NUMBERS = """query ($id: ID!) {
+  runOrError(runId: $id) { ... on Run { assetMaterializations {
+    assetKey { path } metadataEntries { label ... on IntMetadataEntry { intRepr } } } } } }"""
+
+
+class WebserverError(Exception):
+    """Dagster did not do what it was asked; the message says what."""
+
+
+class Webserver:
+    """Dagster's webserver at this address. Methods raise httpx.HTTPError when it does not answer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/graphql"
+
+    def is_loaded(self) -> bool:
+        """Whether it answers and has loaded our definitions."""
+        try:
+            return bool(self._ask(_LOADED)["repositoriesOrError"].get("nodes"))
+        except (httpx.HTTPError, WebserverError, ValueError):
+            return False
+
+    def stop_schedules(self) -> None:
+        """Stop every schedule, so that nothing runs unless it is launched."""
+        found = self._ask(_SCHEDULES, of=_REPOSITORY)["schedulesOrError"]
+        for schedule in found["results"]:
+            stopped = self._ask(_STOP, id=schedule["id"])["stopRunningSchedule"]["__typename"]
+            if stopped != "ScheduleStateResult":
+                raise WebserverError(f"Dagster did not stop a schedule: {stopped}")
+
+    def launch(self, job: str, *, partition: str) -> str:
+        """Start a job for one partition, with the configuration that the UI would fill in -> the run's id."""
+        run = {
+            "selector": {**_REPOSITORY, "jobName": job},
+            "runConfigData": self._config(job, partition),
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+        }
+        answer = self._ask(_LAUNCH, run=run)["launchRun"]
+        if "run" not in answer:
+            raise WebserverError(
+                f"Dagster did not start {job}: {answer['__typename']} {answer.get('message', '')}"
+            )
+        return str(answer["run"]["runId"])
+
+    def wait(self, run_id: str, seconds: float) -> None:
+        """Return when a run has succeeded; WebserverError when it has failed, or has not ended in time."""
+        deadline = time.monotonic() + seconds
+        while (status := self._ask(_STATUS, id=run_id)["runOrError"]["status"]) not in _ENDED:
+            if time.monotonic() > deadline:
+                raise WebserverError(f"run {run_id} is still {status} after {seconds:.0f} s")
+            time.sleep(_POLL_SECONDS)
+        if status != "SUCCESS":
+            raise WebserverError(f"run {run_id} has ended with {status}; see the Dagster daemon's log")
+
+    def numbers(self, run_id: str) -> dict[str, dict[str, int]]:
+        """Whole numbers of a run's materialisations: asset -> label -> number."""
+        found = self._ask(_NUMBERS, id=run_id)["runOrError"]["assetMaterializations"]
+        return {
+            event["assetKey"]["path"][-1]: {
+                entry["label"]: int(entry["intRepr"])
+                for entry in event["metadataEntries"]
+                if "intRepr" in entry
+            }
+            for event in found
+        }
+
+    def _config(self, job: str, partition: str) -> str:
+        """A job's configuration for a partition, as YAML. (An empty one would not mean the job's own.)"""
+        selector = {**_REPOSITORY, "pipelineName": job}
+        found = self._ask(_CONFIG, job=selector, partition=partition)["pipelineOrError"]
+        config = (found.get("partition") or {}).get("runConfigOrError", {})
+        if "yaml" not in config:
+            said = config.get("message", found["__typename"])
+            raise WebserverError(f"Dagster has no job {job} for partition {partition}: {said}")
+        return str(config["yaml"])
+
+    def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        body = {"query": query, "variables": variables}
+        answer = httpx.post(self._url, json=body, timeout=30).raise_for_status().json()
+        if errors := answer.get("errors"):
+            raise WebserverError(f"Dagster's webserver: {errors[0]['message']}")
+        data: dict[str, Any] = answer["data"]
+        return data

@@ -1,0 +1,239 @@
+"""The nightly promise in Dagster: no webhook at all, drift on both sides, silence, and what stops a run."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from esl_pipeline.local.shopify.faults import CutDownload
+from esl_pipeline.local.shopify.sandbox import TOKEN, ShopifySandbox
+from esl_pipeline.local.shopify.server import running_shopify
+from esl_pipeline.orchestration.checks import label_accuracy, webhooks_arrive
+from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.settings import load_settings
+from esl_pipeline_tests.local.shopify import small_shop
+from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
+from esl_pipeline_tests.orchestration.test_assets import metadata
+from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, SHOP, STORE, arrive, map_shop, product
+
+NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def shopify(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[ShopifySandbox]:
+    with running_shopify(small_shop(), token=TOKEN) as running:
+        monkeypatch.setenv("SHOPIFY_ADMIN_URL", running.url)
+        monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", TOKEN)
+        yield running.sandbox
+
+
+def reconcile(pipeline: Pipeline, *, raise_on_error: bool = True) -> dg.ExecuteInProcessResult:
+    job = pipeline.definitions.resolve_job_def("full_reconciliation")
+    return job.execute_in_process(
+        instance=pipeline.instance, partition_key=KEY, raise_on_error=raise_on_error
+    )
+
+
+def numbers(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for asset in ASSETS:
+        found |= metadata(result, asset)
+    return found
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {found.check_name: found.passed for found in result.get_asset_check_evaluations()}
+
+
+def wanted(shopify: ShopifySandbox) -> dict[str, str]:
+    """Code to price of everything that should be on a shelf."""
+    return {
+        variant.barcode: f"{float(variant.price or 0):.2f}"
+        for found in shopify.shop.products.values()
+        for variant in found.variants
+        if found.status == "active" and variant.barcode and not found.gift_card
+    }
+
+
+def changing_calls(pipeline: Pipeline) -> int:
+    calls = pipeline.sandbox.state()["calls"]
+    return sum(count for action, count in calls.items() if not action.startswith("query"))
+
+
+def prices(pipeline: Pipeline) -> dict[str, str]:
+    return {code: label["pp"] for code, label in pipeline.labels(STORE).items()}
+
+
+def test_a_shop_without_webhooks_has_every_label_by_morning(
+    pipeline: Pipeline, shopify: ShopifySandbox
+) -> None:
+    map_shop(pipeline.buffer)
+    first = reconcile(pipeline)
+    assert prices(pipeline) == wanted(shopify)
+    catalogue = sum(len(found.variants) for found in shopify.shop.products.values())
+    said = numbers(first)
+    assert (said["catalogue"], said["catalogue changed"], said["catalogue removed"]) == (
+        catalogue,
+        catalogue,
+        0,
+    )
+    assert checks(first) == dict.fromkeys(
+        ("webhooks_arrive", "quarantine_share", "codes_are_unique", "preview", "label_accuracy"), True
+    )
+    assert 0 < said["duration (s)"] < 60 and said["peak memory (MiB)"] > 0
+
+    # Nothing has changed: nothing is written, at the label server least of all.
+    calls = changing_calls(pipeline)
+    again = numbers(reconcile(pipeline))
+    assert (again["catalogue unchanged"], again["catalogue changed"]) == (catalogue, 0)
+    assert changing_calls(pipeline) == calls
+    assert (again["drift missing"], again["drift different"], again["drift foreign"]) == (0, 0, 0)
+
+    # Changes that no webhook told of: a price, a deletion.
+    shop = shopify.shop
+    dearer, gone = [found for found in shop.products.values() if found.status == "active"][:2]
+    shop.set_price(dearer, dearer.variants[0], "1.23")
+    shop.delete(gone)
+    third = numbers(reconcile(pipeline))
+    assert prices(pipeline) == wanted(shopify)
+    assert third["catalogue removed"] == len(gone.variants)
+    assert third["labels removed"] == len(gone.variants)
+
+
+def test_labels_edited_behind_our_back_are_found_and_mended(
+    pipeline: Pipeline, shopify: ShopifySandbox
+) -> None:
+    map_shop(pipeline.buffer)
+    reconcile(pipeline)
+    codes = sorted(prices(pipeline))
+    from esl_pipeline_tests.hipoink.servers import client_of
+
+    with client_of(pipeline.sandbox.url) as intruder:
+        intruder.create_multiple(STORE, [{"pc": codes[0], "pn": "Other", "pp": "0.01"}])
+        intruder.create_multiple(STORE, [{"pc": "FOREIGN", "pn": "Not ours", "pp": "5.00"}])
+        intruder.del_multiple(STORE, codes[1:3])
+
+    said = numbers(reconcile(pipeline))
+
+    assert (said["drift missing"], said["drift different"], said["drift foreign"]) == (2, 1, 1)
+    assert prices(pipeline) == wanted(shopify) | {"FOREIGN": "5.00"}
+    assert numbers(reconcile(pipeline))["drift missing"] == 0
+
+
+def test_a_truncated_catalogue_removes_nothing_and_says_why(
+    pipeline: Pipeline, shopify: ShopifySandbox
+) -> None:
+    map_shop(pipeline.buffer)
+    reconcile(pipeline)
+    before = prices(pipeline)
+    shopify.faults.replace([CutDownload(times=100)])
+
+    failed = reconcile(pipeline, raise_on_error=False)
+
+    assert not failed.success
+    (failure,) = [event for event in failed.all_events if event.is_step_failure]
+    assert failure.step_key == "shopify_products"
+    assert "IncompleteDownloadError" in str(failure.event_specific_data)
+    assert prices(pipeline) == before
+    shopify.faults.replace([])
+    assert reconcile(pipeline).success and prices(pipeline) == before
+
+
+def test_without_a_token_a_run_says_what_is_missing_and_is_not_repeated(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    failed = reconcile(pipeline, raise_on_error=False)
+    (failure,) = [event for event in failed.all_events if event.is_step_failure]
+    assert f"no Admin API token for {SHOP}: set SHOPIFY_ADMIN_TOKEN" in str(failure.event_specific_data)
+    run = pipeline.instance.get_run_by_id(failed.run_id)
+    assert run is not None and run.tags["dagster/retry_on_asset_or_op_failure"] == "false"
+
+
+def tick(pipeline: Pipeline, name: str) -> list[Any]:
+    """What a schedule answers at two o'clock."""
+    schedule = pipeline.definitions.resolve_schedule_def(name)
+    shopify = ShopifyAdmin(load_settings())
+    # Schedules reach their instance by reference only, which an ephemeral one has not.
+    with (
+        dg.instance_for_test() as instance,
+        dg.build_schedule_context(instance=instance, scheduled_execution_time=NIGHT) as context,
+    ):
+        found = schedule(context, buffer=pipeline.buffer, shopify=shopify)
+        requests = [found] if isinstance(found, dg.RunRequest | dg.SkipReason) else list(found)
+    return [r.skip_message if isinstance(r, dg.SkipReason) else r for r in requests]
+
+
+def test_every_active_shop_with_a_token_has_its_run_each_night(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tick(pipeline, "nightly_reconciliation") == ["no shop is mapped to a store"]
+    map_shop(pipeline.buffer)
+    other = map_shop(pipeline.buffer, OTHER_SHOP, "S2")
+    (said,) = tick(pipeline, "nightly_reconciliation")
+    assert SHOP in said and OTHER_SHOP in said and "SHOPIFY_ADMIN_TOKEN" in said
+    assert "SHOPIFY_ADMIN_TOKEN" in tick(pipeline, "catch_up")[0]
+
+    monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", f"{SHOP}=shpat_1,{OTHER_SHOP}=shpat_2")
+    requests = tick(pipeline, "nightly_reconciliation")
+    assert [request.partition_key for request in requests] == [KEY, f"shopify:{OTHER_SHOP}"]
+    assert len({request.run_key for request in requests}) == 2
+    assert len(tick(pipeline, "catch_up")) == 1
+
+    pipeline.buffer.mapping_update(other["id"], {"is_active": False})
+    assert [request.partition_key for request in tick(pipeline, "nightly_reconciliation")] == [KEY]
+
+
+def test_catch_up_reads_what_webhooks_missed(pipeline: Pipeline, shopify: ShopifySandbox) -> None:
+    map_shop(pipeline.buffer)
+    reconcile(pipeline)
+    job = pipeline.definitions.resolve_job_def("catch_up")
+    assert job.execute_in_process(instance=pipeline.instance).success
+    shop = shopify.shop
+    changed = next(found for found in shop.products.values() if found.status == "active")
+    changed.updated_at = datetime.now(UTC)
+    shop.set_price(changed, changed.variants[0], "4.56")
+    changed.updated_at = datetime.now(UTC)
+    assert job.execute_in_process(instance=pipeline.instance).success
+    pipeline.drain()
+    assert prices(pipeline)[str(changed.variants[0].barcode)] == "4.56"
+
+
+def test_a_shop_that_falls_silent_raises_an_alarm_once(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    sensor = pipeline.definitions.resolve_sensor_def("silence_sensor")
+
+    def look(cursor: str | None) -> dg.SensorResult:
+        with dg.build_sensor_context(instance=pipeline.instance, cursor=cursor) as context:
+            found = sensor(context, buffer=pipeline.buffer)
+        assert isinstance(found, dg.SensorResult)
+        return found
+
+    assert look(None).skip_reason is not None
+    pipeline.sql("update esl.webhook_inbox set received_at = received_at - interval '25 hours'")
+    alarm = look(None)
+    (event,) = alarm.asset_events
+    assert isinstance(event, dg.AssetCheckEvaluation)
+    assert (event.check_name, event.passed, event.partition) == ("webhooks_arrive", False, KEY)
+    assert "no webhook since" in str(event.description)
+    assert look(alarm.cursor).skip_reason is not None
+    arrive(pipeline.buffer, product(2))
+    recovered = look(alarm.cursor)
+    assert [
+        found.passed for found in recovered.asset_events if isinstance(found, dg.AssetCheckEvaluation)
+    ] == [True]
+    assert recovered.cursor == ""
+
+
+@pytest.mark.parametrize(
+    ("accurate", "passed", "severity"),
+    [(1000, True, "WARN"), (999, True, "WARN"), (998, False, "WARN"), (979, False, "ERROR")],
+)
+def test_accuracy_warns_below_999_and_fails_below_980(accurate: int, passed: bool, severity: str) -> None:
+    result = label_accuracy([{"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}])
+    assert (result.passed, result.severity.value) == (passed, severity)
+
+
+def test_a_shop_that_never_sent_a_webhook_is_not_silent() -> None:
+    assert webhooks_arrive({"shops": []}, KEY, hours=1, now=NIGHT + timedelta(days=9)).passed
