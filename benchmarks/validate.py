@@ -7,7 +7,7 @@ are measured: the default one, and one that uses much of what a policy offers.
 Exits 1 when either takes more than 10 s per 100,000 variants (the bound grows and shrinks with the number, but is at
 least 1 s), or the process more than 1 GiB beyond what it had before the variants were made. Seconds are those of the
 processor, all threads together: evaluation does nothing but compute, and what else runs on the machine is not its
-fault. The wall clock's stand beside them.
+fault. The wall clock's stand beside them. Each policy is run three times and the fastest run counts.
 """
 
 import gc
@@ -29,6 +29,7 @@ from esl_pipeline.stages.read import VARIANT_COLUMNS
 SECONDS_PER_ROW = 10 / 100_000
 SHORTEST_BOUND = 1.0
 MOST_MIB = 1024
+RUNS = 3
 SEED = 20261122
 
 POLICIES: Mapping[str, Policy] = {
@@ -89,21 +90,28 @@ def main(rows: int) -> int:
 
 
 def measure(name: str, policy: Policy, variants: pd.DataFrame) -> Seconds:
-    """Print the stages of labels.evaluate.evaluate, which is these three calls; return their sum."""
+    """Print the stages of the fastest run and what came of it; return the sum of its stages."""
     store = Store("bench", "S1", policy, shop_currency="EUR", shop_taxes_included=True)
-    gc.collect()
-    (outcomes, facts), reading = _timed(lambda: read(variants, store))
-    found, checking = _timed(lambda: schema.findings(facts, policy))
-    (labels, _), framing = _timed(lambda: to_frames(variants, store, outcomes, found))
-    stages = {"read": reading, "schema": checking, "frames": framing}
-    total = Seconds(*map(sum, zip(*stages.values(), strict=True)))
+    stages, summary = min((run(variants, store) for _ in range(RUNS)), key=lambda one: _sum(one[0]))
+    total = _sum(stages)
     for stage, took in (stages | {"all": total}).items():
         print(f"{name:<10}{stage:<10}{took.cpu:>8.2f}{took.wall:>8.2f}{len(variants) / took.cpu:>10,.0f}")
-    states = labels["state"].value_counts()
-    print(
-        f"{name:<10}{', '.join(f'{count:,} {state}' for state, count in states.items())}; {len(found):,} findings"
-    )
+    print(f"{name:<10}{summary}")
     return total
+
+
+def run(variants: pd.DataFrame, store: Store) -> tuple[dict[str, Seconds], str]:
+    """The stages of labels.evaluate.evaluate, which is these three calls, and how many rows ended where."""
+    gc.collect()
+    (outcomes, facts), reading = _timed(lambda: read(variants, store))
+    found, checking = _timed(lambda: schema.findings(facts, store.policy))
+    (labels, _), framing = _timed(lambda: to_frames(variants, store, outcomes, found))
+    ends = ", ".join(f"{count:,} {state}" for state, count in labels["state"].value_counts().items())
+    return {"read": reading, "schema": checking, "frames": framing}, f"{ends}; {len(found):,} findings"
+
+
+def _sum(stages: Mapping[str, Seconds]) -> Seconds:
+    return Seconds(*map(sum, zip(*stages.values(), strict=True)))
 
 
 def _timed(call: Callable[[], Result]) -> tuple[Result, Seconds]:
@@ -128,7 +136,7 @@ def catalogue(rows: int) -> pd.DataFrame:
 
 
 def _variant(chance: random.Random, number: int, title: str) -> dict[str, Any]:
-    cents = 0 if chance.random() < 0.03 else chance.randint(50, 99_999)
+    cents = _cents(chance)
     measured = number % 2 == 0
     return {
         "source_system": "shopify",
@@ -221,6 +229,13 @@ def _sku(chance: random.Random, number: int) -> str | None:
     if chance.random() < 0.48:
         return None
     return f"SKU-{number}" if chance.random() < 0.92 else f"SKU-{number}, OLD-{number}"
+
+
+def _cents(chance: random.Random) -> int:
+    """3 % zero; most others end as prices do."""
+    if chance.random() < 0.03:
+        return 0
+    return chance.randint(0, 499) * 100 + chance.choice((50, 90, 95, 99, 99, 99, chance.randint(1, 99)))
 
 
 def _compare_at(chance: random.Random, cents: int) -> str | None:

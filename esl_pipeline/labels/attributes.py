@@ -43,9 +43,9 @@ class PerUnit(NamedTuple):
 def attributes_of(variant: Mapping[str, Any], policy: Policy, shop_currency: str | None = None) -> Attributes:
     """What the policy shows of a variant, by name, and PerUnit's verdict; "" where the variant has no such thing.
 
-    In: a row of the buffer's variants, stock as {location id: quantity}, unit_price_measurement as Shopify's object
-    (both may be missing), prior_price as the lowest price on the label in the 30 days before the present reduction.
-    Pure; never raises for the content of a row.
+    In: a row of the buffer's variants, stock as {location id: quantity}, unit_price_measurement as a Measurement (both
+    may be missing), prior_price as the lowest price on the label in the 30 days before the present reduction. Pure;
+    never raises for the content of a row.
     """
     used = policy.used_attributes
     texts = {name: _text(variant.get(name), policy.emoji) for name in _TEXTS if name in used}
@@ -121,7 +121,7 @@ def per_unit(variant: Mapping[str, Any], policy: Policy, decimals: int) -> PerUn
     price, stated = variant.get("price") or "", variant.get("unit_price") or ""
     if policy.unit_price_mode == "off" or not PRICE.fullmatch(price):
         return PerUnit("", "", "ok")
-    measured = unit_price.measurement_of(variant.get("unit_price_measurement"))
+    measured: unit_price.Measurement | None = variant.get("unit_price_measurement")
     if measured is None:
         return PerUnit("", "", "missing")
     if measured.quantity_value <= 0:

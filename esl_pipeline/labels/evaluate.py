@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -20,6 +21,7 @@ from esl_pipeline.labels.attributes import (
 )
 from esl_pipeline.labels.build import Label, canonical_json, label_from, label_hash
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.labels.unit_price import Measurement, measurement_of
 
 State = Literal["publish", "held", "kept", "blank", "withdrawn"]
 
@@ -154,7 +156,7 @@ def _unpack(row: dict[str, Any], mapping_id: str) -> None:
     """Make a row what attributes_of takes, with the prices of our own labels: shown_price, prior_price."""
     ours = _object(_object(row["history"]).get(mapping_id))
     row["stock"] = _object(row["stock"])
-    row["unit_price_measurement"] = _object(row["unit_price_measurement"])
+    row["unit_price_measurement"] = _measurement(row["unit_price_measurement"])
     row["shown_price"] = _price_or_none(ours.get("shown"))
     row["prior_price"] = _price_or_none(ours.get("prior"))
 
@@ -167,6 +169,12 @@ def _object(value: object) -> Mapping[str, Any]:
         except orjson.JSONDecodeError:
             return {}
     return value if isinstance(value, dict) else {}
+
+
+# A shop has few kinds of packs.
+@lru_cache(maxsize=10_000)
+def _measurement(text: str | None) -> Measurement | None:
+    return measurement_of(_object(text))
 
 
 def _price_or_none(value: object) -> str | None:

@@ -1,6 +1,7 @@
 """What a label is made of, and the attributes behind it: pure, complete and the same for the same input."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import hypothesis.strategies as st
@@ -10,6 +11,7 @@ from hypothesis import given
 from esl_pipeline.labels.attributes import attributes_of, code_of, price_text
 from esl_pipeline.labels.build import Label, build_label, canonical_json, image_is_allowed, label_hash
 from esl_pipeline.labels.policy import ATTRIBUTES, Policy
+from esl_pipeline.labels.unit_price import Measurement
 
 VARIANT: dict[str, Any] = {
     "source_store_id": "shop",
@@ -22,12 +24,7 @@ VARIANT: dict[str, Any] = {
     "price": "8.9",
     "compare_at_price": "10",
     "stock": {"7": 3},
-    "unit_price_measurement": {
-        "quantityValue": 50,
-        "quantityUnit": "G",
-        "referenceValue": 1,
-        "referenceUnit": "KG",
-    },
+    "unit_price_measurement": Measurement("WEIGHT", Decimal(50), "G", 1, "KG"),
 }
 
 

@@ -15,6 +15,7 @@ from esl_pipeline.labels.build import build_label, canonical_json, label_hash
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.schema import RULES
+from esl_pipeline.labels.unit_price import measurement_of
 from esl_pipeline.stages.read import VARIANT_COLUMNS
 from esl_pipeline_tests.labels.support import GOOD, LOCATION, MAPPING, frame, judge, store
 
@@ -289,6 +290,7 @@ def test_build_label_is_pure_and_what_evaluate_publishes(row: dict[str, Any], to
         except (ValueError, RecursionError):
             read = None
         variant[name] = read if isinstance(read, dict) else {}
+    variant["unit_price_measurement"] = measurement_of(variant["unit_price_measurement"])
     ours = variant["history"].get(MAPPING)
     prior = ours.get("prior") if isinstance(ours, dict) else None
     variant["prior_price"] = prior if isinstance(prior, str) and PRICE.fullmatch(prior) else None
