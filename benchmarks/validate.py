@@ -52,12 +52,9 @@ POLICIES: Mapping[str, Policy] = {
             "unit_price_mode": "eu",
             "fields": {
                 "ps": "{option1}[ / {option2}]",
-                "pu": "{unit_price_per}",
-                "vp": "{unit_price}",
                 "pm": "{vendor}",
-                "f1": "{product_type}",
-                "f2": "[{unit_price} {currency}/{unit_price_per}]",
-                "extend": {"tags": "{tags}", "shop": "{shop}"},
+                "f1": "[{unit_price} {currency}/{unit_price_per}]",
+                "extend": {"type": "{product_type}"},
             },
         }
     ),

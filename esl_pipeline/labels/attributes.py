@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from esl_pipeline.labels import codes, unit_price
@@ -96,7 +95,6 @@ def is_too_fine(price: str, decimals: int) -> bool:
     return price.partition(".")[2][min(decimals, LABEL_SERVER_DECIMALS) :].strip("0") != ""
 
 
-@lru_cache(maxsize=10_000)
 def price_text(price: str | None, decimals: int) -> str:
     """A valid price as dot-decimal text with the currency's digits: ("8.9", 2) -> "8.90"; "" for anything else."""
     if price is None or not PRICE.fullmatch(price):
@@ -145,8 +143,6 @@ def _compare_at(variant: Mapping[str, Any], policy: Policy, decimals: int) -> st
     return price_text(variant["compare_at_price"], decimals)
 
 
-# Vendors, types, tags and options are the same in many variants, a title in all of a product.
-@lru_cache(maxsize=10_000)
 def _text(value: str | None, emoji: Literal["strip", "keep"]) -> str:
     text = clean(value)
     return text if emoji == "keep" else without_emoji(text)

@@ -241,12 +241,8 @@ class _Stage:
         told, shown = dict(self.shelf.labels), self.sandbox()["labels"]
         self.shelf.settle(self._day.shop.products.values())
         self._day.shop.clock = real_time
-        # What nothing else sets right: neither a dropped webhook's labels, nor those that wait for a correction.
-        known = [
-            code
-            for code, label in sorted(self.shelf.labels.items())
-            if told.get(code) == label and code not in self.shelf.kept
-        ]
+        # What nothing else sets right: not a dropped webhook's labels.
+        known = [code for code, label in sorted(self.shelf.labels.items()) if told.get(code) == label]
         done = meddle(self._labels, STORE, known, self._day.shop.rng)
         expected = {**self.shelf.labels, **done.foreign}
         began = time.monotonic()

@@ -60,8 +60,6 @@ class Shelf:
     def __init__(self) -> None:
         self.labels: dict[str, Label] = {}
         self.held_back = 0
-        self.kept: set[str] = set()
-        """The codes of held-back variants that have a label."""
         self._code_of: dict[int, str] = {}
 
     def settle(self, products: Iterable[Product]) -> None:
@@ -72,7 +70,6 @@ class Shelf:
         placed = {i: label for i, label in wanted.items() if label is not None and i not in held}
         kept = {i: self.labels[self._code_of[i]] for i in held if i in self._code_of}
         shown = kept | placed
-        self.kept = {label["pc"] for label in kept.values()}
         self._code_of = {i: label["pc"] for i, label in shown.items()}
         self.labels = {label["pc"]: label for label in shown.values()}
         self.held_back = len(held)

@@ -13,9 +13,6 @@ _LOADED = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } 
 _SCHEDULES = """query ($of: RepositorySelector!) {
   schedulesOrError(repositorySelector: $of) { __typename ... on Schedules { results { id } } } }"""
 _STOP = "mutation ($id: String!) { stopRunningSchedule(id: $id) { __typename } }"
-_CONFIG = """query ($job: PipelineSelector!, $partition: String!) {
-  pipelineOrError(params: $job) { __typename ... on Pipeline { partition(partitionName: $partition) {
-    runConfigOrError { ... on PartitionRunConfig { yaml } ... on PythonError { message } } } } } }"""
 _LAUNCH = """mutation ($run: ExecutionParams!) {
   launchRun(executionParams: $run) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
@@ -51,10 +48,10 @@ class Webserver:
                 raise WebserverError(f"Dagster did not stop a schedule: {stopped}")
 
     def launch(self, job: str, *, partition: str) -> str:
-        """Start a job for one partition, with the configuration that the UI would fill in -> the run's id."""
+        """Start a job for one partition -> the run's id."""
         run = {
             "selector": {**_REPOSITORY, "jobName": job},
-            "runConfigData": self._config(job, partition),
+            "runConfigData": {},
             "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
         }
         answer = self._ask(_LAUNCH, run=run)["launchRun"]
@@ -85,16 +82,6 @@ class Webserver:
             }
             for event in found
         }
-
-    def _config(self, job: str, partition: str) -> str:
-        """A job's configuration for a partition, as YAML. (An empty one would not mean the job's own.)"""
-        selector = {**_REPOSITORY, "pipelineName": job}
-        found = self._ask(_CONFIG, job=selector, partition=partition)["pipelineOrError"]
-        config = (found.get("partition") or {}).get("runConfigOrError", {})
-        if "yaml" not in config:
-            said = config.get("message", found["__typename"])
-            raise WebserverError(f"Dagster has no job {job} for partition {partition}: {said}")
-        return str(config["yaml"])
 
     def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
         body = {"query": query, "variables": variables}

@@ -73,16 +73,8 @@ def _variant_schema() -> dg.TableSchema:
 _OWNERS = ["team:esl"]
 
 
-class Reading(dg.Config):
-    """How shopify_products reads: the deliveries alone, or the whole catalogue through the Admin API as well."""
-
-    snapshot: bool = False
-
-
-class Comparing(dg.Config):
-    """Whether hipoink_sync_results compares the label server's own list with the ledger after its pushes."""
-
-    compare: bool = False
+# The tag of full_reconciliation: its runs read the whole catalogue and compare the label server's own list.
+RECONCILIATION = {"esl/role": "reconciliation"}
 
 
 @dg.asset(
@@ -96,7 +88,6 @@ class Comparing(dg.Config):
 )
 def shopify_products(
     context: dg.AssetExecutionContext,
-    config: Reading,
     buffer: dg.ResourceParam[Buffer],
     shopify: dg.ResourceParam[ShopifyAdmin],
 ) -> dg.Output[Parts]:
@@ -113,7 +104,7 @@ def shopify_products(
     while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
         events += read
     report: dict[str, Any] = {}
-    if config.snapshot:
+    if _is_reconciliation(context):
         with shopify.client(shop["source_store_id"]) as client:
             snapshot = read_snapshot(buffer, client, shop=shop, run_id=context.run.run_id)
         report = reports.snapshot_report(snapshot)
@@ -171,7 +162,6 @@ def validated_variants(
 )
 def hipoink_sync_results(
     context: dg.AssetExecutionContext,
-    config: Comparing,
     buffer: dg.ResourceParam[Buffer],
     label_server: dg.ResourceParam[LabelServer],
 ) -> dg.Output[Parts]:
@@ -186,7 +176,7 @@ def hipoink_sync_results(
     results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
     _push_all(context, buffer, label_server, shop, results)
     report: dict[str, Any] = {"push (s)": round(time.monotonic() - started, 3)}
-    if config.compare:
+    if _is_reconciliation(context):
         stores = {
             mapping["hipoink_store_code"]: mapping
             for mapping in buffer.mapping_list()
@@ -202,6 +192,10 @@ def hipoink_sync_results(
         _push_all(context, buffer, label_server, shop, results)
     report |= reports.results_report(results) | reports.cost_report(started)
     return dg.Output(results, metadata=report)
+
+
+def _is_reconciliation(context: dg.AssetExecutionContext) -> bool:
+    return RECONCILIATION.items() <= context.run.tags.items()
 
 
 def _compared(

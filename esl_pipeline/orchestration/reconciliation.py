@@ -8,8 +8,7 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.orchestration.assets import (
-    Comparing,
-    Reading,
+    RECONCILIATION,
     hipoink_sync_results,
     shopify_products,
     validated_variants,
@@ -24,12 +23,9 @@ full_reconciliation = dg.define_asset_job(
     "full_reconciliation",
     selection=dg.AssetSelection.assets(shopify_products, validated_variants, hipoink_sync_results)
     | dg.AssetSelection.checks(*asset_checks),
-    config=dg.RunConfig(
-        ops={"shopify_products": Reading(snapshot=True), "hipoink_sync_results": Comparing(compare=True)}
-    ),
     description="The whole catalogue of a shop against its labels, on both sides: needs no webhook at all.",
     # A bulk read of a large shop takes Shopify its time; a run that outlives this is dead (dagster.md 2.4).
-    tags={"dagster/max_runtime": "21600", "dagster/max_retries": "3", "esl/role": "reconciliation"},
+    tags={"dagster/max_runtime": "21600", "dagster/max_retries": "3", **RECONCILIATION},
 )
 
 

@@ -43,6 +43,8 @@ from esl_pipeline_tests.hipoink.servers import client_of, running
 from esl_pipeline_tests.local.shopify import Running
 from esl_pipeline_tests.local.shopify import running as running_shop
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World
+from esl_pipeline_tests.world import product as product_body
+from esl_pipeline_tests.world import variant as variant_body
 
 DOMAIN = "corner-market.myshopify.com"
 KEY = {"source_system": "shopify", "source_store_id": DOMAIN}
@@ -469,6 +471,28 @@ def test_drift_is_found_exactly_and_repaired(stocked: Market) -> None:
     ]
     (accuracy,) = world.buffer.accuracy(shop=KEY)
     assert accuracy["accurate"] == accuracy["publishable"] == len(codes)
+
+
+@pytest.mark.parametrize("meddled", ["changed", "lost"])
+def test_the_label_of_a_variant_that_is_held_back_is_put_back_as_it_was(world: World, meddled: str) -> None:
+    world.map()
+    world.settle(
+        product_body(1, variants=[variant_body(1, price="2.00")]), product_body(2, variants=[variant_body(2)])
+    )
+    world.settle(product_body(1, version=2, variants=[variant_body(1, price=None)]))
+    right = world.labels()
+    if meddled == "changed":
+        world.sandbox.http.put(f"/sandbox/labels/{STORE}/C-1", json={"pp": "0.01"}).raise_for_status()
+    else:
+        world.client.del_multiple(STORE, ["C-1"])
+
+    def requeued() -> int:
+        return compare_store(world.buffer, world.client, store=STORE, run_id=RUN).requeued
+
+    assert requeued() == 1
+    world.settle(product_body(1, version=3, variants=[variant_body(1, price="-1")]))
+    assert world.labels() == right
+    assert requeued() == 0
 
 
 def test_foreign_labels_leave_a_store_that_is_ours_alone_under_the_guard(stocked: Market) -> None:

@@ -287,6 +287,7 @@ end $$;
 
 -- {store, run_id, since, labels: [{code, kind, push_id, ours, theirs, label, label_hash}]} -> {requeued}
 -- The ledger takes what the label server really holds, and esl.requeue decides what follows.
+--   of a variant that is held back or keeps its label: what the ledger says is pushed again
 --   different -> the ledger's label becomes `label`; not for the fourth time in 14 days when the same difference came
 --                back after three pushes: then it is how the server keeps what we send, and pushing changes nothing
 --   missing   -> the label leaves the ledger
@@ -299,10 +300,12 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
 
     with found as materialized (
-        select d.*, s.code is not null as on_label, coalesce(d.ours, s.label) as said
+        select d.*, s.code is not null as on_label, coalesce(d.ours, s.label) as said, s.mapping_id, s.variant_id,
+               coalesce(o.state in ('held', 'kept') or o.collides, false) as stays
         from jsonb_to_recordset(p -> 'labels') as d (
             code text, kind text, push_id uuid, ours jsonb, theirs jsonb, label jsonb, label_hash text)
         left join esl.hipoink_products s on s.code = d.code and s.store_code = v_store
+        left join esl.labels o on o.variant_id = s.variant_id and o.mapping_id = s.mapping_id
         where d.push_id is not distinct from s.push_id
           and not esl.is_moving(v_store, d.code, (p ->> 'since')::timestamptz)
     ), taken as materialized (
@@ -319,10 +322,18 @@ begin
         select p ->> 'run_id', v_store, code, kind, said, theirs from taken
     ), corrected as (
         update esl.hipoink_products s set label = t.label, label_hash = t.label_hash from taken t
-        where t.kind = 'different' and s.code = t.code and s.store_code = v_store
+        where t.kind = 'different' and not t.stays and s.code = t.code and s.store_code = v_store
+    ), restored as (
+        -- In doubt: the server holds something else than the ledger says, so that nobody drops the row.
+        insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, label_hash, priority,
+                                    in_doubt)
+        select s.store_code, s.code, s.mapping_id, s.variant_id, 'upsert', s.label, s.label_hash, 0, true
+        from taken t join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
+        where t.stays and t.kind <> 'foreign'
+        on conflict (store_code, code) do nothing
     ), gone as (
         delete from esl.hipoink_products s using taken t
-        where t.kind = 'missing' and s.code = t.code and s.store_code = v_store
+        where t.kind = 'missing' and not t.stays and s.code = t.code and s.store_code = v_store
     ), adopted as (
         insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
         select v_store, t.code, m.id, '', t.label, t.label_hash, gen_random_uuid()
