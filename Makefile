@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 N ?= 100000
 
-.PHONY: demo up test lint types bench-validate bench-reconcile lock clean
+.PHONY: demo up test test-slow lint types bench-validate bench-reconcile lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -15,6 +15,9 @@ up: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

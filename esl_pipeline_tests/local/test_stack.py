@@ -283,6 +283,7 @@ def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up]
     assert "Traceback" not in up.said() and not (home / "up.env").exists()
 
 
+@pytest.mark.slow
 def test_a_part_that_dies_ends_the_whole(start: Callable[..., Up], home: Path) -> None:
     up = start(SHOPIFY_ADMIN_TOKEN="shpat_of_a_real_shop")
     assert up.wait_until_ready()["shop"] is None and "Shopify sandbox" not in up.said()
@@ -301,6 +302,7 @@ def test_a_part_that_dies_ends_the_whole(start: Callable[..., Up], home: Path) -
     up.leaves_nothing(family)
 
 
+@pytest.mark.slow
 def test_terminated_while_starting(start: Callable[..., Up]) -> None:
     up = start()
     eventually(lambda: "starting Dagster" in up.said(), 60, up.said())
