@@ -5,15 +5,25 @@ from typing import Any
 
 import pytest
 
+from esl_pipeline.receiver.app import create_app
+from esl_pipeline_tests.receiver.support import TOKEN, call, make_settings
 from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant
 
 OTHER_SHOP = "other-shop.myshopify.com"
 OTHER_STORE = "S2"
 
 
+def put(world: World, mapping: str, **changes: Any) -> None:
+    """Change a mapping through the API, as a shopkeeper's administrator does."""
+    app = create_app(make_settings(), world.buffer)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = call(app, "PUT", f"/api/store-mappings/{mapping}", json=changes, headers=headers)
+    assert answer.status_code == 200, answer.text
+
+
 def change(world: World, mapping: str, **settings: Any) -> None:
     """Replace a mapping's policy, with no webhook; the drain follows."""
-    world.buffer.mapping_update(mapping, {"settings": settings})
+    put(world, mapping, settings=settings)
 
 
 def shop_of(*codes: str, **fields: Any) -> list[dict[str, Any]]:
@@ -80,13 +90,16 @@ def test_a_policy_change_changes_exactly_its_labels_as_the_preview_said(world: W
     assert world.labels(STORE) == {}  # nothing is pushed in a dry run, the other store is live
     assert set(world.labels(OTHER_STORE)) == {"C-1", "C-2"}
 
-    world.buffer.mapping_update(mapping, {"is_dry_run": False})
+    put(world, mapping, is_dry_run=False)
     world.settle()
     assert set(world.labels(STORE)) == {"C-1", "C-2"}
     calls, others = world.calls(), world.labels(OTHER_STORE)
 
-    world.buffer.mapping_update(
-        mapping, {"is_dry_run": True, "settings": {"show_compare_at": "if_higher", "zero_price": "allow"}}
+    put(
+        world,
+        mapping,
+        is_dry_run=True,
+        settings={"show_compare_at": "if_higher", "zero_price": "allow"},
     )
     world.settle()
     assert world.calls() == calls
@@ -96,7 +109,7 @@ def test_a_policy_change_changes_exactly_its_labels_as_the_preview_said(world: W
     assert [change["before"] and change["before"]["pop"] for change in preview["changes"]] == ["", None]
     untouched = world.labels(STORE)["C-2"]
 
-    world.buffer.mapping_update(mapping, {"is_dry_run": False})
+    put(world, mapping, is_dry_run=False)
     world.settle()
     assert world.labels(STORE) == promised | {"C-2": untouched}
     assert world.shown("C-2") == ["1.00"]
