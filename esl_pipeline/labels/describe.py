@@ -43,5 +43,5 @@ def _values(annotation: Any) -> str:
 
 def _default(value: Any) -> str:
     if isinstance(value, BaseModel):
-        value = value.model_dump(exclude_none=True, exclude_defaults=False, mode="json")
+        value = value.model_dump(exclude_none=True, mode="json")
     return json.dumps(value, ensure_ascii=False)
