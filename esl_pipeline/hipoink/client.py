@@ -1,8 +1,5 @@
 """The client of one label server: its product actions, over one kept-alive connection pool."""
 
-import functools
-import random
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -14,11 +11,11 @@ import orjson
 import stamina
 from pydantic import SecretStr
 
-from esl_pipeline import __version__
 from esl_pipeline.hipoink.answers import Answer, Judge, Reply
 from esl_pipeline.hipoink.errors import HipoinkError, TransientError, UnknownOutcomeError
 from esl_pipeline.hipoink.limiter import Limiter
 from esl_pipeline.hipoink.signing import LogRedaction, SigningTransport, redactor
+from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
 
 T = TypeVar("T")
 
@@ -88,15 +85,9 @@ class HipoinkClient:
         self._log_redaction = LogRedaction(self._redact)
         self._log_redaction.install()
         self._http = httpx.Client(
-            transport=SigningTransport(sign, httpx.HTTPTransport(verify=_trusted())),
+            transport=SigningTransport(sign, httpx.HTTPTransport(verify=trusted())),
             timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
-            # Uncompressed, so that the size limit is a limit on memory too.
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-                "User-Agent": f"esl-pipeline/{__version__}",
-            },
+            headers=JSON_HEADERS,
             trust_env=False,
         )
 
@@ -245,12 +236,6 @@ class HipoinkClient:
         )
 
 
-@functools.cache
-def _trusted() -> ssl.SSLContext:
-    """The certificates we trust (SSL_CERT_FILE names others), loaded once: that takes 50 ms."""
-    return httpx.create_ssl_context()
-
-
 def _is_plain_address(base_url: str) -> bool:
     try:
         url = httpx.URL(base_url)
@@ -300,11 +285,7 @@ def _pause_before_retry(error: Exception) -> bool | float:
     """stamina's hook: False for no retry, True for its back-off, or the server's own pause in seconds."""
     if not isinstance(error, TransientError):
         return False
-    if error.retry_after is None:
-        return True
-    if error.retry_after > _LONGEST_PAUSE_HERE:
-        return False
-    return error.retry_after + random.uniform(0.1, 0.5)  # noqa: S311
+    return pause_before_retry(error.retry_after, _LONGEST_PAUSE_HERE)
 
 
 def _still_in_doubt(error: TransientError) -> UnknownOutcomeError:

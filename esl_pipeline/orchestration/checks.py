@@ -1,7 +1,7 @@
 """Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,8 @@ from esl_pipeline.stages.shops import shop_key, shop_of
 VARIANTS = "validated_variants"
 
 Row = Mapping[str, Any]
+# What a check says of a shop (its key), from the buffer.
+Judge = Callable[[Buffer, str], dg.AssetCheckResult]
 
 
 def quarantine_share(mappings: Sequence[Row]) -> dg.AssetCheckResult:
@@ -145,45 +147,27 @@ def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -
     )
 
 
-def _variant_check(name: str) -> dg.AssetChecksDefinition:
-    check = VARIANT_CHECKS[name]
+def _variants(check: Callable[[Sequence[Row]], dg.AssetCheckResult]) -> Judge:
+    return lambda buffer, shop: check(buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS))
 
-    @dg.asset_check(asset=VARIANTS, name=name, description=check.__doc__, partitions_def=shops)
+
+def _accuracy(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
+    return label_accuracy(buffer.accuracy(shop=shop_of(shop)))
+
+
+def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
+    hours = load_settings().esl_silence_hours
+    return webhooks_arrive(buffer.status(), shop, hours=hours, now=datetime.now(UTC))
+
+
+def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.AssetChecksDefinition:
+    """A check as an asset check of its own, per shop."""
+
+    @dg.asset_check(asset=asset, name=check.__name__, description=check.__doc__, partitions_def=shops)
     def evaluate(
         context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
     ) -> dg.AssetCheckResult:
-        return check(buffer.preview(shop=shop_of(context.partition_key), limit=reports.PREVIEW_ROWS))
-
-    return evaluate
-
-
-def _accuracy_check() -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset="hipoink_sync_results",
-        name=label_accuracy.__name__,
-        description=label_accuracy.__doc__,
-        partitions_def=shops,
-    )
-    def evaluate(
-        context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
-    ) -> dg.AssetCheckResult:
-        return label_accuracy(buffer.accuracy(shop=shop_of(context.partition_key)))
-
-    return evaluate
-
-
-def _silence_check() -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset="shopify_products",
-        name=webhooks_arrive.__name__,
-        description=webhooks_arrive.__doc__,
-        partitions_def=shops,
-    )
-    def evaluate(
-        context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
-    ) -> dg.AssetCheckResult:
-        hours = load_settings().esl_silence_hours
-        return webhooks_arrive(buffer.status(), context.partition_key, hours=hours, now=datetime.now(UTC))
+        return judge(buffer, context.partition_key)
 
     return evaluate
 
@@ -191,7 +175,11 @@ def _silence_check() -> dg.AssetChecksDefinition:
 with warnings.catch_warnings():
     # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
     warnings.simplefilter("ignore", dg.PreviewWarning)
-    asset_checks = [*map(_variant_check, VARIANT_CHECKS), _accuracy_check(), _silence_check()]
+    asset_checks = [
+        *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
+        _definition("hipoink_sync_results", label_accuracy, _accuracy),
+        _definition("shopify_products", webhooks_arrive, _silence),
+    ]
 
 
 def _difference(change: Row) -> str:

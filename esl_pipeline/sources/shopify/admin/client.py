@@ -1,11 +1,8 @@
 """The client of one shop's Admin API: one GraphQL query at a time, at the pace that the shop allows."""
 
-import functools
 import ipaddress
 import logging
-import random
 import re
-import ssl
 import time
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
@@ -15,7 +12,7 @@ import httpx
 import orjson
 import stamina
 
-from esl_pipeline import __version__
+from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
     AdminError,
@@ -25,8 +22,6 @@ from esl_pipeline.sources.shopify.admin.errors import (
 )
 
 _log = logging.getLogger(__name__)
-
-USER_AGENT = f"esl-pipeline/{__version__}"
 
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 20.0
@@ -93,13 +88,7 @@ class AdminClient:
         self._http = httpx.Client(
             auth=_TokenAuth(token),
             timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
-            # Uncompressed, so that the size limit is a limit on memory too.
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-                "User-Agent": USER_AGENT,
-            },
+            headers=JSON_HEADERS,
             trust_env=not is_loopback(url),
             verify=trusted(),
         )
@@ -261,12 +250,6 @@ class _TokenAuth(httpx.Auth):
         yield request
 
 
-@functools.cache
-def trusted() -> ssl.SSLContext:
-    """The certificates we trust (SSL_CERT_FILE names others), loaded once: that takes 50 ms."""
-    return httpx.create_ssl_context()
-
-
 def is_safe(url: str) -> bool:
     """Whether what is read from or sent to the URL cannot be overheard: https, or this machine itself."""
     try:
@@ -298,11 +281,7 @@ def _pause_before_retry(error: Exception) -> bool | float:
     """stamina's hook: False for no retry, True for its back-off, or the server's own pause in seconds."""
     if not isinstance(error, AdminUnavailableError):
         return False
-    if error.retry_after is None:
-        return True
-    if error.retry_after > _LONGEST_PAUSE_HERE:
-        return False
-    return error.retry_after + random.uniform(0.1, 0.5)  # noqa: S311
+    return pause_before_retry(error.retry_after, _LONGEST_PAUSE_HERE)
 
 
 def _seconds(retry_after: str | None) -> float | None:

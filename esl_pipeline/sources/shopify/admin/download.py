@@ -11,15 +11,14 @@ from typing import Any
 import httpx
 import orjson
 
+from esl_pipeline.http import USER_AGENT, trusted
 from esl_pipeline.sources.shopify.admin import bulk
 from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, Sleep
 from esl_pipeline.sources.shopify.admin.client import (
-    USER_AGENT,
     AdminClient,
     is_loopback,
     is_safe,
     reason,
-    trusted,
 )
 from esl_pipeline.sources.shopify.admin.errors import IncompleteDownloadError
 
