@@ -35,7 +35,7 @@ def open_buffer(settings: Settings, *, attempts: int = 3, pool_size: int = 4) ->
                 "`esl-pipeline up` brings a Postgres of its own"
             ]
         )
-    return Buffer(transport)
+    return Buffer(transport, label_server=settings.hipoink_api_base_url)
 
 
 def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:

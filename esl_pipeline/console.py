@@ -67,6 +67,11 @@ def print_status(console: Console, status: Row) -> None:
 
 
 def _obstacles(status: Row) -> Iterator[str]:
+    for outage in status["outages"]:
+        yield (
+            f"label server {outage['server']}: down since {_time(outage['since'])}, next try at "
+            f"{_time(outage['probe_at'])}: {outage['reason']}"
+        )
     for shop in status["shops"]:
         if not shop["mapped"]:
             yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"

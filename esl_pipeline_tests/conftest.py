@@ -77,6 +77,6 @@ def buffer_dsn(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 def buffer(buffer_dsn: str) -> Iterator[Buffer]:
     """A fresh buffer over psycopg."""
-    found = Buffer(PsycopgTransport(SecretStr(buffer_dsn)))
+    found = Buffer(PsycopgTransport(SecretStr(buffer_dsn)), label_server="labels")
     yield found
     found.close()

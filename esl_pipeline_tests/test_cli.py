@@ -394,7 +394,7 @@ def test_findings_on_screen_and_as_a_file(run: Run, sandbox: Sandbox, buffer: Bu
 
 
 def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
-    assert run("status", "--json").json == {"shops": [], "stores": [], "findings": []}
+    assert run("status", "--json").json == {"shops": [], "stores": [], "findings": [], "outages": []}
     assert run("status").code == 0
 
 

@@ -26,7 +26,9 @@ RUN = "run-1"
 ASSET = "hipoink_sync_results"
 
 # Fast, with no jitter worth waiting for.
-RULES = PushRules(initial_delay=0.01, multiplier=1, max_delay=0.02, max_attempts=5, pause=0.3)
+RULES = PushRules(
+    initial_delay=0.01, multiplier=1, max_delay=0.02, max_attempts=5, pause=0.3, probe=0.02, max_probe=0.05
+)
 
 # Shopify's times must be in the past and its deliveries at most 48 h old.
 _EPOCH = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)

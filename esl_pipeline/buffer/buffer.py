@@ -23,10 +23,13 @@ class Buffer:
 
     Every method may raise BufferError (BufferUnavailable when the database cannot be reached). Every function
     behind them may be called again with the same arguments, so transports repeat calls whose answer was lost.
+
+    `label_server` names the one that this process pushes to: what is known of its health is shared under that name.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, label_server: str | None = None) -> None:
         self.transport = transport
+        self.label_server = label_server
 
     def __repr__(self) -> str:
         return f"Buffer({self.transport.describe()})"
@@ -147,10 +150,16 @@ class Buffer:
             run_id=run_id,
             asset=asset,
             shop=shop,
+            label_server=self.label_server,
         )
 
-    def push_finish(self, **result: Any) -> Row:
-        """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}."""
+    def push_finish(self, *, server_failed: bool | None = None, **result: Any) -> Row:
+        """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}.
+
+        server_failed: whether the call told that the label server itself is in trouble; None: there was no call.
+        """
+        if self.label_server is not None:
+            result |= {"label_server": self.label_server, "server_failed": server_failed}
         return self._call("esl_push_finish", **result)
 
     def rate_take(self, *, server: str, rate_per_second: float, slots: int = 1) -> float:
@@ -161,8 +170,8 @@ class Buffer:
     # The drain run
 
     def due(self) -> Row:
-        """What the sensor asks -> {due, inbox, variants, queue, drain, shops}."""
-        return self._call("esl_due")
+        """What the sensor asks -> {due, inbox, variants, queue, outage, drain, shops}."""
+        return self._call("esl_due", label_server=self.label_server)
 
     def lease_take(self, *, name: str, holder: str, seconds: float) -> Row:
         """Take or renew a lease -> {held, holder, until}."""
@@ -270,7 +279,7 @@ class Buffer:
     # For people
 
     def status(self) -> Row:
-        """Counts per store and shop, and open findings by check."""
+        """Counts per store and shop, open findings by check, label servers that are down."""
         return self._call("esl_status")
 
     def findings(

@@ -126,7 +126,7 @@ class Judge:
         return data
 
     def _leaf_of_status(self, status: int, about_the_key: bool) -> type[HipoinkError]:
-        if status in (408, 425, 429, 503):
+        if status in (408, 409, 423, 425, 429, 503):
             return TransientError
         if 400 <= status < 500:
             return AuthenticationError if status in (401, 403) or about_the_key else RejectedError

@@ -39,7 +39,7 @@ class HipoinkError(Exception):
 class TransientError(HipoinkError):
     """Nothing was applied, as far as can be known, and a later attempt may succeed.
 
-    No connection, HTTP 408, 425, 429 or 503, or any failed read of a listing.
+    No connection, HTTP 408, 409, 423, 425, 429 or 503, or any failed read of a listing.
     """
 
 

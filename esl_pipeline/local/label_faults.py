@@ -1,7 +1,7 @@
 """The sandbox label server's failure switches: which calls go wrong, and how.
 
-A rule says for which calls it holds (`action`, `store`), how often (`probability`, at most `times`),
-and whether the call takes effect although it goes wrong (`apply`).
+A rule says for which calls it holds (`action`, `store`, those that name one of `codes`), how often
+(`probability`, at most `times`), and whether the call takes effect although it goes wrong (`apply`).
 """
 
 import random
@@ -15,6 +15,7 @@ class _Rule(BaseModel):
 
     action: str | None = None
     store: str | None = None
+    codes: list[str] | None = Field(default=None, min_length=1)
     probability: float = Field(default=1, ge=0, le=1)
     times: int | None = Field(default=None, ge=1)
     seed: int = 0
@@ -58,7 +59,7 @@ class BadCodes(_Rule):
     """Any batch that names one of these codes is refused; `apply` takes the items before the first one."""
 
     kind: Literal["bad_codes"]
-    codes: list[str] = Field(min_length=1)
+    codes: list[str] = Field(min_length=1)  # never any
     error_msg: str = "product data error"
     apply: bool = False
 
@@ -117,5 +118,5 @@ class Faults:
             rule.action in (None, action)
             and rule.store in (None, store)
             and (rule.times is None or self._fired[index] < rule.times)
-            and (not isinstance(rule, BadCodes) or not set(rule.codes).isdisjoint(codes))
+            and (rule.codes is None or not set(rule.codes).isdisjoint(codes))
         )

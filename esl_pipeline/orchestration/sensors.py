@@ -30,6 +30,15 @@ def wants_run(due: dict[str, Any]) -> bool:
     return bool(due["due"]) and due["drain"] is None
 
 
+def why_none(due: dict[str, Any]) -> str:
+    """Why no drain run is started, for the reader of the sensor's ticks."""
+    if due["drain"]:
+        return "the drain run is at work"
+    if outage := due["outage"]:
+        return f"the label server is down since {outage['since']}, next try at {outage['probe_at']}: {outage['reason']}"
+    return "nothing is due"
+
+
 def inbox_sensor(*, interval_seconds: int) -> dg.SensorDefinition:
     """The sensor, looking every interval_seconds (and all the time within a tick)."""
 
@@ -57,8 +66,7 @@ def inbox_sensor(*, interval_seconds: int) -> dg.SensorDefinition:
                     run = dg.RunRequest(run_key=holder, run_config=config)
                     return dg.SensorResult(run_requests=[run])
             if time.monotonic() > give_up:
-                alive = "the drain run is at work" if due["drain"] else "nothing is due"
-                return dg.SensorResult(skip_reason=alive)
+                return dg.SensorResult(skip_reason=why_none(due))
             time.sleep(_POLL_SECONDS)
 
     return sensor

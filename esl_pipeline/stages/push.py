@@ -14,6 +14,7 @@ from esl_pipeline.hipoink.errors import (
     AuthenticationError,
     HipoinkError,
     RejectedError,
+    TransientError,
     UnknownOutcomeError,
 )
 from esl_pipeline.stages.shops import Shop, shop_key
@@ -35,7 +36,11 @@ RESULT_COLUMNS = [
 
 @dataclass(frozen=True)
 class PushRules:
-    """How pushes are batched and repeated. Delays in seconds; attempt n waits initial x multiplier^(n-1)."""
+    """How pushes are batched and repeated. Delays in seconds; attempt n waits initial x multiplier^(n-1).
+
+    After `down_after` calls in a row that the label server failed, it is down: one batch probes it after `probe`
+    seconds, then after twice as many each time, up to `max_probe`.
+    """
 
     batch_size: int = 100
     max_attempts: int = 25
@@ -45,6 +50,9 @@ class PushRules:
     # Longer than the client's longest call with its own retries, so that a live worker never loses its claim.
     lease: float = 60
     pause: float = 60
+    down_after: int = 3
+    probe: float = 5
+    max_probe: float = 60
 
 
 class SharedLimiter:
@@ -106,6 +114,9 @@ def push_batch(
         multiplier=rules.multiplier,
         max_delay_seconds=rules.max_delay,
         pause_seconds=rules.pause,
+        down_after=rules.down_after,
+        probe_seconds=rules.probe,
+        max_probe_seconds=rules.max_probe,
         **result,
     )
     return pd.DataFrame(
@@ -140,6 +151,7 @@ def _call(client: HipoinkClient, claim: dict[str, Any]) -> dict[str, Any]:
     except HipoinkError as error:
         return {
             "outcome": _outcome(error),
+            "server_failed": _server_failed(error),
             "http_status": error.http_status,
             "error_code": error.error_code,
             "message": str(error),
@@ -153,6 +165,7 @@ def _call(client: HipoinkClient, claim: dict[str, Any]) -> dict[str, Any]:
 def _accepted(answer: Answer) -> dict[str, Any]:
     return {
         "outcome": "accepted",
+        "server_failed": False,
         "http_status": answer.http_status,
         "error_code": answer.error_code,
         "message": answer.error_msg,
@@ -169,3 +182,8 @@ def _outcome(error: HipoinkError) -> str:
     if isinstance(error, UnknownOutcomeError):
         return "unknown"
     return "transient"
+
+
+def _server_failed(error: HipoinkError) -> bool:
+    """Whether the label server itself is in trouble, rather than this one call: no answer, overload, a crash."""
+    return isinstance(error, TransientError) and error.http_status not in (409, 423)

@@ -145,7 +145,7 @@ def test_other_messages_do_not(message: str):
     ("status", "leaf"),
     [
         *[(status, AuthenticationError) for status in (401, 403)],
-        *[(status, RejectedError) for status in (400, 404, 405, 409, 413, 415, 422, 423, 451)],
+        *[(status, RejectedError) for status in (400, 404, 405, 413, 415, 422, 451)],
         *[(status, TransientError) for status in (301, 302, 408, 425, 429, 503)],
         *[(status, UnknownOutcomeError) for status in (500, 501, 502, 504, 520, 524, 599)],
     ],

@@ -61,7 +61,7 @@ def test_labels_that_wait_are_due_too(pipeline: Pipeline) -> None:
     arrive(pipeline.buffer, product(1))
     pipeline.materialize("shopify_products")
     assert pipeline.buffer.due() | {"shops": [], "drain": None} == {
-        "due": True, "inbox": False, "variants": True, "queue": False, "shops": [], "drain": None,
+        "due": True, "inbox": False, "variants": True, "queue": False, "outage": None, "shops": [], "drain": None,
     }  # fmt: skip
     assert tick(pipeline).run_requests
 
@@ -120,6 +120,24 @@ def test_of_two_sensors_at_once_one_starts_a_run(pipeline: Pipeline) -> None:
         results = list(daemons.map(lambda _: tick(pipeline), range(4)))
 
     assert sum(len(result.run_requests or []) for result in results) == 1
+
+
+def test_f18_while_the_label_server_is_down_a_run_starts_only_to_probe_it(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    for asset in ("shopify_products", "validated_variants"):
+        pipeline.materialize(asset)
+    pipeline.sql(
+        "insert into esl.label_servers (server, failures, down_since, probe_at, last_error)"
+        " values ('labels', 3, now(), now() + interval '1 hour', 'no answer')"
+    )
+    said = skipped(tick(pipeline))
+    assert (
+        said is not None and said.startswith("the label server is down since") and said.endswith("no answer")
+    )
+
+    pipeline.sql("update esl.label_servers set probe_at = now()")
+    assert len(tick(pipeline).run_requests or []) == 1
 
 
 def test_a_buffer_without_its_functions_is_said_by_the_tick(

@@ -36,7 +36,7 @@ def test_transient_failures_stay_queued_with_growing_delays(ready: World) -> Non
     ready.update(product())
     delays = []
     for _ in range(4):
-        ready.round(initial_delay=10, multiplier=3, max_delay=200)
+        ready.round(initial_delay=10, multiplier=3, max_delay=200, down_after=9)
         (row,) = ready.sql(
             "select extract(epoch from next_attempt_at - now())::float8 as s from esl.sync_queue"
         )
@@ -64,7 +64,7 @@ def test_the_servers_own_delay_is_respected(ready: World) -> None:
 
 def test_after_the_last_attempt_a_label_is_a_dead_letter_that_can_be_sent_again(ready: World) -> None:
     ready.sandbox.faults({"kind": "status", "status": 503})
-    ready.settle(product(), max_attempts=3)
+    ready.settle(product(), max_attempts=3, down_after=9)
     assert ready.queue()["C-1"]["state"] == "dead"
     assert "503" in ready.queue()["C-1"]["last_error"]
     assert ready.outcomes("C-1") == ["transient"] * 3

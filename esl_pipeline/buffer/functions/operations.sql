@@ -92,6 +92,7 @@ begin
         where state = 'dead';
         get diagnostics v_deliveries = row_count;
         delete from esl.store_pauses;
+        update esl.label_servers set probe_at = now() where probe_at > now();
     end if;
     return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
 end $$;
@@ -102,10 +103,11 @@ create or replace function esl.release_claims() returns void
 language sql set search_path = '' as $$
     update esl.webhook_inbox set lease_until = now() where state = 'leased';
     update esl.sync_queue set lease_until = now() where state = 'leased';
+    update esl.label_servers set probe_at = now() where probe_at > now();
     delete from esl.leases;
 $$;
 
--- {} -> {stores: [...], shops: [...], findings: [...]}: counts for operators.
+-- {} -> {stores: [...], shops: [...], findings: [...], outages: [...]}: counts for operators.
 create or replace function public.esl_status(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object(
@@ -143,6 +145,9 @@ language sql volatile security definer set search_path = '' as $$
                  where v.source_system = i.source_system and v.source_store_id = i.source_store_id
                    and not v.deleted) as variants_to_fetch
             from esl.webhook_inbox i group by 1, 2) t),
+        'outages', (select coalesce(jsonb_agg(jsonb_build_object('server', server, 'since', down_since,
+                        'probe_at', probe_at, 'reason', last_error) order by server), '[]')
+                    from esl.label_servers where down_since is not null),
         'findings', (select coalesce(jsonb_agg(to_jsonb(t) order by t.level, t.n desc, t.check_name), '[]') from (
             select f.check_name, f.level, count(*) as n from esl.findings f
             where f.resolved_at is null group by 1, 2) t))

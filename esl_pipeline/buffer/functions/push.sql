@@ -36,7 +36,7 @@ end $$;
 -- What may be pushed now: nothing of a paused mapping, or one in dry run, or a paused store.
 drop view if exists esl.pushable;
 create view esl.pushable as
-select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.state,
+select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.attempts, q.state,
        m.source_system, m.source_store_id
 from esl.sync_queue q
 join esl.store_mappings m on m.id = q.mapping_id
@@ -45,18 +45,27 @@ where m.is_active and not m.is_dry_run
   and q.store_code not in (select s.store_code from esl.store_pauses s where s.until > now())
   and esl.may_push(q, m);
 
--- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?} ->
+-- Whether nothing may be pushed to a label server now, not even to try.
+create or replace function esl.is_down(p_server text) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from esl.label_servers where server = p_server and probe_at > clock_timestamp())
+$$;
+
+-- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, label_server?} ->
 -- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}]} (rows empty: nothing due).
 -- One batch is one call at the label server: one store, one operation. The rises first. Writes an intent per label.
+-- While the label server is down, one batch at a time may try whether it still is.
 -- The same claim_id again returns the same rows.
 -- Walks the queue in its order: a planner without statistics would rather judge and sort all of it for each batch.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
 set enable_sort = off set enable_bitmapscan = off as $$
 declare
-    v_push  uuid := (p ->> 'claim_id')::uuid;
-    v_max   int := (p ->> 'max_attempts')::int;
-    v_head  record;
+    v_push   uuid := (p ->> 'claim_id')::uuid;
+    v_max    int := (p ->> 'max_attempts')::int;
+    v_lease  interval := make_interval(secs => (p ->> 'lease_seconds')::float8);
+    v_probes boolean;
+    v_head   record;
 begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
         -- A worker that died after its claim leaves an intent without a result: what became of it is unknown.
@@ -77,11 +86,25 @@ begin
                p ->> 'run_id', 'lost', last_error
         from released where push_id is not null;
 
-        select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
-        where v.state = 'ready'
-          and (p -> 'shop' is null or (v.source_system, v.source_store_id)
-               = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-        order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C" limit 1;
+        -- Whoever probes keeps the others from it until its lease is over.
+        update esl.label_servers set probe_at = clock_timestamp() + v_lease
+        where server = p ->> 'label_server' and probe_at <= clock_timestamp();
+        v_probes := found;
+
+        if v_probes then
+            -- Not with what it may have failed for.
+            select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
+            where v.state = 'ready'
+              and (p -> 'shop' is null or (v.source_system, v.source_store_id)
+                   = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+            order by v.attempts, v.max_batch desc, v.priority, v.next_attempt_at limit 1;
+        else
+            select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
+            where v.state = 'ready' and not esl.is_down(p ->> 'label_server')
+              and (p -> 'shop' is null or (v.source_system, v.source_store_id)
+                   = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+            order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C" limit 1;
+        end if;
 
         if found then
             -- Chosen first and locked after: joining the whole queue with itself grows with its square.
@@ -99,7 +122,7 @@ begin
             )
             update esl.sync_queue q
             set state = 'leased', push_id = v_push, attempts = q.attempts + 1, in_doubt = true,
-                lease_until = clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8)
+                lease_until = clock_timestamp() + v_lease
             from batch b where q.store_code = b.store_code and q.code = b.code;
 
             insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label,
@@ -109,6 +132,8 @@ begin
                    m.source_system || ':' || m.source_store_id, q.event_ids
             from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
             where q.push_id = v_push and q.state = 'leased';
+        elsif v_probes then
+            update esl.label_servers set probe_at = clock_timestamp() where server = p ->> 'label_server';
         end if;
     end if;
     return (select jsonb_build_object(
@@ -121,12 +146,42 @@ begin
         where q.push_id = v_push and q.state = 'leased');
 end $$;
 
+-- The circuit breaker, told of one call (see esl_push_finish): when to try a label server again that is down, or null.
+-- It is down after down_after failures in a row, or when it asks for a pause; its first answer brings it back.
+create or replace function esl.note_health(p jsonb) returns timestamptz
+language plpgsql volatile set search_path = '' as $$
+declare
+    v_now   timestamptz := clock_timestamp();
+    v_asked float8 := coalesce((p ->> 'retry_after_seconds')::float8, 0);
+    v_probe timestamptz;
+begin
+    if (p ->> 'server_failed')::boolean then
+        insert into esl.label_servers as s (server, failures, last_error)
+        values (p ->> 'label_server', 1, p ->> 'message')
+        on conflict (server) do update set failures = s.failures + 1, last_error = excluded.last_error;
+        update esl.label_servers
+        set down_since = coalesce(down_since, v_now),
+            probe_at = v_now + make_interval(secs => greatest(v_asked, (0.75 + random() / 2) * least(
+                (p ->> 'max_probe_seconds')::float8,
+                (p ->> 'probe_seconds')::float8 * power(2, least(greatest(failures - (p ->> 'down_after')::int, 0), 60)))))
+        where server = p ->> 'label_server'
+          and (down_since is not null or failures >= (p ->> 'down_after')::int or v_asked > 0)
+        returning probe_at into v_probe;
+    elsif not (p ->> 'server_failed')::boolean then
+        update esl.label_servers set failures = 0, down_since = null, probe_at = null, last_error = null
+        where server = p ->> 'label_server' and failures > 0;
+    end if;
+    return v_probe;
+end $$;
+
 -- {push_id, outcome, http_status, error_code, message, answer, duration_ms, retry_after_seconds, pause_seconds,
 --  max_attempts, initial_delay_seconds, multiplier, max_delay_seconds, run_id,
---  rows: [{code, generation}], store_code, operation}
+--  rows: [{code, generation}], store_code, operation,
+--  label_server?, server_failed? (none: no call was made), down_after?, probe_seconds?, max_probe_seconds?}
 -- -> {accepted, retried, failed, dead, stale}
 -- accepted: the ledger takes the pushed labels. transient/unknown: again later, with growing delay. rejected: a batch
--- is halved until the refused label stands alone, which is then failed. authentication: the store pauses.
+-- is halved until the refused label stands alone, which is then failed; so is one that the server does not survive.
+-- authentication: the store pauses. While the label server is down, nothing is a label's own fault.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
@@ -138,7 +193,8 @@ declare
     v_codes   text[];
     v_mine    text[];
     v_stale   text[];
-    v_again   text[];
+    v_halved  boolean;
+    v_probe   timestamptz;
     v_result  jsonb;
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
@@ -158,6 +214,8 @@ begin
            (p ->> 'error_code')::numeric, p ->> 'message', p ->> 'answer', (p ->> 'duration_ms')::int
     from esl.sync_log i
     where i.push_id = v_push and i.kind = 'intent' and i.code = any (v_codes);
+
+    v_probe := esl.note_health(p);
 
     if v_outcome = 'accepted' then
         insert into esl.hipoink_products as s (store_code, code, mapping_id, variant_id, label, label_hash, push_id,
@@ -195,27 +253,27 @@ begin
         perform esl.requeue(array_fill(v_store, array[cardinality(v_mine)]), v_mine);
     else
         -- A label that changed while it was on its way starts afresh. Neither a batch that has to be halved nor
-        -- refused credentials count as an attempt of the label.
+        -- refused credentials nor a server that is down count as an attempt of the label.
+        v_halved := cardinality(v_codes) > 1 and v_probe is null and v_outcome in ('rejected', 'unknown');
         update esl.sync_queue q
         set lease_until = null,
             redo = false, last_error = p ->> 'message',
-            max_batch = case when v_outcome = 'rejected'
-                             then greatest(1, (cardinality(v_codes) + 1) / 2) else q.max_batch end,
+            max_batch = case when v_halved then (cardinality(v_codes) + 1) / 2 else q.max_batch end,
             attempts = case when q.generation <> r.generation then 0
-                            when v_outcome = 'authentication' or (v_outcome = 'rejected' and cardinality(v_codes) > 1)
-                            then q.attempts - 1 else q.attempts end,
-            state = case when q.generation <> r.generation or v_outcome = 'authentication'
-                           or (v_outcome = 'rejected' and cardinality(v_codes) > 1) then 'ready'
+                            when v_halved or v_probe is not null or v_outcome = 'authentication' then q.attempts - 1
+                            else q.attempts end,
+            state = case when q.generation <> r.generation or v_halved or v_probe is not null
+                           or v_outcome = 'authentication' then 'ready'
                          when v_outcome = 'rejected' then 'failed'
                          when q.attempts >= (p ->> 'max_attempts')::int then 'dead'
                          else 'ready' end,
             next_attempt_at = case
                 when v_outcome in ('rejected', 'authentication') or q.generation <> r.generation then v_now
-                else v_now + make_interval(secs => greatest(
+                else coalesce(v_probe, v_now + make_interval(secs => greatest(
                     coalesce((p ->> 'retry_after_seconds')::float8, 0),
                     least((p ->> 'max_delay_seconds')::float8, (p ->> 'initial_delay_seconds')::float8
                         * power((p ->> 'multiplier')::float8, least(q.attempts - 1, 60)))
-                    * (0.75 + random() / 2))) end
+                    * (0.75 + random() / 2)))) end
         from jsonb_to_recordset(p -> 'rows') as r (code text, generation bigint)
         where q.store_code = v_store and q.code = r.code and q.code = any (v_mine);
 
@@ -258,7 +316,7 @@ declare
     v_step interval := make_interval(secs => (p ->> 'slots')::float8 / (p ->> 'rate_per_second')::float8);
     v_slot timestamptz;
 begin
-    insert into esl.rate_limits as r (server, next_slot) values (p ->> 'server', v_now + v_step)
+    insert into esl.label_servers as r (server, next_slot) values (p ->> 'server', v_now + v_step)
     on conflict (server) do update set next_slot = greatest(r.next_slot, clock_timestamp()) + v_step
     returning next_slot - v_step into v_slot;
     return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
@@ -286,7 +344,8 @@ language sql volatile security definer set search_path = '' as $$
     ) select jsonb_build_object('released', exists (select from gone))
 $$;
 
--- {} -> {due, inbox, variants, queue, drain, shops}: what the sensor asks. due: a drain run would find work now.
+-- {label_server?} -> {due, inbox, variants, queue, outage, drain, shops}: what the sensor asks. due: a drain run would
+-- find work now. outage: {since, probe_at, reason} while the label server is down.
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with mapped as (
@@ -298,10 +357,12 @@ language sql volatile security definer set search_path = '' as $$
                     where i.state = 'ready' or (i.state = 'leased' and i.lease_until < now())) as inbox,
             exists (select from mapped s join esl.products o using (source_system, source_store_id)
                     where s.is_active and o.due) as variants,
-            exists (select from esl.pushable) as queue
+            not esl.is_down(p ->> 'label_server') and exists (select from esl.pushable) as queue
     )
     select jsonb_build_object(
         'due', f.inbox or f.variants or f.queue, 'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue,
+        'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
+                   from esl.label_servers where server = p ->> 'label_server' and down_since is not null),
         'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases
                   where name = 'event_sync' and until > clock_timestamp()),
         'shops', (select coalesce(jsonb_agg(jsonb_build_object(
