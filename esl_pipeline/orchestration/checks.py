@@ -15,7 +15,9 @@ from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.shops import shop_key, shop_of
 
-VARIANTS = "validated_variants"
+VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
+# Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
+_LONG = timedelta(minutes=15)
 
 Row = Mapping[str, Any]
 # What a check says of a shop (its key), from the buffer.
@@ -122,15 +124,57 @@ def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> d
     )
 
 
+def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
+    """How many webhooks and labels of a shop wait, how long the oldest has, and what stands in the way."""
+
+    def seconds(since: str | None) -> float:
+        return round((now - datetime.fromisoformat(since)).total_seconds(), 1) if since else 0.0
+
+    inbox = [row for row in status["shops"] if shop_key(row) == shop]
+    queues = [(row["hipoink_store_code"], row["queue"]) for row in status["stores"] if shop_key(row) == shop]
+    oldest_event = max((seconds(row["oldest_waiting"]) for row in inbox), default=0.0)
+    oldest_label = max((seconds(queue["oldest"]) for _, queue in queues), default=0.0)
+    given_up = sum(queue["failed"] + queue["dead"] for _, queue in queues)
+    says = [
+        f"the label server is down since {outage['since']}: {outage['reason']}"
+        for outage in status["outages"]
+    ]
+    if max(oldest_event, oldest_label) > _LONG.total_seconds():
+        says.append(f"the oldest change waits for {max(oldest_event, oldest_label):.0f} s")
+    if given_up:
+        says.append(
+            f"{given_up} labels were refused or given up: `esl-pipeline status`, then `esl-pipeline redrive`"
+        )
+    return _result(
+        passed=not says,
+        says="; ".join(says) or "nothing waits for long",
+        stores=[
+            {"store": store}
+            | {key: queue[key] for key in ("waiting", "guarded", "failed", "dead", "last_error")}
+            for store, queue in queues
+        ],
+        numbers={
+            "webhooks waiting": sum(row["waiting"] for row in inbox),
+            "oldest webhook (s)": oldest_event,
+            "labels waiting": sum(queue["waiting"] for _, queue in queues),
+            "oldest label (s)": oldest_label,
+            "labels given up": given_up,
+        },
+    )
+
+
 VARIANT_CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
 
 
 def evaluations(buffer: Buffer, shop: str) -> list[dg.AssetCheckEvaluation]:
-    """The checks of a shop's variants as events, for runs that are not of the asset itself: one call to the buffer."""
+    """The checks of what changes all day as events, for runs that are not of the asset itself: two calls."""
     mappings = buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS)
     return [
-        as_event(check(mappings), asset=VARIANTS, name=name, shop=shop)
-        for name, check in VARIANT_CHECKS.items()
+        *(
+            as_event(check(mappings), asset=VARIANTS, name=name, shop=shop)
+            for name, check in VARIANT_CHECKS.items()
+        ),
+        as_event(_backlog(buffer, shop), asset=RESULTS, name=backlog.__name__, shop=shop),
     ]
 
 
@@ -155,6 +199,10 @@ def _accuracy(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
     return label_accuracy(buffer.accuracy(shop=shop_of(shop)))
 
 
+def _backlog(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
+    return backlog(buffer.status(), shop, now=datetime.now(UTC))
+
+
 def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
     hours = load_settings().esl_silence_hours
     return webhooks_arrive(buffer.status(), shop, hours=hours, now=datetime.now(UTC))
@@ -177,7 +225,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.PreviewWarning)
     asset_checks = [
         *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
-        _definition("hipoink_sync_results", label_accuracy, _accuracy),
+        _definition(RESULTS, label_accuracy, _accuracy),
+        _definition(RESULTS, backlog, _backlog),
         _definition("shopify_products", webhooks_arrive, _silence),
     ]
 

@@ -98,6 +98,7 @@ def test_jobs_sensors_and_schedules(
         ("validated_variants", "codes_are_unique"),
         ("validated_variants", "preview"),
         ("hipoink_sync_results", "label_accuracy"),
+        ("hipoink_sync_results", "backlog"),
     }
     assert dict(repository.get_job("event_sync").tags) == {
         "dagster/max_runtime": "900",

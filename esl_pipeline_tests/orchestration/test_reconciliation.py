@@ -10,7 +10,7 @@ import pytest
 from esl_pipeline.local.shopify.faults import CutDownload
 from esl_pipeline.local.shopify.sandbox import TOKEN, ShopifySandbox
 from esl_pipeline.local.shopify.server import running_shopify
-from esl_pipeline.orchestration.checks import label_accuracy, webhooks_arrive
+from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.settings import load_settings
 from esl_pipeline_tests.local.shopify import small_shop
@@ -80,7 +80,8 @@ def test_a_shop_without_webhooks_has_every_label_by_morning(
         0,
     )
     assert checks(first) == dict.fromkeys(
-        ("webhooks_arrive", "quarantine_share", "codes_are_unique", "preview", "label_accuracy"), True
+        ("webhooks_arrive", "quarantine_share", "codes_are_unique", "preview", "label_accuracy", "backlog"),
+        True,
     )
     assert 0 < said["duration (s)"] < 60 and said["peak memory (MiB)"] > 0
 
@@ -233,6 +234,23 @@ def test_a_shop_that_falls_silent_raises_an_alarm_once(pipeline: Pipeline) -> No
 def test_accuracy_warns_below_999_and_fails_below_980(accurate: int, passed: bool, severity: str) -> None:
     result = label_accuracy([{"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}])
     assert (result.passed, result.severity.value) == (passed, severity)
+
+
+def test_the_backlog_tells_how_much_waits_for_how_long_and_why(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1), product(2))
+    later = datetime.now(UTC) + timedelta(minutes=20)
+
+    waiting = backlog(pipeline.buffer.status(), KEY, now=later)
+
+    assert not waiting.passed and "the oldest change waits for 120" in str(waiting.description)
+    assert waiting.metadata["webhooks waiting"].value == 2
+    assert backlog(pipeline.buffer.status(), KEY, now=datetime.now(UTC)).passed
+    pipeline.sandbox.faults({"kind": "error", "error_msg": "price out of range", "times": 3})
+    pipeline.drain()
+    refused = backlog(pipeline.buffer.status(), KEY, now=later)
+    assert not refused.passed and "esl-pipeline redrive" in str(refused.description)
+    assert (refused.metadata["labels given up"].value, refused.metadata["webhooks waiting"].value) == (2, 0)
 
 
 def test_a_shop_that_never_sent_a_webhook_is_not_silent() -> None:
