@@ -3,6 +3,7 @@
 import getpass
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 from uuid import uuid4
 
 import typer
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 stores = typer.Typer(help="Which shop feeds which store.", no_args_is_help=True)
 app.add_typer(stores, name="stores")
+tokens = typer.Typer(help="Who may use the store-mapping API.", no_args_is_help=True)
+app.add_typer(tokens, name="tokens")
 
 out = Console()
 err = Console(stderr=True)
@@ -97,7 +100,14 @@ def up(
 
 
 @app.command()
-def receiver(host: str = "127.0.0.1", port: Annotated[int, typer.Option(min=0, max=65535)] = 8000) -> None:
+def receiver(
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    only: Annotated[
+        Literal["webhooks", "admin"] | None,
+        typer.Option(help="One of the two alone, e.g. the store-mapping API on a private address."),
+    ] = None,
+) -> None:
     """Run the webhook function and the store-mapping API."""
     import uvicorn
 
@@ -113,7 +123,7 @@ def receiver(host: str = "127.0.0.1", port: Annotated[int, typer.Option(min=0, m
     try:
         buffer.check_version()
         uvicorn.run(
-            create_app(settings, buffer), host=host, port=port, log_config=None, server_header=False,
+            create_app(settings, buffer, only=only), host=host, port=port, log_config=None, server_header=False,
             access_log=False, timeout_graceful_shutdown=5,
         )  # fmt: skip
     finally:
@@ -181,7 +191,7 @@ def stores_add(
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     given = _checked(NewMapping, fields)
     with _buffer() as buffer, _said_of_duplicates():
-        _show_mappings([buffer.mapping_create(given)], as_json)
+        _show_mappings([buffer.mapping_create(given, by=_cli_user())], as_json)
 
 
 @stores.command("list")
@@ -216,7 +226,7 @@ def stores_set(
             raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
         if whole is not None or policy:
             changes["settings"] = _changed(mapping["settings"] if whole is None else whole, policy or [])
-        changed = buffer.mapping_update(mapping_id, _checked(MappingChange, changes))
+        changed = buffer.mapping_update(mapping_id, _checked(MappingChange, changes), by=_cli_user())
         _show_mappings([changed or mapping], as_json)
 
 
@@ -238,11 +248,70 @@ def stores_approve(
 ) -> None:
     """Let removals and large price changes go on that were too many at once; see them with `preview`."""
     with _buffer() as buffer:
-        done = buffer.changes_approve(store=store, by=f"{getpass.getuser()}, esl-pipeline stores approve")
+        done = buffer.changes_approve(store=store, by=f"{_user()}, esl-pipeline stores approve")
     if as_json:
         _print_json(done)
     else:
         out.print(f"{store}: {done['removals']} removals and {done['prices']} price changes may go on")
+
+
+@stores.command("history")
+def stores_history(
+    store: Annotated[str | None, typer.Argument(help="One Hipoink store only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Changes shown at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Who made and changed the mappings, newest first."""
+    with _buffer() as buffer:
+        changes = buffer.mapping_history(store=store, limit=limit)
+    _print_json(changes) if as_json else shown.print_history(out, changes)
+
+
+@tokens.command("add")
+def tokens_add(
+    name: Annotated[str, typer.Argument(help="Whose it is; the history of mappings names it.")],
+    scope: Annotated[Literal["read", "write"], typer.Option(help="Only read mappings, or also change them.")],
+    days: Annotated[int | None, typer.Option(min=1, max=3650, help="Expires then; without: never.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a token and print it, this once: only its hash is kept."""
+    from esl_pipeline.receiver.tokens import NAME, digest, new_token
+
+    if not NAME.fullmatch(name):
+        raise CommandError("a name is 1 to 64 small letters, digits, '_', '.' or '-', e.g. ana-laptop")
+    token = new_token()
+    with _buffer() as buffer:
+        try:
+            added = buffer.token_add(name=name, sha256=digest(token), scope=scope, days=days)
+        except BufferError as error:
+            if error.code != "23505":
+                raise
+            raise CommandError(
+                f"there is or was a token {name}, and a name is used once: see `esl-pipeline tokens list`"
+            ) from None
+    if as_json:
+        _print_json(added | {"token": token})
+    else:
+        err.print("Keep it now, it cannot be shown again:")
+        print(token)
+
+
+@tokens.command("list")
+def tokens_list(as_json: AsJson = False) -> None:
+    """All tokens by name; ESL_ADMIN_TOKEN is not among them."""
+    with _buffer() as buffer:
+        found = buffer.token_list()
+    _print_json(found) if as_json else shown.print_tokens(out, found)
+
+
+@tokens.command("revoke")
+def tokens_revoke(name: str, as_json: AsJson = False) -> None:
+    """Refuse a token from now on."""
+    with _buffer() as buffer:
+        revoked = buffer.token_revoke(name)
+    if revoked is None:
+        raise CommandError(f"there is no token {name}: see `esl-pipeline tokens list`")
+    _print_json(revoked) if as_json else shown.print_tokens(out, [revoked])
 
 
 @app.command()
@@ -300,7 +369,7 @@ def reconcile(
         if not mappings:
             raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
         stores = {mapping["hipoink_store_code"]: mapping for mapping in mappings}
-        by, run_id = f"{getpass.getuser()}, esl-pipeline reconcile", f"cli-{uuid4()}"
+        by, run_id = f"{_user()}, esl-pipeline reconcile", f"cli-{uuid4()}"
         if approve_removals and not dry_run:
             for store in stores:
                 buffer.changes_approve(store=store, by=by)
@@ -415,6 +484,19 @@ def _buffer() -> Iterator[Buffer]:
         yield buffer
     finally:
         buffer.close()
+
+
+def _user() -> str:
+    """Who runs this command. A container may run as somebody without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _cli_user() -> str:
+    """The same for the history of mappings, where tokens have their names too."""
+    return f"cli:{_user()}"
 
 
 @contextmanager

@@ -37,6 +37,51 @@ def print_mappings(console: Console, mappings: Sequence[Row]) -> None:
     console.print(table(columns, ([m[k] for k in keys] for m in mappings)))
 
 
+def print_history(console: Console, changes: Sequence[Row]) -> None:
+    """Who made and changed store mappings, one line each."""
+    if not changes:
+        console.print("nothing was mapped or changed since this is kept")
+        return
+    columns = ("at", "by", "shop", "store", "mapping", "change")
+    rows = (
+        [
+            _time(change["at"]),
+            change["by"],
+            change["new"]["source_store_id"],
+            change["new"]["hipoink_store_code"],
+            change["mapping_id"],
+            _change(change["old"], change["new"]),
+        ]
+        for change in changes
+    )
+    console.print(table(columns, rows))
+
+
+def _change(old: Row | None, new: Row) -> str:
+    if old is None:
+        return "new"
+    changed = differences(*({**mapping, "updated_at": ""} for mapping in (old, new)))
+    return ", ".join(f"{name} {was or '-'} → {now or '-'}" for name, (was, now) in changed.items())
+
+
+def print_tokens(console: Console, tokens: Sequence[Row]) -> None:
+    """Tokens of the store-mapping API, one line each."""
+    if not tokens:
+        console.print("no token yet: esl-pipeline tokens add NAME --scope read|write")
+        return
+    columns = ("name", "scope", "state", "made", "expires", "revoked")
+    rows = (
+        [
+            t["name"],
+            t["scope"],
+            t["state"],
+            *(_time(t[k]) for k in ("created_at", "expires_at", "revoked_at")),
+        ]
+        for t in tokens
+    )
+    console.print(table(columns, rows))
+
+
 def print_status(console: Console, status: Row) -> None:
     """Inbox per shop, labels and queue per store, findings by check, and what stands in the way."""
     counts = ("deliveries", "waiting", "done", "superseded", "unusable", "dead")

@@ -22,6 +22,7 @@ from esl_pipeline.buffer.migrate import migrate as migrate_database
 from esl_pipeline.connections import open_label_server, push_rules
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.local.label_server import SIGN
+from esl_pipeline.receiver.tokens import digest
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.drain import drain_round
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
@@ -114,6 +115,10 @@ EVERY_BUFFER_COMMAND = [
     ("preview", "--store", "S1"),
     ("findings",),
     ("stores", "approve", "S1"),
+    ("stores", "history"),
+    ("tokens", "list"),
+    ("tokens", "add", "ana", "--scope", "read"),
+    ("tokens", "revoke", "ana"),
     ("redrive",),
     ("stores", "list"),
     ("stores", "add", SHOP, STORE),
@@ -242,6 +247,53 @@ def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None
     assert changed["is_active"] is True and changed["settings"] == {}
     shop_says = {"currency": None, "taxes_included": None}
     assert run("stores", "list", "--json").json == [changed | shop_says]
+
+
+def test_the_history_of_mappings_says_who_changed_what(
+    run: Run, configured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nothing was mapped" in run("stores", "history").out
+    monkeypatch.setattr("getpass.getuser", lambda: "ana")
+    (mapping,) = run("stores", "add", SHOP, STORE, "--json").json
+    run("stores", "set", mapping["id"], "--inactive", "--policy", "zero_price=allow")
+    update, create = run("stores", "history", STORE, "--json").json
+    assert (create["by"], create["old"], create["new"]["id"]) == ("cli:ana", None, mapping["id"])
+    assert (update["old"]["is_active"], update["new"]["is_active"]) == (True, False)
+    shown = run("stores", "history").out
+    assert "is_active True → False, settings.zero_price - → allow" in shown
+    assert re.search(rf"cli:ana +{SHOP} +{STORE} +{mapping['id']} +new", shown)
+    assert run("stores", "history", "another", "--json").json == []
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    run("stores", "set", mapping["id"], "--active")
+    assert re.fullmatch(r"cli:\d+", run("stores", "history", "--limit", "1", "--json").json[0]["by"])
+
+
+def test_s13_tokens_are_made_listed_and_revoked(
+    run: Run, refused: Callable[..., str], configured: None, buffer: Buffer
+) -> None:
+    assert "esl-pipeline tokens add" in run("tokens", "list").out
+    made = run("tokens", "add", "ana-laptop", "--scope", "write", "--days", "30")
+    token = made.out.strip()
+    assert re.fullmatch(r"esl_[A-Za-z0-9_-]{43}", token) and "cannot be shown again" in made.err
+    other = run("tokens", "add", "dashboard", "--scope", "read", "--json").json
+    assert other["token"] != token and other["expires_at"] is None
+
+    assert buffer.token_check(digest(token))["token"]["name"] == "ana-laptop"
+    listed = run("tokens", "list")
+    assert re.search(r"ana-laptop +write +valid .*Z +20.*Z +-", listed.out)
+    assert re.search(r"dashboard +read +valid .*Z +- +-", listed.out)
+    assert token not in listed.out and token not in str(run("tokens", "list", "--json").json)
+
+    assert "revoked" in run("tokens", "revoke", "ana-laptop").out
+    assert buffer.token_check(digest(token))["token"]["state"] == "revoked"
+    assert "a name is used once" in refused("tokens", "add", "ana-laptop", "--scope", "read")
+    assert "no token nobody" in refused("tokens", "revoke", "nobody")
+    for name in ("", "Ana", "ESL_ADMIN_TOKEN", "cli:ana", "a b", "x" * 65):
+        assert "small letters" in refused("tokens", "add", name, "--scope", "read")
 
 
 def test_no_store_yet(run: Run, configured: None) -> None:
@@ -582,7 +634,7 @@ def test_wrong_arguments_are_usage_errors(run: Run, arguments: tuple[str, ...]) 
 
 def test_help_names_every_command(run: Run) -> None:
     said = run("--help").out
-    everyday = ("stores", "status", "trace", "redrive", "preview", "findings")
+    everyday = ("stores", "tokens", "status", "trace", "redrive", "preview", "findings")
     for name in ("demo", "up", "receiver", "migrate", "doctor", *everyday):
         assert re.search(rf"\b{name}\b", said)
 

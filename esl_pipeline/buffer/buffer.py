@@ -259,9 +259,9 @@ class Buffer:
 
     # Store mappings
 
-    def mapping_create(self, fields: Mapping[str, Any]) -> Row:
-        """A new store mapping; BufferError with code 23505 when shop and store are mapped already."""
-        return self._call("esl_mapping_create", **fields)
+    def mapping_create(self, fields: Mapping[str, Any], *, by: str | None = None) -> Row:
+        """A new store mapping, made by whom; BufferError with code 23505 when shop and store are mapped already."""
+        return self._call("esl_mapping_create", **fields, by=by)
 
     def mapping_list(self) -> list[Row]:
         """All store mappings, oldest first."""
@@ -272,9 +272,33 @@ class Buffer:
         found = self._call("esl_mapping_list", id=mapping_id)["mappings"]
         return found[0] if found else None
 
-    def mapping_update(self, mapping_id: str, changes: Mapping[str, Any]) -> Row | None:
+    def mapping_update(
+        self, mapping_id: str, changes: Mapping[str, Any], *, by: str | None = None
+    ) -> Row | None:
         """Change a mapping and have its shop's labels evaluated again; None when there is none."""
-        return self.transport.call("esl_mapping_update", {"id": mapping_id, **changes})  # type: ignore[no-any-return]
+        return self._call("esl_mapping_update", id=mapping_id, **changes, by=by)
+
+    def mapping_history(self, *, store: str | None = None, limit: int = 50) -> list[Row]:
+        """Who made and changed mappings, newest first -> [{at, by, mapping_id, old, new}]."""
+        return list(self._call("esl_mapping_history", store=store, limit=limit)["changes"])
+
+    # Tokens of the store-mapping API
+
+    def token_add(self, *, name: str, sha256: str, scope: str, days: int | None = None) -> Row:
+        """Keep a token's hash; BufferError with code 23505 when the name was used before."""
+        return self._call("esl_token_add", name=name, sha256=sha256, scope=scope, days=days)
+
+    def token_list(self) -> list[Row]:
+        """All tokens, oldest first, without their hashes."""
+        return list(self._call("esl_token_list")["tokens"])
+
+    def token_revoke(self, name: str) -> Row | None:
+        """Refuse a token from now on; None when there is none of this name."""
+        return self._call("esl_token_revoke", name=name)
+
+    def token_check(self, sha256: str) -> Row:
+        """Whether any token is valid, and the one with this hash -> {any, token}."""
+        return self._call("esl_token_check", sha256=sha256)
 
     # For people
 

@@ -222,7 +222,8 @@ class Stack:
                     "source_store_id": DOMAIN,
                     "hipoink_store_code": _STORE,
                     "settings": {"expected_currency": CURRENCY},
-                }
+                },
+                by="esl-pipeline up",
             )
         finally:
             buffer.close()

@@ -1,38 +1,53 @@
-"""The webhook function: webhooks in, store mappings, health. One FastAPI application."""
+"""The webhook function: webhooks in, store mappings, health. One FastAPI application, or one for each of the two."""
 
 import asyncio
 import logging
+from typing import Literal
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse
 
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.receiver.answers import Health
+from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
 from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.receiver.tokens import Gate
 from esl_pipeline.receiver.webhooks import Limits, webhook_router
 from esl_pipeline.settings import Settings
+
+Part = Literal["webhooks", "admin"]
 
 PING_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, buffer: ReceiverBuffer, limits: Limits | None = None) -> FastAPI:
-    """The application; it holds no state of its own beside the buffer."""
-    if not settings.webhook_secrets:
-        # 401 and not 503: without a secret nothing can be verified, and a stranger shall not learn from the
-        # answer how the receiver is set up.
-        log.warning("SHOPIFY_WEBHOOK_SECRET is not set: every webhook is refused with 401 until it is.")
+def create_app(
+    settings: Settings, buffer: ReceiverBuffer, limits: Limits | None = None, only: Part | None = None
+) -> FastAPI:
+    """The application; what it holds beside the buffer (limits, lock-outs) may be forgotten.
+
+    only: nothing but that part, and health. So the store-mapping API can be kept off the port that shops reach.
+    """
     shown = settings.app_environment != "production"
     app = FastAPI(
         title="Shelf label webhooks",
         openapi_url="/openapi.json" if shown else None,
         docs_url="/docs" if shown else None,
         redoc_url=None,
+        # A redirect would name the host and scheme that the request claims, and a token would follow it there.
+        redirect_slashes=False,
     )
     app.add_exception_handler(BufferError, buffer_failure)  # type: ignore[arg-type]
-    app.include_router(webhook_router(settings, buffer, limits or Limits()))
-    app.include_router(mapping_router(settings, buffer))
+    if only != "admin":
+        if not settings.webhook_secrets:
+            # 401 and not 503: without a secret nothing can be verified, and a stranger shall not learn from the
+            # answer how the receiver is set up.
+            log.warning("SHOPIFY_WEBHOOK_SECRET is not set: every webhook is refused with 401 until it is.")
+        app.include_router(webhook_router(settings, buffer, limits or Limits()))
+    if only != "webhooks":
+        app.include_router(mapping_router(Gate(settings.esl_admin_token, buffer, Lockout()), buffer))
     app.include_router(_health_router(buffer))
     return app
 
@@ -65,6 +80,9 @@ def _health_router(buffer: ReceiverBuffer) -> APIRouter:
             health,
             methods=["GET"],
             summary="Whether webhooks can be kept",
-            responses={503: {"description": "The buffer cannot be reached."}},
+            responses={
+                200: {"model": Health},
+                503: {"model": Health, "description": "The buffer cannot be reached."},
+            },
         )
     return router

@@ -20,7 +20,7 @@ TOPICS = ("products/create", "products/update", "products/delete", "inventory_le
 OLDEST = timedelta(hours=48)
 NEWEST = timedelta(minutes=10)
 
-_SHOP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.myshopify\.com")
+SHOP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.myshopify\.com")
 _ID = re.compile(r"[!-~]{1,255}")
 _VERSION = re.compile(r"[0-9A-Za-z-]{1,32}")
 _MAX_INT64 = 2**63 - 1
@@ -70,7 +70,7 @@ def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[st
 def shop_domain(text: str) -> str | None:
     """The myshopify.com domain in lower case, None when `text` is not one."""
     shop = text.lower()
-    return shop if text.isascii() and _SHOP.fullmatch(shop) else None
+    return shop if text.isascii() and SHOP.fullmatch(shop) else None
 
 
 def _single(headers: Headers, name: str, pattern: re.Pattern[str] | None = None) -> str | None:

@@ -1,7 +1,5 @@
 """The store-mapping API: which shop feeds which store, and with what policy. For administrators only."""
 
-import hashlib
-import hmac
 import logging
 import re
 from typing import Annotated, Any, Literal
@@ -17,15 +15,17 @@ from pydantic import (
     ConfigDict,
     StrictBool,
     ValidationError,
+    WithJsonSchema,
     field_validator,
 )
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
-from esl_pipeline.receiver.deliveries import shop_domain
+from esl_pipeline.receiver.deliveries import SHOP, shop_domain
 from esl_pipeline.receiver.protocol import ReceiverBuffer
-from esl_pipeline.settings import Settings
+from esl_pipeline.receiver.tokens import Gate, Scope
 
 BODY_LIMIT_BYTES = 65_536
 BODY_SECONDS = 5
@@ -33,9 +33,12 @@ BODY_SECONDS = 5
 log = logging.getLogger(__name__)
 
 
+# A code stands in addresses at the label server, so nothing may come through that changes a path.
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+
 def _store_code(text: str) -> str:
-    # The code stands in addresses at the label server, so nothing may come through that changes a path.
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", text):
+    if not _CODE.fullmatch(text):
         raise ValueError("must be 1 to 32 letters, digits, '_' or '-'")
     return text
 
@@ -47,9 +50,13 @@ def _store_id(text: str) -> str:
     return shop
 
 
+def _text(pattern: re.Pattern[str]) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^{pattern.pattern}$"}
+
+
 SourceSystem = Literal["shopify"]
-SourceStoreId = Annotated[str, AfterValidator(_store_id)]
-StoreCode = Annotated[str, AfterValidator(_store_code)]
+SourceStoreId = Annotated[str, AfterValidator(_store_id), WithJsonSchema(_text(SHOP))]
+StoreCode = Annotated[str, AfterValidator(_store_code), WithJsonSchema(_text(_CODE))]
 
 
 class NewMapping(BaseModel):
@@ -65,10 +72,17 @@ class NewMapping(BaseModel):
     settings: Policy = Policy()
 
 
+def _left_out_not_null(schema: dict[str, Any]) -> None:
+    schema["minProperties"] = 1
+    for described in schema["properties"].values():
+        del described["default"]
+        described.update(described.pop("anyOf")[0])
+
+
 class MappingChange(BaseModel):
     """The fields of a store mapping that change; the others stay. `settings` are replaced as a whole."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_left_out_not_null)
 
     source_system: SourceSystem | None = None
     source_store_id: SourceStoreId | None = None
@@ -99,48 +113,74 @@ class StoreMapping(BaseModel):
     updated_at: str | None = None
 
 
-def mapping_router(settings: Settings, buffer: ReceiverBuffer) -> APIRouter:
-    """`/api/store-mappings/`, open to the bearer of ESL_ADMIN_TOKEN; closed when there is none."""
+_REFUSALS = refusals(
+    {
+        401: "No valid token.",
+        403: "The token may not do this, or no token is valid at all.",
+        429: "Too many wrong tokens came from this address.",
+        503: "The buffer cannot be used now.",
+    }
+)
+_UNKNOWN = refusals({404: "There is no store mapping with this id."})
+_UNFIT: Answers = {
+    **refusals(
+        {
+            408: "The body came too slowly.",
+            409: "This shop is mapped to this store already.",
+            413: "The body is too long.",
+        }
+    ),
+    422: {"model": Unprocessable, "description": "Fields are missing or wrong."},
+}
 
-    bearer = HTTPBearer(auto_error=False, description="ESL_ADMIN_TOKEN")
 
-    def authorised(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if settings.esl_admin_token is None:
-            raise HTTPException(
-                403, "The store-mapping API is closed: set ESL_ADMIN_TOKEN and start the receiver again."
-            )
-        token = settings.esl_admin_token.get_secret_value()
-        if credentials is None or not hmac.compare_digest(_hash(credentials.credentials), _hash(token)):
-            raise HTTPException(
-                401, "The bearer token is missing or wrong.", headers={"WWW-Authenticate": "Bearer"}
-            )
+def mapping_router(gate: Gate, buffer: ReceiverBuffer) -> APIRouter:
+    """`/api/store-mappings/`, for those whom the gate admits: reading, and with the scope write changing."""
 
-    router = APIRouter(
-        prefix="/api/store-mappings",
-        tags=["store mappings"],
-        dependencies=[Depends(authorised)],
-        responses={401: {"description": "No valid token."}, 403: {"description": "The API is closed."}},
+    bearer = HTTPBearer(auto_error=False, description="ESL_ADMIN_TOKEN, or from `esl-pipeline tokens add`")
+
+    def admitted(scope: Scope) -> Any:
+        def admit(
+            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+        ) -> str:
+            # Behind a proxy uvicorn takes the address from X-Forwarded-For; FORWARDED_ALLOW_IPS says from whom.
+            address = request.client.host if request.client else ""
+            return gate.admit(address, credentials.credentials if credentials else None, scope)
+
+        return Depends(admit)
+
+    may_read, may_write = admitted("read"), admitted("write")
+    router = APIRouter(prefix="/api/store-mappings", tags=["store mappings"], responses=_REFUSALS)
+
+    # The token comes first: nothing of a stranger's body is read.
+    @router.post(
+        "/", status_code=201, response_model=StoreMapping, openapi_extra=_takes(NewMapping), responses=_UNFIT
     )
+    def create(by: Annotated[str, may_write], body: Annotated[bytes, Depends(_body)]) -> dict[str, Any]:
+        return buffer.mapping_create(_fields(NewMapping, body), by=by)
 
-    @router.post("/", status_code=201, response_model=StoreMapping, openapi_extra=_takes(NewMapping))
-    def create(body: Annotated[bytes, Depends(_body)]) -> dict[str, Any]:
-        return buffer.mapping_create(_fields(NewMapping, body))
-
-    @router.get("/", response_model=list[StoreMapping])
+    @router.get("/", response_model=list[StoreMapping], dependencies=[may_read])
     def list_all() -> list[dict[str, Any]]:
         return buffer.mapping_list()
 
-    @router.get("/{mapping_id}", response_model=StoreMapping)
+    @router.get("/{mapping_id}", response_model=StoreMapping, dependencies=[may_read], responses=_UNKNOWN)
     def get(mapping_id: str) -> dict[str, Any]:
         return _found(buffer.mapping_get(_uuid(mapping_id)))
 
-    @router.put("/{mapping_id}", response_model=StoreMapping, openapi_extra=_takes(MappingChange))
-    def change(mapping_id: str, body: Annotated[bytes, Depends(_body)]) -> dict[str, Any]:
+    @router.put(
+        "/{mapping_id}",
+        response_model=StoreMapping,
+        openapi_extra=_takes(MappingChange),
+        responses=_UNKNOWN | _UNFIT,
+    )
+    def change(
+        mapping_id: str, by: Annotated[str, may_write], body: Annotated[bytes, Depends(_body)]
+    ) -> dict[str, Any]:
         key = _uuid(mapping_id)
         changes = _fields(MappingChange, body)
         if not changes:
             raise _unprocessable("body", "must hold at least one field to change")
-        return _found(buffer.mapping_update(key, changes))
+        return _found(buffer.mapping_update(key, changes, by=by))
 
     return router
 
@@ -203,11 +243,6 @@ def _found(mapping: dict[str, Any] | None) -> dict[str, Any]:
 
 def _unknown() -> HTTPException:
     return HTTPException(404, "There is no store mapping with this id.")
-
-
-def _hash(token: str) -> bytes:
-    """Of one length for any token, so that comparing takes equally long."""
-    return hashlib.sha256(token.encode()).digest()
 
 
 def _takes(model: type[BaseModel]) -> dict[str, Any]:

@@ -16,8 +16,11 @@ class ReceiverBuffer(Protocol):
     def ping(self) -> None:
         """One cheap call that raises when the buffer cannot be reached."""
 
-    def mapping_create(self, fields: dict[str, Any], /) -> dict[str, Any]:
-        """The new store mapping; fields left out take their defaults."""
+    def token_check(self, sha256: str, /) -> dict[str, Any]:
+        """Whether any admin token is valid, and the one with this hash -> `{"any", "token"}`."""
+
+    def mapping_create(self, fields: dict[str, Any], /, *, by: str) -> dict[str, Any]:
+        """The new store mapping, made by whom; fields left out take their defaults."""
 
     def mapping_list(self) -> list[dict[str, Any]]:
         """All store mappings."""
@@ -25,5 +28,5 @@ class ReceiverBuffer(Protocol):
     def mapping_get(self, id: str, /) -> dict[str, Any] | None:
         """One store mapping, None when there is none of this id."""
 
-    def mapping_update(self, id: str, changes: dict[str, Any], /) -> dict[str, Any] | None:
-        """The changed store mapping, None when there is none of this id."""
+    def mapping_update(self, id: str, changes: dict[str, Any], /, *, by: str) -> dict[str, Any] | None:
+        """The store mapping, changed by whom; None when there is none of this id."""

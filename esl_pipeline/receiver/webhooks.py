@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader
 
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.receiver.answers import Answers, Kept, refusals
 from esl_pipeline.receiver.body import read_body
-from esl_pipeline.receiver.deliveries import TOPICS, HeaderError, delivery
+from esl_pipeline.receiver.deliveries import SHOP, TOPICS, HeaderError, delivery
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.signature import verify
 from esl_pipeline.settings import Settings
@@ -82,7 +84,9 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
 
         return receive
 
-    router = APIRouter(prefix="/webhooks/shopify", tags=["webhooks"])
+    # For the OpenAPI page only: who signed is decided in `keep`, from the raw body.
+    signed = APIKeyHeader(name="X-Shopify-Hmac-Sha256", scheme_name="signature", auto_error=False)
+    router = APIRouter(prefix="/webhooks/shopify", tags=["webhooks"], dependencies=[Depends(signed)])
     for topic in TOPICS:
         router.add_api_route(
             f"/{topic}",
@@ -91,19 +95,34 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
             name=topic,
             summary=f"Receive {topic}",
             responses=_ANSWERS,
+            openapi_extra=_takes(topic),
         )
     return router
 
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Kept, or known already."},
-    400: {"description": "The topic or shop header does not fit; nothing is kept."},
-    401: {"description": "The signature is missing or wrong."},
-    408: {"description": "The body came too slowly."},
-    413: {"description": "The body is too long."},
-    415: {"description": "The body is compressed."},
-    503: {"description": "Nothing could be kept; send it again."},
+_ANSWERS: Answers = {
+    200: {"model": Kept, "description": "Kept, or known already."},
+    **refusals(
+        {
+            400: "The topic or shop header does not fit; nothing is kept.",
+            401: "The signature is missing or wrong.",
+            408: "The body came too slowly.",
+            413: "The body is too long.",
+            415: "The body is compressed.",
+            503: "Nothing could be kept; send it again.",
+        }
+    ),
 }
+
+
+def _takes(topic: str) -> dict[str, Any]:
+    """Headers and body for the OpenAPI page. A signed body is kept whatever it is, so none is described as wrong."""
+    headers = {
+        "X-Shopify-Topic": {"type": "string", "enum": [topic]},
+        "X-Shopify-Shop-Domain": {"type": "string", "pattern": f"^{SHOP.pattern}$"},
+    }
+    parameters = [{"name": n, "in": "header", "required": True, "schema": s} for n, s in headers.items()]
+    return {"parameters": parameters, "requestBody": {"content": {"application/json": {"schema": {}}}}}
 
 
 class _Slots:

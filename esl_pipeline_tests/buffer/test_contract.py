@@ -387,12 +387,95 @@ def esl_mapping_create(api: Api) -> None:
 
 
 @contract
+def esl_mapping_history(api: Api) -> None:
+    mapping = api.mapping(by="ana-laptop")
+    changed = api("esl_mapping_update", id=mapping["id"], is_active=False, by="cli:ana")
+    api("esl_mapping_update", id=mapping["id"], is_active=False, by="cli:ana")
+    update, create = api("esl_mapping_history", store=api.store, limit=9)["changes"]
+    assert create == {
+        "at": create["at"],
+        "by": "ana-laptop",
+        "mapping_id": mapping["id"],
+        "old": None,
+        "new": mapping,
+    }
+    assert update == {
+        "at": update["at"],
+        "by": "cli:ana",
+        "mapping_id": mapping["id"],
+        "old": mapping,
+        "new": changed,
+    }
+    assert api("esl_mapping_history", store=api.store, limit=1) == {"changes": [update]}
+    moved = api("esl_mapping_update", id=mapping["id"], hipoink_store_code="elsewhere")
+    for store in (api.store, "elsewhere"):
+        last = api("esl_mapping_history", store=store, limit=9)["changes"][0]
+        assert last["new"] == moved
+        assert last["by"].startswith("role:")  # nobody said who it was
+    api.answers.clear()  # the role differs by transport
+
+
+@contract
 def esl_mapping_list(api: Api) -> None:
     mapping = api.mapping() | {"currency": None, "taxes_included": None}
     assert mapping in api("esl_mapping_list")["mappings"]
     assert api("esl_mapping_list", id=mapping["id"]) == {"mappings": [mapping]}
     assert api("esl_mapping_list", id=str(uuid.uuid4())) == {"mappings": []}
     api.answers.clear()  # the list holds the other contracts' mappings
+
+
+TOKEN = {"name": "ana", "sha256": sha256(b"a").hexdigest(), "scope": "write", "days": 1}
+
+
+@contract
+def esl_token_add(api: Api) -> None:
+    added = api("esl_token_add", **TOKEN | {"name": api.store})
+    assert set(added) == {"name", "scope", "state", "created_at", "expires_at", "revoked_at"}
+    assert (added["scope"], added["state"], added["revoked_at"]) == ("write", "valid", None)
+    assert api("esl_token_add", **TOKEN | {"name": api.store}) == added  # the answer was lost
+    for again, code in [
+        ({"name": api.store, "sha256": "0" * 64}, "23505"),
+        ({"name": "other"}, "23505"),
+        ({"name": "Other", "sha256": "1" * 64}, "23514"),
+        ({"name": "other", "sha256": "the token itself"}, "23514"),
+        ({"name": "other", "sha256": "1" * 64, "scope": "all"}, "23514"),
+    ]:
+        with pytest.raises(BufferError) as refused:
+            api("esl_token_add", **TOKEN | again)
+        assert refused.value.code == code
+
+
+@contract
+def esl_token_check(api: Api) -> None:
+    digest = sha256(api.store.encode()).hexdigest()
+    assert api("esl_token_check", sha256=digest)["token"] is None
+    added = api("esl_token_add", **TOKEN | {"name": api.store, "sha256": digest, "days": None})
+    assert added["expires_at"] is None
+    assert api("esl_token_check", sha256=digest) == {"any": True, "token": added}
+    expired = sha256(b"expired").hexdigest()
+    api("esl_token_add", **TOKEN | {"name": "expired", "sha256": expired, "days": -1})
+    assert api("esl_token_check", sha256=expired)["token"]["state"] == "expired"
+    api.answers.clear()  # whether there is any token depends on the other contracts
+
+
+@contract
+def esl_token_list(api: Api) -> None:
+    added = api("esl_token_add", **TOKEN | {"name": api.store, "sha256": sha256(b"list").hexdigest()})
+    listed = api("esl_token_list")["tokens"]
+    assert added in listed and "sha256" not in str(listed)
+    api.answers.clear()  # the list holds the other contracts' tokens
+
+
+@contract
+def esl_token_revoke(api: Api) -> None:
+    digest = sha256(api.store.encode()).hexdigest()
+    api("esl_token_add", **TOKEN | {"name": api.store, "sha256": digest})
+    revoked = api("esl_token_revoke", name=api.store)
+    assert revoked["state"] == "revoked" and revoked["revoked_at"]
+    assert api("esl_token_revoke", name=api.store) == revoked
+    assert api("esl_token_check", sha256=digest)["token"] == revoked
+    assert api("esl_token_revoke", name="nobody") is None
+    api.answers.clear()
 
 
 @contract
@@ -860,10 +943,17 @@ def test_every_table_has_row_level_security(pair: Pair) -> None:
         "truncate esl.sync_log",
         "delete from esl.approvals",
         "update esl.drift set code = 'x'",
+        "update esl.mapping_changes set by = 'x'",
+        "delete from esl.mapping_changes",
+        "truncate esl.mapping_changes",
     ],
 )
 def test_the_audit_log_cannot_be_changed(pair: Pair, statement: str) -> None:
-    with psycopg.connect(pair.dsn) as connection, pytest.raises(psycopg.Error, match="append-only"):
+    table = next(word for word in statement.split() if word.startswith("esl."))
+    with (
+        psycopg.connect(pair.dsn) as connection,
+        pytest.raises(psycopg.Error, match=f"{table} is append-only"),
+    ):
         connection.execute(statement.encode())
 
 

@@ -25,7 +25,7 @@ from esl_pipeline.settings import Settings, load_settings
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SECRET = "current-webhook-secret"
-TOKEN = "an-admin-token-of-some-length"
+TOKEN = "an-admin-token-of-32-characters-or-more"
 SHOP = "corner-shop.myshopify.com"
 PRODUCT = {
     "id": 632910392,
@@ -51,6 +51,7 @@ class MemoryBuffer:
         self.calls: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.mappings: dict[str, dict[str, Any]] = {}
+        self.tokens: dict[str, dict[str, Any]] = {}
         self.failure: BufferError | None = None
         self.release = threading.Event()
         self.release.set()
@@ -85,7 +86,11 @@ class MemoryBuffer:
         if self.failure:
             raise self.failure
 
-    def mapping_create(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def token_check(self, sha256: str) -> dict[str, Any]:
+        self._called("token_check")
+        return {"any": bool(self.tokens), "token": self.tokens.get(sha256)}
+
+    def mapping_create(self, fields: dict[str, Any], *, by: str) -> dict[str, Any]:
         self._called("mapping_create")
         mapping = {"id": str(uuid.uuid4()), "is_active": True, "is_dry_run": False, "settings": {}, **fields}
         self._refuse_duplicate(mapping)
@@ -100,7 +105,7 @@ class MemoryBuffer:
         self._called("mapping_get")
         return self.mappings.get(id)
 
-    def mapping_update(self, id: str, changes: dict[str, Any]) -> dict[str, Any] | None:
+    def mapping_update(self, id: str, changes: dict[str, Any], *, by: str) -> dict[str, Any] | None:
         self._called("mapping_update")
         if id not in self.mappings:
             return None

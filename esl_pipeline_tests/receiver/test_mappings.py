@@ -45,13 +45,13 @@ ROUTES = [("POST", PATH), ("GET", PATH), ("GET", PATH + ANY_ID), ("PUT", PATH + 
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_without_a_token_in_the_settings_the_api_is_closed_and_says_what_opens_it(
+def test_without_any_token_the_api_is_closed_and_says_what_opens_it(
     buffer: MemoryBuffer, method: str, path: str
 ) -> None:
     answer = ask(buffer, method, path, MAPPING, esl_admin_token=None)
     assert answer.status_code == 403
     assert "ESL_ADMIN_TOKEN" in answer.json()["detail"]
-    assert buffer.calls == []
+    assert buffer.calls == ["token_check"]
 
 
 def test_a_closed_api_leaves_the_webhooks_open(buffer: MemoryBuffer) -> None:
@@ -81,7 +81,7 @@ def test_a_wrong_token_is_401_whatever_the_body(
         answer = call(make_app(buffer), method, path, content=body, headers=headers)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
-    assert buffer.calls == []
+    assert set(buffer.calls) <= {"token_check"}
 
 
 # Create

@@ -7,7 +7,8 @@ language sql set search_path = '' as $$
     where source_system = p_source_system and source_store_id = p_source_store_id
 $$;
 
--- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?} -> the mapping. 23505: exists already.
+-- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?, by?} -> the mapping.
+-- by: who makes it, for esl.mapping_changes. 23505: exists already.
 create or replace function public.esl_mapping_create(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings;
@@ -17,12 +18,13 @@ begin
             coalesce((p ->> 'is_active')::boolean, true), coalesce((p ->> 'is_dry_run')::boolean, false),
             coalesce(p -> 'settings', '{}'))
     returning * into m;
+    perform esl.note_change(p ->> 'by', null, m);
     perform esl.evaluate_again(m.source_system, m.source_store_id);
     return to_jsonb(m);
 end $$;
 
--- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?} -> the mapping, or
--- null. Another store: its labels are written there, then removed from the one before (see esl.guard).
+-- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?, by?} -> the mapping,
+-- or null. Another store: its labels are written there, then removed from the one before (see esl.guard).
 -- Another shop: the labels of the one before leave the store.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
@@ -43,6 +45,7 @@ begin
     if not found then
         return null;
     end if;
+    perform esl.note_change(p ->> 'by', v_before, m);
     if (v_before.source_system, v_before.source_store_id) <> (m.source_system, m.source_store_id) then
         with gone as (
             update esl.labels set state = 'withdrawn' where mapping_id = m.id returning store_code, code

@@ -1,0 +1,88 @@
+"""Who may use the store-mapping API: the bearer of ESL_ADMIN_TOKEN, or of a token that the buffer knows the hash of."""
+
+import hashlib
+import hmac
+import logging
+import math
+import re
+import secrets
+from typing import Any, Literal, NoReturn
+
+from fastapi import HTTPException
+from pydantic import SecretStr
+
+from esl_pipeline.receiver.lockout import Lockout
+from esl_pipeline.receiver.protocol import ReceiverBuffer
+
+Scope = Literal["read", "write"]
+
+BOOTSTRAP = "ESL_ADMIN_TOKEN"
+"""The name, in the history of mappings, of whoever bears that one."""
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+"""What a token may be called; so no name reads like BOOTSTRAP or like a command's user."""
+CLOSED = (
+    "The store-mapping API is closed: no token is valid. Make one with `esl-pipeline tokens add`, or set "
+    "ESL_ADMIN_TOKEN and start the receiver again."
+)
+
+# What settings and `new_token` let through. Anything else is wrong without asking the buffer.
+_FORM = re.compile(r"[!-~]{32,1024}")
+_MALFORMED: dict[str, Any] = {"any": True, "token": None}
+
+log = logging.getLogger(__name__)
+
+
+def new_token() -> str:
+    """A token of 32 random bytes; it says whose it is to whoever finds it lying about."""
+    return "esl_" + secrets.token_urlsafe(32)
+
+
+def digest(token: str) -> str:
+    """The SHA-256 of a token in hex, the form in which it is kept. Slow hashing is for passwords: a token is random."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Gate:
+    """Admits callers by their token. bootstrap: the token of the settings, which may do everything."""
+
+    def __init__(self, bootstrap: SecretStr | None, buffer: ReceiverBuffer, lockout: Lockout) -> None:
+        self._bootstrap = digest(bootstrap.get_secret_value()) if bootstrap else None
+        self._buffer, self._lockout = buffer, lockout
+
+    def admit(self, address: str, token: str | None, scope: Scope) -> str:
+        """The name of the token, which is good for the scope. At most one call of the buffer.
+
+        Raises HTTPException: 429 while the address is locked out, 401 without a valid token, 403 when the scope is too
+        small or no token is valid at all; BufferError when the buffer cannot be asked.
+        """
+        if wait := self._lockout.wait(address):
+            raise HTTPException(
+                429,
+                "Too many wrong tokens came from this address; wait.",
+                headers={"Retry-After": str(math.ceil(wait))},
+            )
+        if token is None:
+            _refuse("A bearer token is needed.")
+        hashed = digest(token)
+        if self._bootstrap is not None and hmac.compare_digest(hashed, self._bootstrap):
+            return BOOTSTRAP
+        known = self._buffer.token_check(hashed) if _FORM.fullmatch(token) else _MALFORMED
+        found = known["token"]
+        if found is None:
+            self._lockout.wrong(address)
+            if self._lockout.wait(address):
+                log.warning("too many wrong tokens from %a: it is locked out", address)
+            if self._bootstrap is None and not known["any"]:
+                raise HTTPException(403, CLOSED)
+            _refuse("The bearer token is wrong.")
+        if found["state"] != "valid":
+            _refuse(f"The bearer token {found['name']} is {found['state']}.")
+        if scope == "write" and found["scope"] != "write":
+            raise HTTPException(
+                403, f"The bearer token {found['name']} may only read; changes need one with the scope write."
+            )
+        return str(found["name"])
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise HTTPException(401, sentence, headers={"WWW-Authenticate": "Bearer"})
