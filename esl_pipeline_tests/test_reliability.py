@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROWS = re.findall(r"^\| ([FS]\d+) \|(.*)\|(.*)\|(.*)\|$", (ROOT / "docs" / "reliability.md").read_text(), re.M)
+ROWS = re.findall(
+    r"^\| ([FS]\d+) \|(.*)\|(.*)\|(.*)\|$", (ROOT / "docs" / "reliability.md").read_text(), re.M
+)
 
 
 def test_every_case_has_one_row() -> None:
@@ -19,4 +21,7 @@ def test_every_row_is_filled_and_names_tests_that_exist() -> None:
         names = re.findall(r"`(test_\w+)`", named)
         assert names, case
         for name in names:
-            assert re.search(rf"^(?:async )?def {name}\(|^class {name}\b|^{name} = ", tests, re.M), (case, name)
+            assert re.search(rf"^(?:async )?def {name}\(|^class {name}\b|^{name} = ", tests, re.M), (
+                case,
+                name,
+            )

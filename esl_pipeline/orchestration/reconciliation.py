@@ -68,8 +68,9 @@ def nightly_reconciliation(cron: str, time_zone: str) -> dg.ScheduleDefinition:
 def read_recent_changes(
     context: dg.OpExecutionContext, buffer: dg.ResourceParam[Buffer], shopify: dg.ResourceParam[ShopifyAdmin]
 ) -> None:
-    """Every active shop that has a token; their labels follow through event_sync."""
+    """Every active shop that has a token; their labels follow through event_sync. Fails at the end with the alarms."""
     buffer.check_version()
+    alarms: list[str] = []
     for key in _active_shops(buffer):
         shop = shop_of(key)
         if not shopify.has(shop["source_store_id"]):
@@ -79,6 +80,10 @@ def read_recent_changes(
         context.log_event(
             dg.AssetObservation(asset_key="shopify_products", partition=key, metadata=_counts(found))
         )
+        if found["alarm"]:
+            alarms.append(found["alarm"])
+    if alarms:
+        raise dg.Failure(" ".join(alarms), allow_retries=False)
 
 
 @dg.job(

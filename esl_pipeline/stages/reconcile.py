@@ -38,6 +38,7 @@ SNAPSHOT_ROWS = 2_500
 EXAMPLES_KEPT = 50
 _COMPARED_AT_ONCE = 1_000
 _FIRST_LOOK_BACK = timedelta(hours=1)
+_CLOCKS_DIFFER = timedelta(minutes=10)
 _WATERMARK = "updated_at"
 
 _PRICES = frozenset({"pp", "vp", "pop"})
@@ -188,24 +189,42 @@ def read_changes(
     Shopify's search lags, and clocks differ: `overlap` is read twice. The first read goes back an hour. Returns since,
     until (ISO 8601), products (read), variants_changed, variants_removed, fetched (products read one by one), gone
     (those that are no more), failed ({product id: why}, tried again next time), run_id. Raises AdminError and
-    BufferError; the next call then reads the same time again.
+    BufferError; the next call then reads the same time again. alarm: None, or why no change was read: up to when they
+    were read last is no time of the past; the next call goes back an hour.
     """
     store_id, until = shop["source_store_id"], datetime.now(UTC)
     watermark = buffer.watermark(shop=shop, source=_WATERMARK)
-    since = datetime.fromisoformat(watermark) - overlap if watermark else until - _FIRST_LOOK_BACK
+    last = _instant(watermark) if watermark else until - _FIRST_LOOK_BACK + overlap
+    alarm = None
+    if last is None or last > until + _CLOCKS_DIFFER:
+        alarm = (
+            f"the changes of {store_id} seem to have been read up to {watermark}: none was read this time, "
+            "the next look goes back an hour. What is older comes with the nightly full_reconciliation, or start it."
+        )
+    since = until if alarm or last is None else last - overlap
     found: dict[str, Any] = {
         "run_id": run_id,
         "since": since.isoformat(),
         "until": until.isoformat(),
+        "alarm": alarm,
         **dict.fromkeys(("products", "variants_changed", "variants_removed", "fetched", "gone"), 0),
         "failed": {},
     }
-    for facts in read_changed_since(client, shop=store_id, since=since):
-        found["products"] += len(facts.products)
-        _merge(buffer, facts, found)
+    if not alarm:
+        for facts in read_changed_since(client, shop=store_id, since=since):
+            found["products"] += len(facts.products)
+            _merge(buffer, facts, found)
     _fetch_missing(buffer, client, shop, found)
-    buffer.watermark_move(shop=shop, source=_WATERMARK, at=until.isoformat())
+    read_until = until - _FIRST_LOOK_BACK + overlap if alarm else until
+    buffer.watermark_move(shop=shop, source=_WATERMARK, at=read_until.isoformat())
     return found
+
+
+def _instant(text: str) -> datetime | None:
+    """A time of the database's, which knows more of them than Python does."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(text)
+    return None
 
 
 def _fetch_missing(buffer: Buffer, client: AdminClient, shop: Shop, found: dict[str, Any]) -> None:

@@ -720,6 +720,8 @@ def esl_watermark_move(api: Api) -> None:
     assert api("esl_watermark_move", **move, at=NOW) == {"at": NOW}
     assert api("esl_watermark_move", **move, at="2026-01-01T00:00:00+00:00") == {"at": NOW}
     assert api("esl_watermark_move", **move, at=LATER) == {"at": LATER}
+    api("esl_watermark_move", **move, at="2100-01-01T00:00:00+00:00")
+    assert api("esl_watermark_move", **move, at=NOW) == {"at": NOW}
 
 
 @contract

@@ -158,7 +158,7 @@ ONLY_EMOJI = 13  # counted by eye; the string of keycaps is one of them
 
 
 @pytest.mark.parametrize("emoji", ["strip", "keep"])
-def test_naughty_titles(emoji: str) -> None:
+def test_f28_naughty_titles(emoji: str) -> None:
     strings = naughty()
     results = judged(products_named(strings), emoji=emoji, fields={"pm": "{vendor}", "f1": "<{title}>"})
     held: list[str] = []

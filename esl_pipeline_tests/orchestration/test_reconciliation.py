@@ -13,6 +13,7 @@ from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.settings import load_settings
+from esl_pipeline.stages.shops import shop_of
 from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.test_assets import metadata
@@ -198,9 +199,13 @@ def test_catch_up_reads_what_webhooks_missed(pipeline: Pipeline, shopify: Shopif
     assert job.execute_in_process(instance=pipeline.instance).success
     pipeline.drain()
     assert prices(pipeline)[str(changed.variants[0].barcode)] == "4.56"
+    pipeline.buffer.watermark_move(shop=shop_of(KEY), source="updated_at", at="2100-01-01T00:00:00Z")
+    failed = job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
+    assert "2100-01-01" in str(failed.failure_data_for_node("read_recent_changes"))
+    assert job.execute_in_process(instance=pipeline.instance).success
 
 
-def test_a_shop_that_falls_silent_raises_an_alarm_once(pipeline: Pipeline) -> None:
+def test_f33_a_shop_that_falls_silent_raises_an_alarm_once(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
     sensor = pipeline.definitions.resolve_sensor_def("silence_sensor")

@@ -241,7 +241,7 @@ def test_shopifys_sample_has_rounded_ids_beside_true_ones() -> None:
 
 @needs_samples
 @pytest.mark.parametrize("topic", TOPICS)
-def test_every_sample_is_read_without_an_exception(topic: str) -> None:
+def test_f29_every_payload_at_hand_is_read_without_an_exception(topic: str) -> None:
     for file in SAMPLES.rglob("*.json"):
         sample = json.loads(file.read_text(encoding="utf-8"))
         (event,) = read(sample.get("response", sample), topic=topic).events

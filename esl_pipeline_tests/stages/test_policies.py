@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from esl_pipeline.receiver.app import create_app
@@ -363,9 +364,19 @@ def test_prices_rise_only_in_the_window_and_fall_at_any_time(world: World) -> No
         (("08:00", "10:00", "Europe/Berlin"), "2026-07-01 07:00+00", True),
         (("08:00", "10:00", "Europe/Berlin"), "2026-12-01 07:00+00", True),
         (("08:00", "10:00", "Europe/Berlin"), "2026-12-01 06:30+00", False),
+        (("08:00", "10:00", "Europe/Berlin"), "2028-02-29 08:30+00", True),
+        # The clocks go forward: half past one is followed by three, and half past two never comes.
+        (("01:00", "03:00", "Europe/Berlin"), "2026-03-29 00:30+00", True),
+        (("01:00", "03:00", "Europe/Berlin"), "2026-03-29 01:00+00", False),
+        (("02:15", "02:45", "Europe/Berlin"), "2026-03-29 00:59+00", False),
+        (("02:15", "02:45", "Europe/Berlin"), "2026-03-29 01:00+00", False),
+        # They go back: half past two comes twice.
+        (("02:15", "02:45", "Europe/Berlin"), "2026-10-25 00:30+00", True),
+        (("02:15", "02:45", "Europe/Berlin"), "2026-10-25 01:00+00", False),
+        (("02:15", "02:45", "Europe/Berlin"), "2026-10-25 01:30+00", True),
     ],
 )
-def test_the_window_is_of_the_stores_own_day(
+def test_f22_the_window_is_of_the_stores_own_day(
     world: World, window: tuple[str, str, str], now: str, is_open: bool
 ) -> None:
     opens, closes, zone = window
@@ -375,6 +386,35 @@ def test_the_window_is_of_the_stores_own_day(
         opens, closes, zone, now,
     )  # fmt: skip
     assert row["open"] is is_open
+
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+@pytest.mark.parametrize(
+    ("reduced_at", "thirty_days_before"),
+    [
+        ("2028-03-15 12:00+00", "2028-02-14 12:00+00"),  # over a leap day
+        ("2026-04-10 12:00+00", "2026-03-11 12:00+00"),  # over a night that the clocks go forward
+        ("2026-11-10 12:00+00", "2026-10-11 12:00+00"),  # and back
+    ],
+)
+def test_f22_thirty_days_are_the_same_whatever_the_clocks_do(
+    world: World, reduced_at: str, thirty_days_before: str, zone: str
+) -> None:
+    for minutes, lowest in ((-1, 4), (1, 3)):
+        with psycopg.connect(world.dsn, options=f"-c timezone={zone}") as connection:
+            connection.execute("delete from esl.price_history")
+            connection.execute(
+                "insert into esl.price_history values"
+                " ('1', %(id)s, %(end)s::timestamptz - interval '999 hours', 3),"
+                " ('1', %(id)s, %(end)s::timestamptz + make_interval(mins => %(minutes)s), 4),"
+                " ('1', %(id)s, %(reduced)s, 2)",
+                {"id": NOBODY, "end": thirty_days_before, "minutes": minutes, "reduced": reduced_at},
+            )
+            row = connection.execute("select esl.prior_price(%s, '1', 2)", [NOBODY]).fetchone()
+            assert row == (lowest,)
 
 
 def test_compare_at_is_shown_when_our_own_prices_of_30_days_bear_it_out(world: World) -> None:

@@ -96,13 +96,20 @@ def test_a_refused_label_is_failed_with_the_servers_words(ready: World) -> None:
     assert "price out of range" in logged["answer"]
 
 
-def test_one_bad_code_in_a_hundred_is_found_by_halving(ready: World) -> None:
-    ready.sandbox.faults({"kind": "bad_codes", "codes": ["C-63"]})
-    ready.settle(product(variants=[variant(n) for n in range(1, 101)]))
-    assert len(ready.labels()) == 99
-    assert {code: row["state"] for code, row in ready.queue().items()} == {"C-63": "failed"}
-    assert ready.calls() <= 15  # the whole, then two halves on each of the seven levels
-    assert ready.queue()["C-63"]["attempts"] == 1  # halving is no fault of the label
+@pytest.mark.parametrize("apply", [False, True], ids=["batch refused", "batch taken up to there"])
+def test_f12_one_bad_code_in_fifty_is_found_by_halving(ready: World, apply: bool) -> None:
+    ready.sandbox.faults({"kind": "bad_codes", "codes": ["C-33"], "apply": apply})
+    ready.settle(product(variants=[variant(n) for n in range(1, 51)]))
+    assert len(ready.labels()) == 49
+    assert {code: row["state"] for code, row in ready.queue().items()} == {"C-33": "failed"}
+    assert ready.calls() <= 13  # the whole, then two halves on each of the six levels
+    assert ready.queue()["C-33"]["attempts"] == 1  # halving is no fault of the label
+    before = ready.sandbox.state()["pushes"][STORE]
+    ready.sandbox.faults()
+    ready.buffer.redrive()
+    ready.settle()
+    assert len(ready.labels()) == 50
+    assert ready.sandbox.state()["pushes"][STORE] == before | {"C-33": before["C-33"] + 1}
 
 
 def test_refused_credentials_pause_the_store_and_count_as_no_attempt(ready: World) -> None:
@@ -189,6 +196,29 @@ def test_a_worker_killed_after_its_claim_leaves_a_trace_and_its_label_is_pushed(
     ready.settle()
     assert ready.outcomes("C-1") == ["lost", "accepted"]
     assert ready.prices() == {"C-1": "1.00"}
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_f22_leases_are_measured_by_the_databases_clock(
+    ready: World, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + minutes * 60)
+    ready.update(product())
+    ready.round(batch_size=0)
+    claim = ready.buffer.push_claim(limit=10, lease_seconds=60, max_attempts=5, run_id="skewed", asset=ASSET)
+    assert ready.buffer.lease_take(name="event_sync", holder="skewed", seconds=20)["held"]
+    (row,) = ready.sql(
+        "select extract(epoch from lease_until - clock_timestamp())::float8 as s from esl.sync_queue"
+    )
+    assert 50 < row["s"] <= 60
+    monkeypatch.undo()
+    assert not ready.round().did_something
+    assert not ready.buffer.lease_take(name="event_sync", holder="other", seconds=20)["held"]
+    send(ready, claim)
+    finish(ready, claim)
+    ready.settle()
+    assert ready.shown("C-1") == ["1.00"]
 
 
 def test_a_label_whose_workers_always_die_becomes_a_dead_letter(ready: World) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -380,6 +381,38 @@ def test_dropped_webhooks_are_repaired_by_the_next_look(stocked: Market) -> None
     assert datetime.fromisoformat(second["since"]) == since
 
 
+def test_f32_one_webhook_in_a_hundred_is_lost_and_the_read_finds_exactly_those(stocked: Market) -> None:
+    products = stocked.products()
+    lost = set(random.Random(32).sample(range(200), 2))
+    stale: dict[int, bool] = {}
+    for number in range(200):
+        product = products[number % len(products)]
+        stocked.change_prices([product])
+        stale[product.id] = number in lost
+        if number not in lost:
+            stocked.deliver(stocked.updated(product))
+    stocked.world.settle()
+    wrong = {code for code, price in stocked.prices().items() if stocked.world.prices()[str(code)] != price}
+    stocked.shop.touch(products[0])  # Shopify's clock moves on before the read
+    assert stocked.snapshot().changed == len(wrong) == sum(stale.values())
+    stocked.world.settle()
+    assert stocked.world.prices() == stocked.prices()
+
+
+@pytest.mark.parametrize("watermark", ["2100-01-01T00:00:00Z", "infinity", "20000-01-01T00:00:00Z"])
+def test_f38_a_watermark_of_the_future_reads_nothing_and_raises_an_alarm(
+    stocked: Market, watermark: str
+) -> None:
+    stocked.changes()
+    stocked.change_prices(stocked.products()[:1])
+    stocked.world.sql("update esl.watermarks set at = %s::timestamptz", watermark)
+    found = stocked.changes()
+    assert (found["products"], found["variants_changed"]) == (0, 0)
+    assert "nightly full_reconciliation" in found["alarm"]
+    again = stocked.changes()
+    assert (again["alarm"], again["variants_changed"]) == (None, 1)
+
+
 def test_a_look_that_failed_is_looked_again(stocked: Market) -> None:
     watermark = stocked.changes()["until"]
     stocked.change_prices(stocked.products()[:1])
@@ -392,7 +425,7 @@ def test_a_look_that_failed_is_looked_again(stocked: Market) -> None:
     assert stocked.changes()["variants_changed"] == 1
 
 
-def test_2048_variants_become_2048_labels(world: World) -> None:
+def test_f30_2048_variants_become_2048_labels(world: World) -> None:
     world.map(DOMAIN)
     shop = stocked_shop(1, variants=0)
     bolt = shop.catalogue.bolt(shop.now)

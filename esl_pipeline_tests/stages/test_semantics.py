@@ -1,13 +1,21 @@
 """What the labels show, event by event: each sentence of the pipeline's semantics, end to end over real HTTP."""
 
+import hashlib
 import itertools
+import json
 import random
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import pytest
+import regex
 
+from esl_pipeline.labels.text import clean
 from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.validate import stage, validate
+from esl_pipeline_tests.labels.support import SHARED
 from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant, when
 
 OTHER_SHOP = "other-shop.myshopify.com"
@@ -56,7 +64,7 @@ def test_events_are_folded_to_the_newest_state_before_anything_else(world: World
     assert sorted(world.inbox()) == ["done"] + ["superseded"] * 4
 
 
-def test_an_older_version_never_overwrites_a_newer_one(world: World) -> None:
+def test_f05_a_stale_retry_is_superseded_and_not_pushed(world: World) -> None:
     world.map()
     world.settle(product(version=2, variants=[variant(price="2.00")]))
     world.settle(product(version=1, variants=[variant(price="1.00")]))
@@ -64,7 +72,7 @@ def test_an_older_version_never_overwrites_a_newer_one(world: World) -> None:
     assert world.inbox() == ["done", "superseded"]
 
 
-def test_every_order_of_four_versions_ends_in_the_newest(world: World) -> None:
+def test_f04_every_order_of_four_versions_ends_in_the_newest(world: World) -> None:
     world.map(settings={"guard_labels": 1_000})
     orders = list(itertools.permutations((1, 2, 3, 4)))
     for step in range(4):
@@ -79,22 +87,52 @@ def test_every_order_of_four_versions_ends_in_the_newest(world: World) -> None:
         assert world.shown(f"C-{n}") == [f"{v}.00" for v in newest_so_far], order
 
 
-def test_equal_times_are_decided_by_the_trigger_time(world: World) -> None:
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("triggers", [(4, 5), (4, 4)])
+def test_f06_equal_times_are_decided_by_trigger_time_then_body(
+    world: World, triggers: tuple[int, int], order: tuple[int, int], together: bool
+) -> None:
     world.map()
-    world.send("products/update", product(variants=[variant(price="2.00")]), at=when(5))
+    bodies = [product(variants=[variant(price=price)]) for price in ("1.00", "2.00")]
+    bodies.sort(key=lambda body: hashlib.sha256(json.dumps(body).encode()).hexdigest())
+    for number in order:
+        world.send("products/update", bodies[number], at=when(triggers[number]))
+        if not together:
+            world.settle()
     world.settle()
-    world.send("products/update", product(variants=[variant(price="1.00")]), at=when(4))
-    world.settle()
-    assert world.shown("C-1") == ["2.00"]
+    wins = bodies[1]["variants"][0]["price"]
+    assert world.shown("C-1")[-1] == wins
+    assert world.inbox().count("superseded") == (together or order == (1, 0))
 
 
-def test_the_same_event_under_two_topics_is_one_push(world: World) -> None:
+def test_f02_the_same_event_under_other_ids_and_topics_is_one_push(world: World) -> None:
     world.map()
-    world.send("products/create", product())
-    world.send("products/update", product())
-    world.settle()
+    for topic in ("products/create", "products/update", "products/update"):
+        world.send(topic, product())
+        world.settle()
     assert world.shown("C-1") == ["1.00"]
+    assert world.calls() == 1
     assert world.inbox() == ["done", "done"]
+
+
+def test_f03_create_and_update_at_once_end_in_the_newest(world: World) -> None:
+    world.map()
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(1, 13):
+            started = Barrier(2)
+            list(pool.map(partial(deliver_and_read, world, number, started), (1, 2)))
+    rows = world.sql("select variant_id, price from esl.products order by variant_id::int")
+    assert rows == [{"variant_id": str(number), "price": "2.00"} for number in range(1, 13)]
+    world.settle()
+    assert set(world.prices().values()) == {"2.00"} and len(world.prices()) == 12
+
+
+def deliver_and_read(world: World, number: int, started: Barrier, version: int) -> None:
+    topic = "products/create" if version == 1 else "products/update"
+    started.wait()
+    world.send(topic, product(number, version, [variant(number, price=f"{version}.00")]))
+    read_inbox(world.buffer, run_id=f"run-{version}")
 
 
 # --- variants and products that go
@@ -114,7 +152,7 @@ def test_a_variant_gone_from_a_complete_body_is_removed(world: World) -> None:
     assert list(world.labels()) == ["C-1"]
 
 
-def test_variants_beyond_100_are_not_removed_when_only_their_ids_are_named(world: World) -> None:
+def test_f30_variants_beyond_100_are_not_removed_when_only_their_ids_are_named(world: World) -> None:
     world.map()
     first = [variant(n) for n in range(1, 101)]
     world.settle(product(variants=first))
@@ -166,7 +204,7 @@ def test_a_variant_that_cannot_be_identified_removes_no_other(world: World) -> N
     assert world.prices() == {"C-1": "2.00", "C-2": "1.00"}
 
 
-def test_a_deleted_product_loses_its_labels_and_no_late_update_revives_it(world: World) -> None:
+def test_f31_a_deleted_product_loses_its_labels_and_no_late_update_revives_it(world: World) -> None:
     world.map()
     world.settle(product(version=1, variants=[variant(1), variant(2)]))
     world.delete(1, version=3)
@@ -178,7 +216,7 @@ def test_a_deleted_product_loses_its_labels_and_no_late_update_revives_it(world:
     assert world.inbox() == ["done", "done", "superseded"]
 
 
-def test_an_update_newer_than_the_tombstone_is_allowed(world: World) -> None:
+def test_f31_an_update_newer_than_the_tombstone_is_allowed(world: World) -> None:
     world.map()
     world.settle(product(version=1))
     world.delete(1, version=2)
@@ -400,7 +438,7 @@ def test_a_shop_without_a_mapping_waits_for_it(world: World) -> None:
     assert list(world.labels()) == ["C-1"]
 
 
-def test_a_deactivated_mapping_stops_pushes_at_once_and_catches_up_later(world: World) -> None:
+def test_f35_a_deactivated_mapping_stops_pushes_at_once_and_catches_up_later(world: World) -> None:
     mapping = world.map()
     world.settle(product(1), product(2))
     world.sandbox.faults({"kind": "status", "status": 503})
@@ -426,7 +464,7 @@ def test_a_changed_store_code_moves_the_labels(world: World) -> None:
     assert (world.prices(STORE), world.prices(OTHER_STORE)) == ({}, {"C-1": "2.00", "C-2": "1.00"})
 
 
-def test_pushes_that_wait_do_not_go_to_a_store_that_the_mapping_has_left(world: World) -> None:
+def test_f35_pushes_that_wait_do_not_go_to_a_store_that_the_mapping_has_left(world: World) -> None:
     mapping = world.map()
     world.sandbox.faults({"kind": "status", "status": 503, "times": 1})
     world.update(product())
@@ -506,6 +544,23 @@ def test_shops_with_equal_ids_do_not_touch_each_other(world: World) -> None:
 
 
 # --- whatever a body holds
+
+
+NAUGHTY = SHARED / "data" / "security" / "blns.json"
+
+
+@pytest.mark.skipif(not NAUGHTY.is_file(), reason="the shared test data is not here")
+def test_f28_naughty_titles_are_stored_as_they_are_and_cut_between_characters(world: World) -> None:
+    world.map(settings={"title_max_length": 7, "emoji": "keep"})
+    titles = dict(enumerate(json.loads(NAUGHTY.read_text(encoding="utf-8")), start=1))
+    world.settle(*[product(number, title=title) for number, title in titles.items()], batch_size=1000)
+    stored = {int(row["variant_id"]): row["title"] for row in world.sql("select * from esl.products")}
+    assert stored == {number: title or None for number, title in titles.items()}
+    labels = world.labels()
+    assert len(labels) > 400
+    for code, label in labels.items():
+        characters = regex.findall(r"\X", clean(titles[int(code.removeprefix("C-"))]))
+        assert label["pn"] == "".join(characters[:7]).rstrip()
 
 
 # Longer than what an index row of Postgres takes, even compressed.

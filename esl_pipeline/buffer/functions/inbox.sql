@@ -22,6 +22,8 @@ $$;
 -- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}
 -- -> {events: [...]}, oldest first. Only shops with a mapping: the others' events wait.
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
+-- Where the oldest event was claimed before and never finished, something may be in the batch that no run survives: each
+-- time the batch is halved, until the culprit stands alone and dies of its attempts without company.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
@@ -44,18 +46,23 @@ begin
             ) i
             order by i.id limit (p ->> 'limit')::int
         ), sized as (
-            select id, attempts, sum(bytes) over (order by id) - bytes as bytes_before from open_events
+            select id, attempts, sum(bytes) over (order by id) - bytes as bytes_before,
+                   row_number() over (order by id) as place,
+                   case when first_value(attempts) over (order by id) >= (p ->> 'max_attempts')::int - 1 then 1
+                        else (p ->> 'limit')::int / 2 ^ first_value(attempts) over (order by id) end as most
+            from open_events where attempts < (p ->> 'max_attempts')::int
         ), exhausted as (
             update esl.webhook_inbox i
             set state = 'dead', finished_at = v_now, claim_id = null, lease_until = null,
                 reason = format('given up after %s attempts: the run that read it never finished', i.attempts)
-            from sized s where s.id = i.id and s.attempts >= (p ->> 'max_attempts')::int
+            from open_events s where s.id = i.id and s.attempts >= (p ->> 'max_attempts')::int
         )
         update esl.webhook_inbox i
         set state = 'leased', attempts = i.attempts + 1, claim_id = v_claim, run_id = p ->> 'run_id',
             lease_until = v_now + make_interval(secs => (p ->> 'lease_seconds')::float8)
         from sized s
-        where s.id = i.id and s.attempts < (p ->> 'max_attempts')::int and s.bytes_before < (p ->> 'max_bytes')::bigint;
+        where s.id = i.id and s.bytes_before < (p ->> 'max_bytes')::bigint
+          and s.place <= greatest(s.most, 1);
     end if;
     return jsonb_build_object('events', coalesce((
         select jsonb_agg(jsonb_build_object(

@@ -210,13 +210,15 @@ language sql volatile security definer set search_path = '' as $$
           and source = p ->> 'source'))
 $$;
 
--- {shop, source, at} -> {at}. It only moves on.
+-- {shop, source, at} -> {at}. It only moves on, but from the future it comes back.
 create or replace function public.esl_watermark_move(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with moved as (
         insert into esl.watermarks as w (source_system, source_store_id, source, at)
         values (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}', p ->> 'source', (p ->> 'at')::timestamptz)
-        on conflict (source_store_id, source_system, source) do update set at = greatest(w.at, excluded.at)
+        on conflict (source_store_id, source_system, source) do update
+        set at = case when w.at > clock_timestamp() + interval '10 minutes' then excluded.at
+                      else greatest(w.at, excluded.at) end
         returning at
     ) select jsonb_build_object('at', at) from moved
 $$;

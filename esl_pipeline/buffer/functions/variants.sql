@@ -19,6 +19,19 @@ language plpgsql volatile security definer set search_path = '' set plan_cache_m
 declare
     v_applied int; v_changed int; v_removed int; v_levels int; v_superseded int; v_shop record;
 begin
+    -- A complete read buries what it does not find (esl_snapshot_finish). A product that was not known then, and of which
+    -- only now something older is told, is as gone: the order of the two makes no difference.
+    insert into esl.product_versions (source_system, source_store_id, product_id, version_at, triggered_at, body_sha256,
+                                      deleted)
+    select distinct d.source_system, d.source_store_id, d.product_id, r.as_of, r.as_of, '', true
+    from jsonb_to_recordset(p -> 'products') as d (
+        source_system text, source_store_id text, product_id text, version_at timestamptz, triggered_at timestamptz)
+    join (select s.source_system, s.source_store_id, max(s.as_of) as as_of from esl.snapshots s
+          where s.state = 'finished' group by 1, 2) r
+      on r.source_system = d.source_system and r.source_store_id = d.source_store_id
+    where greatest(d.version_at, d.triggered_at) < r.as_of
+    on conflict do nothing;
+
     insert into esl.product_versions as v (source_system, source_store_id, product_id, version_at, triggered_at,
                                            body_sha256, deleted, missing_variants)
     select distinct on (source_system, source_store_id, product_id)
@@ -211,8 +224,9 @@ language sql stable set search_path = '' as $$
         select coalesce((select since from shown where until is null and price = p_price), now()) as at
     )
     select min(s.price) from shown s, reduction r
-    where s.since < r.at and coalesce(s.until, r.at) > r.at - interval '30 days'
-      and exists (select from shown o where o.since <= r.at - interval '30 days')
+    -- In hours: a day of a session in another time zone has 23 or 25 where its clocks change.
+    where s.since < r.at and coalesce(s.until, r.at) > r.at - interval '720 hours'
+      and exists (select from shown o where o.since <= r.at - interval '720 hours')
 $$;
 
 -- {limit, after, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change
