@@ -162,6 +162,10 @@ class Buffer:
             result |= {"label_server": self.label_server, "server_failed": server_failed}
         return self._call("esl_push_finish", **result)
 
+    def claims_release(self, *, run_id: str) -> Row:
+        """For the retry of a run that has ended: what it had claimed is due at once -> {labels, deliveries}."""
+        return self._call("esl_claims_release", run_id=run_id)
+
     def rate_take(self, *, server: str, rate_per_second: float, slots: int = 1) -> float:
         """Reserve call slots of one label server; seconds to wait before the first."""
         answer = self._call("esl_rate_take", server=server, rate_per_second=rate_per_second, slots=slots)

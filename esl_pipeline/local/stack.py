@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -250,6 +251,8 @@ class Stack:
             *("dagster", "api", "grpc", "--module-name", "esl_pipeline.definitions"),
             *("--host", _ADDRESS, "--port", str(code), "--location-name", "esl_pipeline"),
         )
+        if self._settings.esl_dagster_database_url is None:
+            self._fail_abandoned_runs()
         self._await("code server", lambda: _accepts(code))
         self._run(
             "Dagster webserver",
@@ -257,6 +260,13 @@ class Stack:
             *("--workspace", str(workspace), "--live-data-poll-rate", "2000"),
         )
         self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
+
+    def _fail_abandoned_runs(self) -> None:
+        """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
+        command = [sys.executable, "-m", "esl_pipeline.orchestration.abandoned_runs"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
 
     def _run(self, name: str, module: str, *arguments: str, **environment: str) -> None:
         log = self._home / f"{name.lower().replace(' ', '-')}.log"

@@ -11,7 +11,7 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
-from esl_pipeline.orchestration.failures import stop_retries
+from esl_pipeline.orchestration.failures import release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.frames import Parts
 from esl_pipeline.orchestration.resources import LabelServer, ShopifyAdmin
 from esl_pipeline.orchestration.shops import shops
@@ -98,6 +98,7 @@ def shopify_products(
     has not become a label yet.
     """
     buffer.check_version()
+    release_claims_of_parent(context.run, buffer)
     started = time.monotonic()
     shop = shop_of(context.partition_key)
     events: list[dict[str, Any]] = []

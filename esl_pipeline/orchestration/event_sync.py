@@ -10,7 +10,7 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
 from esl_pipeline.orchestration import checks, reports
-from esl_pipeline.orchestration.failures import stop_retries
+from esl_pipeline.orchestration.failures import release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
 from esl_pipeline.stages.drain import Round, drain
 from esl_pipeline.stages.push import RESULT_COLUMNS
@@ -94,6 +94,7 @@ def drain_events(
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     """One drain run; ends at once when another one is alive."""
     buffer.check_version()
+    release_claims_of_parent(context.run, buffer)
     journal = Journal(context)
     try:
         ran = drain(

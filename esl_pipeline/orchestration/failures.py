@@ -1,7 +1,8 @@
-"""Which failures Dagster may repeat: a run is not retried for something that a retry cannot mend."""
+"""Runs that failed: which of them Dagster may repeat, and what a repeated run finds of the one before it."""
 
 import dagster as dg
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.settings import SettingsError
 
@@ -22,3 +23,9 @@ def stop_retries(context: dg.HookContext) -> None:
     """Failure(allow_retries=False) alone does not stop run retries; this tag does (dagster.md 2.2)."""
     if is_permanent(context.op_exception):
         context.instance.add_run_tags(context.run_id, {RETRY_TAG: "false"})
+
+
+def release_claims_of_parent(run: dg.DagsterRun, buffer: Buffer) -> None:
+    """Let a retry take up what the run that it repeats had claimed: a dead run's leases go on for a minute."""
+    if run.parent_run_id is not None:
+        buffer.claims_release(run_id=run.parent_run_id)

@@ -25,7 +25,13 @@ full_reconciliation = dg.define_asset_job(
     | dg.AssetSelection.checks(*asset_checks),
     description="The whole catalogue of a shop against its labels, on both sides: needs no webhook at all.",
     # A bulk read of a large shop takes Shopify its time; a run that outlives this is dead (dagster.md 2.4).
-    tags={"dagster/max_runtime": "21600", "dagster/max_retries": "3", **RECONCILIATION},
+    # A retry begins anew: it needs no file of the run before it, and a run that dies after its last step, too, has one.
+    tags={
+        "dagster/max_runtime": "21600",
+        "dagster/max_retries": "3",
+        "dagster/retry_strategy": "ALL_STEPS",
+        **RECONCILIATION,
+    },
 )
 
 

@@ -305,6 +305,26 @@ def esl_push_claim(api: Api) -> None:
 
 
 @contract
+def esl_claims_release(api: Api) -> None:
+    api.queued(3)
+    api("esl_inbox_add", deliveries=[api.delivery(body) for body in (b"1", b"2")])
+    dead = api.claim(limit=2, run_id=f"{api.store} dead")
+    api.claim_inbox(limit=1, run_id=f"{api.store} dead")
+    api.claim(run_id=f"{api.store} alive")
+    api.claim_inbox(run_id=f"{api.store} alive")
+    assert api("esl_claims_release", run_id="nobody") == {"labels": 0, "deliveries": 0}
+    assert api("esl_claims_release", run_id=f"{api.store} dead") == {"labels": 2, "deliveries": 1}
+    assert api("esl_claims_release", run_id=f"{api.store} dead") == {"labels": 0, "deliveries": 0}
+    again = api.claim(run_id=f"{api.store} retry")
+    assert [(row["code"], row["attempt"]) for row in again["rows"]] == [("C-1", 2), ("C-2", 2)]
+    assert [event["webhook_id"] for event in api.claim_inbox()["events"]] == [
+        api.delivery(b"1")["webhook_id"]
+    ]
+    assert api.finish(dead)["stale"] == 2  # it was alive after all: a worker that is late
+    assert api.finish(again)["accepted"] == 2
+
+
+@contract
 def esl_push_finish(api: Api) -> None:
     api.queued(2)
     counts = {"accepted": 0, "retried": 0, "failed": 0, "dead": 0, "stale": 0}

@@ -105,6 +105,7 @@ def test_jobs_sensors_and_schedules(
         "dagster/max_retries": "2",
         "esl/role": "drain",
     }
+    assert repository.get_job("full_reconciliation").tags["dagster/retry_strategy"] == "ALL_STEPS"
     assert sorted(repository.get_top_level_resources()) == ["buffer", "frames", "label_server", "shopify"]
 
 

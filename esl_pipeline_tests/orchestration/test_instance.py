@@ -14,6 +14,7 @@ from dagster._core.definitions.run_request import InstigatorType
 
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import dagster_url, prepare_database
+from esl_pipeline.orchestration.abandoned_runs import fail_abandoned_runs
 
 SHIPPED = Path(__file__).parents[2] / "dagster.yaml"
 
@@ -82,6 +83,18 @@ def test_it_tells_nobody_and_forgets_old_ticks(instance: DagsterInstance) -> Non
     days = {status.value: kept for status, kept in sensor.items()}
     assert days == {"SKIPPED": 1, "SUCCESS": 14, "FAILURE": 30, "STARTED": 1}
     assert set(instance.get_tick_retention_settings(InstigatorType.SCHEDULE).values()) == {90}
+
+
+def test_runs_that_nobody_can_be_at_work_on_are_failed_and_retried(instance: DagsterInstance) -> None:
+    statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
+    lost = [instance.create_run_for_job(speaking, status=status).run_id for status in statuses]
+    waiting = instance.create_run_for_job(speaking, status=dg.DagsterRunStatus.NOT_STARTED).run_id
+    assert sorted(fail_abandoned_runs(instance)) == sorted(lost)
+    assert fail_abandoned_runs(instance) == []
+    runs = {run.run_id: run for run in instance.get_runs()}
+    assert {runs[run_id].status for run_id in lost} == {dg.DagsterRunStatus.FAILURE}
+    assert {runs[run_id].tags["dagster/will_retry"] for run_id in lost} == {"true"}
+    assert runs[waiting].status == dg.DagsterRunStatus.NOT_STARTED
 
 
 @dg.op

@@ -110,6 +110,23 @@ language sql set search_path = '' as $$
     delete from esl.leases;
 $$;
 
+-- {run_id} -> {labels, deliveries}: for the retry of a run that has ended without finishing them; what it had claimed is
+-- due at once. Should its process work on all the same, it is a worker that is late, as after any lease.
+create or replace function public.esl_claims_release(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare v_labels int; v_deliveries int;
+begin
+    update esl.sync_queue q set lease_until = now()
+    where q.state = 'leased' and q.lease_until > now()
+      and exists (select from esl.sync_log l
+                  where l.push_id = q.push_id and l.kind = 'intent' and l.run_id = p ->> 'run_id');
+    get diagnostics v_labels = row_count;
+    update esl.webhook_inbox set lease_until = now()
+    where state = 'leased' and lease_until > now() and run_id = p ->> 'run_id';
+    get diagnostics v_deliveries = row_count;
+    return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
+end $$;
+
 -- {} -> {stores: [...], shops: [...], findings: [...], outages: [...]}: counts for operators.
 create or replace function public.esl_status(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$

@@ -76,10 +76,11 @@ class BulkFailed(_Rule):
 
 
 class BrokenDownload(_Rule):
-    """A download's connection is closed after this part of what it was to send."""
+    """A download stops after this part of what it was to send; its connection is closed so many seconds later."""
 
     kind: Literal["broken_download"] = "broken_download"
     keep: float = Field(default=0.5, ge=0, lt=1)
+    seconds: float = Field(default=0, ge=0)
 
 
 class CutDownload(_Rule):

@@ -7,6 +7,7 @@ Beside the Admin API and the results of bulk operations: `GET /` is the page, `/
 `/sandbox/faults` makes the Admin API fail, `/sandbox/deliveries` tells of the webhooks and makes them go astray.
 """
 
+import asyncio
 import contextlib
 import shutil
 import signal
@@ -189,7 +190,7 @@ def _result(operations: Operations, faults: Faults, number: int, expires: str, s
         keep_lines(copy, cut.keep)
         return FileResponse(copy, media_type="application/jsonl", background=BackgroundTask(copy.unlink))
     if broken := faults.fire(BrokenDownload):
-        return _BrokenResponse(operation.file, media_type="application/jsonl", keep=broken.keep)
+        return _BrokenResponse(operation.file, broken, media_type="application/jsonl")
     return FileResponse(operation.file, media_type="application/jsonl")
 
 
@@ -202,9 +203,9 @@ def _storage_error(status: int, code: str) -> Response:
 class _BrokenResponse(FileResponse):
     """Sends a part of what it announced; the server then closes the connection, and says so in its log."""
 
-    def __init__(self, path: Path, *, media_type: str, keep: float) -> None:
+    def __init__(self, path: Path, fault: BrokenDownload, *, media_type: str) -> None:
         super().__init__(path, media_type=media_type)
-        self._keep = keep
+        self._fault = fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         left = 0
@@ -213,7 +214,7 @@ class _BrokenResponse(FileResponse):
             nonlocal left
             if message["type"] == "http.response.start":
                 headers = {name.lower(): value for name, value in message["headers"]}
-                left = int(int(headers[b"content-length"]) * self._keep)
+                left = int(int(headers[b"content-length"]) * self._fault.keep)
             else:
                 body = message.get("body", b"")[:left]
                 left -= len(body)
@@ -221,6 +222,7 @@ class _BrokenResponse(FileResponse):
             await send(message)
 
         await super().__call__(scope, receive, send_some)
+        await asyncio.sleep(self._fault.seconds)
 
 
 # --- running it
