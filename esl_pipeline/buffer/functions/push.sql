@@ -284,9 +284,9 @@ begin
         end if;
     end if;
 
-    -- What a late worker pushed may stand on the label now: queue what the ledger says (or a removal), in doubt,
-    -- and let requeue put the wanted label in its place.
-    if cardinality(v_stale) > 0 and v_outcome in ('accepted', 'unknown') then
+    -- What a late worker pushed may stand on the label now (of a refused batch, a part of it): queue what the ledger says
+    -- (or a removal), in doubt, and let requeue put the wanted label in its place.
+    if cardinality(v_stale) > 0 and v_outcome in ('accepted', 'unknown', 'rejected') then
         insert into esl.sync_queue as q (store_code, code, mapping_id, variant_id, operation, label, label_hash,
                                          priority, in_doubt, event_ids)
         select i.store_code, i.code, i.mapping_id, i.variant_id,
