@@ -109,10 +109,9 @@ def receiver(
     ] = None,
 ) -> None:
     """Run the webhook function and the store-mapping API."""
-    import uvicorn
-
     from esl_pipeline.connections import open_buffer
     from esl_pipeline.receiver.app import create_app
+    from esl_pipeline.receiver.server import serve
 
     settings = load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -122,10 +121,7 @@ def receiver(
     buffer = open_buffer(settings, attempts=1, pool_size=8)
     try:
         buffer.check_version()
-        uvicorn.run(
-            create_app(settings, buffer, only=only), host=host, port=port, log_config=None, server_header=False,
-            access_log=False, timeout_graceful_shutdown=5,
-        )  # fmt: skip
+        serve(create_app(settings, buffer, only=only), host, port)
     finally:
         buffer.close()
 

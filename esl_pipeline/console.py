@@ -120,6 +120,8 @@ def _obstacles(status: Row) -> Iterator[str]:
     for shop in status["shops"]:
         if not shop["mapped"]:
             yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
+        if shop["replays"]:
+            yield f"{shop['source_store_id']}: {shop['replays']} deliveries are suspected replays and were not used"
         if shop["variants_to_fetch"]:
             yield (
                 f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants beyond the first 100 of their "

@@ -8,6 +8,7 @@ from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_prod
 from esl_pipeline.orchestration.checks import asset_checks
 from esl_pipeline.orchestration.event_sync import event_sync
 from esl_pipeline.orchestration.frames import ParquetFrames
+from esl_pipeline.orchestration.housekeeping import housekeeping, housekeeping_schedule
 from esl_pipeline.orchestration.reconciliation import (
     catch_up,
     catch_up_schedule,
@@ -36,10 +37,11 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     return dg.Definitions(
         assets=[shopify_products, validated_variants, hipoink_sync_results],
         asset_checks=asset_checks,
-        jobs=[event_sync, full_reconciliation, catch_up],
+        jobs=[event_sync, full_reconciliation, catch_up, housekeeping],
         schedules=[
             nightly_reconciliation(settings.esl_nightly_cron, settings.esl_nightly_time_zone),
             catch_up_schedule(settings.esl_catch_up_minutes),
+            housekeeping_schedule,
         ],
         sensors=[
             inbox_sensor(interval_seconds=settings.sync_worker_interval_seconds),

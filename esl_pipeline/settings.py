@@ -8,7 +8,8 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -31,10 +32,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from esl_pipeline.webhook_secrets import WebhookSecret, read_secrets
+
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
 PUBLIC_SIGN = "80805d794841f1b4"
 ENV_FILE = ".env"
 TRANSACTION_POOLER_PORT = "6543"
+_SAID_BEFORE_EXPIRY = timedelta(days=14)
 
 
 class SettingsError(ValueError):
@@ -88,8 +92,10 @@ def without_driver(dsn: SecretStr) -> str:
 
 
 def _webhook_secrets(value: SecretStr) -> SecretStr:
-    if not _split(value):
+    entries = _split(value)
+    if not entries:
         raise ValueError("holds only commas; write the app's client secret, or remove it")
+    read_secrets(entries)
     return value
 
 
@@ -238,8 +244,8 @@ class Settings(BaseSettings):
     )
     shopify_webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
         None,
-        description="Client secret that signs the webhooks. Several, separated by commas, are all accepted: "
-        "keep the old one during a rotation.",
+        description="Client secret that signs the webhooks. Several, separated by commas, are all accepted. "
+        "Each may be bound to a shop and end: [shop.myshopify.com=]secret[@2026-12-31].",
     )
     shopify_api_key: SecretStr | None = Field(None, description="Client id of the Shopify app.")
     shopify_api_secret: SecretStr | None = Field(None, description="Client secret of the Shopify app.")
@@ -315,6 +321,18 @@ class Settings(BaseSettings):
     esl_webhook_body_limit_bytes: int = Field(
         5_000_000, ge=1_000, le=50_000_000, description="Longest webhook body that is read, in bytes."
     )
+    esl_keep_bodies_days: int = Field(
+        30,
+        ge=1,
+        le=3650,
+        description="Days after which the body of a finished webhook is deleted (its hash stays), and a frame.",
+    )
+    esl_keep_runs_days: int = Field(
+        30,
+        ge=1,
+        le=3650,
+        description="Days after which Dagster's record of a successful event_sync run is deleted.",
+    )
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
 
@@ -369,11 +387,11 @@ class Settings(BaseSettings):
         return self.hipoink_api_secret or SecretStr(PUBLIC_SIGN)
 
     @property
-    def webhook_secrets(self) -> tuple[bytes, ...]:
-        """Every secret that may have signed a webhook; empty when none is set."""
+    def webhook_secrets(self) -> tuple[WebhookSecret, ...]:
+        """Every secret that may have signed a webhook, expired ones included; empty when none is set."""
         if self.shopify_webhook_secret is None:
             return ()
-        return tuple(secret.encode() for secret in _split(self.shopify_webhook_secret))
+        return read_secrets(_split(self.shopify_webhook_secret))
 
     def admin_token(self, shop: str) -> SecretStr | None:
         """The Admin API token of a shop's domain; None when there is none."""
@@ -407,6 +425,7 @@ class Settings(BaseSettings):
             said.append(
                 "SHOPIFY_WEBHOOK_SECRET is not set: no webhook can be verified, so all are refused (401)."
             )
+        said += self._ending_secrets(datetime.now(UTC))
         for name in ("esl_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)
             if dsn and TRANSACTION_POOLER_PORT in _ports(dsn):
@@ -415,6 +434,18 @@ class Settings(BaseSettings):
                     "no LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
                 )
         return said + self._misspelt
+
+    def _ending_secrets(self, now: datetime) -> Iterator[str]:
+        for number, secret in enumerate(self.webhook_secrets, 1):
+            if secret.not_after is None or secret.not_after > now + _SAID_BEFORE_EXPIRY:
+                continue
+            whose = (
+                f"entry {number} of SHOPIFY_WEBHOOK_SECRET (for {secret.shop or 'shops without their own'})"
+            )
+            if secret.expired(now):
+                yield f"{whose} expired at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused; remove it."
+            else:
+                yield f"{whose} expires at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused from then on."
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -1,4 +1,5 @@
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_HOME",
             "ESL_FRAMES_URL",
             "ESL_WEBHOOK_BODY_LIMIT_BYTES",
+            "ESL_KEEP_BODIES_DAYS",
+            "ESL_KEEP_RUNS_DAYS",
         ]
     )
 
@@ -95,6 +98,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "esl_drain_max_age_seconds": 600,
         "esl_home": Path(".esl"),
         "esl_webhook_body_limit_bytes": 5_000_000,
+        "esl_keep_bodies_days": 30,
+        "esl_keep_runs_days": 30,
     }
 
 
@@ -197,16 +202,57 @@ def test_without_a_sign_the_public_default_is_used_and_said() -> None:
 @pytest.mark.parametrize(
     ("text", "secrets"),
     [
-        (None, ()),
-        ("one", (b"one",)),
-        (" new, old ,,", (b"new", b"old")),
-        ("schlüssel", ("schlüssel".encode(),)),
+        (None, []),
+        ("one", [(b"one", None, None)]),
+        (" new, old ,,", [(b"new", None, None), (b"old", None, None)]),
+        ("schlüssel", [("schlüssel".encode(), None, None)]),
+        ("A.MyShopify.com=one", [(b"one", "a.myshopify.com", None)]),
+        ("a.myshopify.com = c2VjcmV0== ", [(b"c2VjcmV0==", "a.myshopify.com", None)]),
+        ("c2VjcmV0==,not.a.shop=x", [(b"c2VjcmV0==", None, None), (b"not.a.shop=x", None, None)]),
+        ("one@2026-12-31", [(b"one", None, "2026-12-31T23:59:59.999999+00:00")]),
+        ("one@2026-12-31T12:00:00Z", [(b"one", None, "2026-12-31T12:00:00+00:00")]),
+        ("one@2026-12-31T12:00", [(b"one", None, "2026-12-31T12:00:00+00:00")]),
+        ("one@2026-12-31T12:00+02:00", [(b"one", None, "2026-12-31T10:00:00+00:00")]),
+        ("o@e@x", [(b"o@e@x", None, None)]),
+        ("a.myshopify.com=o@e@2026-12-31T12:00Z", [(b"o@e", "a.myshopify.com", "2026-12-31T12:00:00+00:00")]),
     ],
 )
 def test_several_webhook_secrets_are_separated_by_commas(
-    text: str | None, secrets: tuple[bytes, ...]
+    text: str | None, secrets: list[tuple[bytes, str | None, str | None]]
 ) -> None:
-    assert load_settings(shopify_webhook_secret=text).webhook_secrets == secrets
+    found = load_settings(shopify_webhook_secret=text).webhook_secrets
+    assert [(s.key, s.shop, s.not_after and s.not_after.isoformat()) for s in found] == secrets
+    assert not [s for s in found if "key" in repr(s)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (",", "only commas"),
+        ("canary,a.myshopify.com=", "entry 2 holds no secret"),
+        ("a.myshopify.com=@2026-12-31", "entry 1 holds no secret"),
+        ("@2026-12-31", "entry 1 holds no secret"),
+        ("canary@2026-02-30", "entry 1 ends with a date that is none"),
+        ("canary@2026-12-31T25:00Z", "entry 1 ends with a date that is none"),
+        ("https://a.myshopify.com=canary", "entry 1 names its shop wrongly"),
+        ("ok,a.b.myshopify.com=canary", "entry 2 names its shop wrongly"),
+    ],
+)
+def test_wrong_webhook_secrets_are_named_by_their_number(text: str, says: str) -> None:
+    said = problems(shopify_webhook_secret=text)["SHOPIFY_WEBHOOK_SECRET"]
+    assert says in said and "canary" not in said
+
+
+def test_webhook_secrets_that_end_soon_are_said_without_their_value() -> None:
+    now = datetime.now(UTC)
+    ends = [now + timedelta(days=days) for days in (15, 13, -1)]
+    text = ",".join(f"canary@{end:%Y-%m-%dT%H:%M:%SZ}" for end in ends)
+    said = load_settings(
+        **COMPLETE | {"shopify_webhook_secret": f"{text},a.myshopify.com=forever"}
+    ).warnings()
+    assert [sentence.split(" at ")[0].split(") ")[1] for sentence in said] == ["expires", "expired"]
+    assert [sentence[:7] for sentence in said] == ["entry 2", "entry 3"]
+    assert "canary" not in "".join(said)
 
 
 def test_frames_are_kept_below_the_home_unless_told(tmp_path: Path) -> None:

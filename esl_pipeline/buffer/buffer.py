@@ -261,6 +261,17 @@ class Buffer:
         """Per live mapping: publishable labels, accurate ones, variants due."""
         return list(self._call("esl_accuracy", shop=shop)["mappings"])
 
+    # Housekeeping
+
+    def housekeep(self, *, keep_bodies_days: int, limit: int = 10_000) -> Row:
+        """One batch of deleting what is no longer kept -> {bodies, redacted, more}; call again while more.
+
+        Bodies of finished deliveries go, their hashes stay. Of a shop that asked to be forgotten everything goes
+        but the audit and ledger of what labels showed, its inactive mappings, and the rows of app/uninstalled and
+        shop/redact themselves.
+        """
+        return self._call("esl_housekeep", keep_bodies_days=keep_bodies_days, limit=limit)
+
     # Store mappings
 
     def mapping_create(self, fields: Mapping[str, Any], *, by: str | None = None) -> Row:
@@ -279,7 +290,7 @@ class Buffer:
     def mapping_update(
         self, mapping_id: str, changes: Mapping[str, Any], *, by: str | None = None
     ) -> Row | None:
-        """Change a mapping and have its shop's labels evaluated again; None when there is none."""
+        """Change a mapping and, if it is active, have its shop's labels evaluated again; None when there is none."""
         return self._call("esl_mapping_update", id=mapping_id, **changes, by=by)
 
     def mapping_history(self, *, store: str | None = None, limit: int = 50) -> list[Row]:

@@ -424,7 +424,7 @@ def _sender(stack: Stack) -> WebhookSender:
     """The shop's webhooks, on their way to the receiver."""
     return WebhookSender(
         f"{stack.urls.receiver}/webhooks/shopify",
-        stack.settings.webhook_secrets[0].decode(),
+        stack.signing_key(),
         retry_hours=_RETRY_HOURS,
         connections=CONNECTIONS,
         switches=TROUBLE,

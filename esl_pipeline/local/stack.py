@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from esl_pipeline.local.shopify.sandbox import TOKEN
 from esl_pipeline.local.shopify.shop import CURRENCY, DOMAIN
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.webhook_secrets import keys_for
 
 _READY_SECONDS = 120.0
 # A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.
@@ -116,6 +118,16 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def signing_key(self) -> str:
+        """What the sandbox shop signs its webhooks with. Raises StackError when none may sign for it."""
+        keys = keys_for(self.settings.webhook_secrets, DOMAIN, datetime.now(UTC))
+        if not keys:
+            raise StackError(
+                f"SHOPIFY_WEBHOOK_SECRET has no valid secret for the sandbox shop: add {DOMAIN}=secret, "
+                "or set SHOPIFY_ADMIN_TOKEN to start without that shop"
+            )
+        return keys[0].decode()
 
     def check(self) -> None:
         """Raise StackError when a part has ended by itself."""
@@ -205,7 +217,7 @@ class Stack:
             *("--data", str(self._home / "shop.json")),
             *("--webhooks", f"http://{_ADDRESS}:{receiver}/webhooks/shopify"),
             SHOPIFY_ADMIN_TOKEN=TOKEN,
-            SHOPIFY_WEBHOOK_SECRET=self.settings.webhook_secrets[0].decode(),
+            SHOPIFY_WEBHOOK_SECRET=self.signing_key(),
         )
         # For this shop only: any other would be read as having the sandbox's products.
         self.environment["SHOPIFY_ADMIN_TOKEN"] = f"{DOMAIN}={TOKEN}"

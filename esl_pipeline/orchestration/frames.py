@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ class ParquetFrames(dg.ConfigurableIOManager):
                 allow_retries=False,
             )
         return Parts.stored_at(path)
+
+    def prune(self, before: datetime) -> int:
+        """Delete the frames that were written before then; how many."""
+        base = UPath(load_settings().frames_url)
+        old = [
+            path
+            for path in (base.glob("*/*/*.parquet") if base.exists() else ())
+            if path.stat().st_mtime < before.timestamp()
+        ]
+        for path in old:
+            path.unlink()
+        return len(old)
 
     def _folder(self, context: Any) -> UPath:
         return UPath(load_settings().frames_url).joinpath(

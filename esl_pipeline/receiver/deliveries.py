@@ -2,7 +2,10 @@
 
 Only the body is signed. Topic, shop, ids and time come in unsigned headers, so an old body can be sent again
 under another topic or with a fresh id: the body must therefore have the shape of its topic, and what does not
-fit is kept as "unusable" with the reason, for a human, instead of being lost or bounced for ever.
+fit is kept as "unusable" with the reason, for a human, instead of being lost or bounced for ever. A body that has
+the shape of another topic, or names another shop, is a suspected replay.
+
+Lifecycle topics are about people (owners, customers): of them only the hash of the body is kept.
 """
 
 import base64
@@ -14,13 +17,22 @@ from typing import Any
 import orjson
 from starlette.datastructures import Headers
 
+from esl_pipeline.webhook_secrets import shop_domain
+
 TOPICS = ("products/create", "products/update", "products/delete", "inventory_levels/update")
+
+# The field of the signed body that names the shop, and what becomes of the delivery.
+LIFECYCLE_TOPICS = {
+    "customers/data_request": ("shop_domain", "no data of customers is held"),
+    "customers/redact": ("shop_domain", "no data of customers is held"),
+    "shop/redact": ("shop_domain", "housekeeping deletes what is held of the shop"),
+    "app/uninstalled": ("myshopify_domain", "the shop's mappings are inactive"),
+}
 
 # Shopify itself may deliver a day late, so a tight window would lose real events.
 OLDEST = timedelta(hours=48)
 NEWEST = timedelta(minutes=10)
 
-SHOP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.myshopify\.com")
 _ID = re.compile(r"[!-~]{1,255}")
 _VERSION = re.compile(r"[0-9A-Za-z-]{1,32}")
 _MAX_INT64 = 2**63 - 1
@@ -43,14 +55,17 @@ def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[st
     """
     if _single(headers, "x-shopify-topic") != topic:
         raise HeaderError(f"X-Shopify-Topic must be given once and be {topic} on this address.")
-    shop = shop_domain(_single(headers, "x-shopify-shop-domain") or "")
+    shop = claimed_shop(headers)
     if shop is None:
         raise HeaderError("X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain.")
     digest = hashlib.sha256(raw).hexdigest()
     derived_id = "derived-" + hashlib.sha256(f"{shop}\n{topic}\n{digest}".encode()).hexdigest()
-    order_key, bad_body = _read_body(topic, raw)
+    order_key, bad_body = _read_body(topic, shop, raw)
     triggered_at, bad_time = _read_time(headers, now)
     reason = bad_body or bad_time
+    state = "unusable" if reason else "ready"
+    if topic in LIFECYCLE_TOPICS and not reason:
+        state, reason = "done", LIFECYCLE_TOPICS[topic][1]
     return {
         "source_system": "shopify",
         "source_store_id": shop,
@@ -60,17 +75,16 @@ def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[st
         "triggered_at": triggered_at,
         "api_version": _single(headers, "x-shopify-api-version", _VERSION),
         "order_key": order_key,
-        "body_base64": base64.b64encode(raw).decode(),
+        "body_base64": None if topic in LIFECYCLE_TOPICS else base64.b64encode(raw).decode(),
         "body_sha256": digest,
-        "state": "unusable" if reason else "ready",
+        "state": state,
         "reason": reason,
     }
 
 
-def shop_domain(text: str) -> str | None:
-    """The myshopify.com domain in lower case, None when `text` is not one."""
-    shop = text.lower()
-    return shop if text.isascii() and SHOP.fullmatch(shop) else None
+def claimed_shop(headers: Headers) -> str | None:
+    """The shop that the delivery claims to come from, None when the header does not name one."""
+    return shop_domain(_single(headers, "x-shopify-shop-domain") or "")
 
 
 def _single(headers: Headers, name: str, pattern: re.Pattern[str] | None = None) -> str | None:
@@ -96,12 +110,41 @@ def _read_time(headers: Headers, now: datetime) -> tuple[str | None, str | None]
     return time.isoformat(), None
 
 
-def _read_body(topic: str, raw: bytes) -> tuple[str | None, str | None]:
+def _read_body(topic: str, shop: str, raw: bytes) -> tuple[str | None, str | None]:
     """The key whose deliveries belong in order, and what is wrong with the body."""
     try:
-        return _order_key(topic, _parsed(raw)), None
+        body = _parsed(raw)
+        if topic in LIFECYCLE_TOPICS:
+            _check_lifecycle(topic, shop, body)
+            return None, None
     except _UnusableError as wrong:
         return None, str(wrong)
+    try:
+        return _order_key(topic, body), None
+    except _UnusableError as wrong:
+        other = next((other for other in TOPICS if _has_shape(other, body)), None)
+        return None, f"replay suspected: the body is one of {other}; {wrong}" if other else str(wrong)
+
+
+def _has_shape(topic: str, body: dict[str, Any]) -> bool:
+    try:
+        return bool(_order_key(topic, body))
+    except _UnusableError:
+        return False
+
+
+def _check_lifecycle(topic: str, shop: str, body: dict[str, Any]) -> None:
+    field = LIFECYCLE_TOPICS[topic][0]
+    named = body.get(field)
+    if not isinstance(named, str) or shop_domain(named) is None:
+        raise _UnusableError(f"a {topic} body needs the shop's domain in {field}")
+    if shop_domain(named) != shop:
+        raise _UnusableError(f"replay suspected: {field} in the body is another shop's")
+    # The other bodies that name a shop_domain are about customers.
+    if topic == "shop/redact" and body.keys() != {"shop_id", "shop_domain"}:
+        raise _UnusableError(
+            "replay suspected: a shop/redact body holds shop_id, shop_domain and nothing else"
+        )
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
@@ -16,10 +18,12 @@ from fastapi.security import APIKeyHeader
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
 from esl_pipeline.receiver.body import read_body
-from esl_pipeline.receiver.deliveries import SHOP, TOPICS, HeaderError, delivery
+from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS, HeaderError, claimed_shop, delivery
+from esl_pipeline.receiver.pace import Pace
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.signature import verify
 from esl_pipeline.settings import Settings
+from esl_pipeline.webhook_secrets import SHOP, keys_for
 
 RETRY_AFTER_SECONDS = 5
 
@@ -33,12 +37,17 @@ class Limits:
     Few bodies are held while they are unverified (`reading`, ESL_WEBHOOK_BODY_LIMIT_BYTES each at most). More
     of the verified ones may queue for the buffer (`storing`, worked off by `threads`), so that a burst or a
     short stall of the database costs time and not a failed delivery.
+
+    One shop may send `per_second`, and `burst` at once; what is more is answered 429 and comes again, so that a shop
+    run wild does not take the others' places.
     """
 
     body_seconds: float = 5  # Shopify gives up on the whole request after 5 s
     reading: int = 64
     storing: int = 256
     threads: int = 16
+    per_second: float = 500
+    burst: float = 10_000
 
 
 def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -> APIRouter:
@@ -46,6 +55,7 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
     secrets = settings.webhook_secrets
     reading = _Slots(limits.reading)
     storing = _Slots(limits.storing)
+    pace = Pace(limits.per_second, limits.burst)
     threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="inbox")
 
     async def keep(topic: str, request: Request) -> str:
@@ -53,12 +63,15 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
         with reading.taken():
             _refuse_encoded(request)
             raw = await read_body(request, settings.esl_webhook_body_limit_bytes, limits.body_seconds)
-            if not verify(raw, _signature(request), secrets):
+            now = datetime.now(UTC)
+            if not verify(raw, _signature(request), keys_for(secrets, claimed_shop(request.headers), now)):
                 raise HTTPException(401, "The signature is missing or wrong.")
         try:
-            kept = delivery(topic, request.headers, raw, datetime.now(UTC))
+            kept = delivery(topic, request.headers, raw, now)
         except HeaderError as error:
             raise HTTPException(400, str(error)) from None
+        if wait := pace.wait(kept["source_store_id"], time.monotonic()):
+            raise HTTPException(429, "The shop sends too much at once.", {"Retry-After": str(ceil(wait))})
         with storing.taken():
             try:
                 stored = await asyncio.get_running_loop().run_in_executor(threads, buffer.inbox_add, [kept])
@@ -87,7 +100,7 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
     # For the OpenAPI page only: who signed is decided in `keep`, from the raw body.
     signed = APIKeyHeader(name="X-Shopify-Hmac-Sha256", scheme_name="signature", auto_error=False)
     router = APIRouter(prefix="/webhooks/shopify", tags=["webhooks"], dependencies=[Depends(signed)])
-    for topic in TOPICS:
+    for topic in (*TOPICS, *LIFECYCLE_TOPICS):
         router.add_api_route(
             f"/{topic}",
             route(topic),
@@ -109,6 +122,7 @@ _ANSWERS: Answers = {
             408: "The body came too slowly.",
             413: "The body is too long.",
             415: "The body is compressed.",
+            429: "The shop sends too much at once; send it again.",
             503: "Nothing could be kept; send it again.",
         }
     ),

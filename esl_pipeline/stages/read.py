@@ -67,7 +67,7 @@ def read_inbox(buffer: Buffer, *, run_id: str, shop: Shop | None = None) -> list
         for event in claimed
         if event["id"] not in read
     ]
-    buffer.variants_merge(
+    merged = buffer.variants_merge(
         claim_id=claim_id,
         products=facts.products,
         variants=facts.variants,
@@ -77,6 +77,7 @@ def read_inbox(buffer: Buffer, *, run_id: str, shop: Shop | None = None) -> list
         shops=facts.shops,
     )
     outcome = {event["id"]: event for event in facts.events}
+    outcome |= {replay["id"]: replay | {"state": "unusable"} for replay in merged["replays"]}
     return [
         {
             "id": event["id"],

@@ -221,12 +221,47 @@ def esl_variants_merge(api: Api) -> None:
         events=[{"id": first["id"], "state": "done"} | newer, {"id": second["id"], "state": "done"} | older],
     )
     counts = {"products_applied": 1, "variants_changed": 2, "variants_removed": 0, "levels_changed": 1}
-    assert merged == counts | {"superseded": 1}
-    nothing = dict.fromkeys(counts, 0) | {"superseded": 0}
+    assert merged == counts | {"superseded": 1, "replays": []}
+    nothing = dict.fromkeys(counts, 0) | {"superseded": 0, "replays": []}
     assert api.merge([api.variant(1)], at="2026-02-01T00:00:00Z") == nothing
     gone = api.merge([api.variant(1)], at="2026-03-02T00:00:00Z")
     assert gone == nothing | {"products_applied": 1, "variants_removed": 1}
     assert api.merge([], at="2026-03-03T00:00:00Z", deleted=True)["variants_removed"] == 1
+    # Another shop claims the same product.
+    home, api.shop = api.shop, "replay-" + api.shop
+    api("esl_mapping_create", **api.shop_key, hipoink_store_code="R")
+    api("esl_inbox_add", deliveries=[api.delivery()])
+    (replay,) = api.claim_inbox(claim_id=claim)["events"]
+    product = {**api.shop_key, **newer, "deleted": False, "missing_variants": 0, "variant_ids": []}
+    events = [{"id": replay["id"], "state": "done"} | newer]
+    merged = api(
+        "esl_variants_merge", claim_id=claim, products=[product], variants=[], levels=[], events=events
+    )
+    reason = f"replay suspected: product 1 belongs to shop {home}"
+    assert merged == nothing | {"replays": [{"id": replay["id"], "reason": reason}]}
+
+
+@contract
+def esl_housekeep(api: Api) -> None:
+    api.queued(2)
+    left = {"topic": "shop/redact", "body_base64": None, "state": "done", "reason": "left"}
+    old = api.delivery(b"old", state="unusable", reason="no")
+    assert api("esl_inbox_add", deliveries=[old, api.delivery(b"x", **left)])["inserted"] == 2
+    assert [
+        m["is_active"] for m in api("esl_mapping_list")["mappings"] if m["source_store_id"] == api.shop
+    ] == [False]
+    done = api("esl_housekeep", keep_bodies_days=0, limit=1_000)
+    # inbox, version, two variants, two labels, two rows of the queue
+    assert (done["redacted"], done["more"]) == (8, True)
+    assert done["bodies"] >= 1
+    assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == {
+        "bodies": 0,
+        "redacted": 0,
+        "more": False,
+    }
+    (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
+    assert (shop["deliveries"], shop["done"]) == (1, 1)
+    api.answers.clear()  # the counts of all other contracts
 
 
 @contract

@@ -20,7 +20,14 @@ import pytest
 
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.shopify.shop import DOMAIN
-from esl_pipeline.local.stack import dagster_url, prepare_database, running_environment
+from esl_pipeline.local.stack import (
+    Ports,
+    Stack,
+    StackError,
+    dagster_url,
+    prepare_database,
+    running_environment,
+)
 from esl_pipeline.settings import load_settings
 from esl_pipeline_tests.orchestration.world import SHOP, product
 from esl_pipeline_tests.receiver.support import signed
@@ -352,3 +359,13 @@ def test_dagster_loads_the_shipped_workspace(home: Path, postgres: EmbeddedPostg
     )
     assert checked.returncode == 0, checked.stderr
     assert "esl_pipeline" in checked.stdout + checked.stderr
+
+
+def test_s05_the_sandbox_shop_signs_with_its_own_secret_or_says_that_it_has_none() -> None:
+    stack = Stack(load_settings(), Ports(), print)
+    stack.environment = {"SHOPIFY_WEBHOOK_SECRET": f"shared,{DOMAIN}=mine"}
+    assert stack.signing_key() == "mine"
+    stack.environment = {"SHOPIFY_WEBHOOK_SECRET": "other.myshopify.com=theirs"}
+    with pytest.raises(StackError, match=f"add {DOMAIN}=secret") as caught:
+        stack.signing_key()
+    assert "theirs" not in str(caught.value)

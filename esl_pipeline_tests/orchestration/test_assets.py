@@ -108,7 +108,7 @@ def test_two_shops_do_not_touch_each_other(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
     arrive(pipeline.buffer, product(1))
-    arrive(pipeline.buffer, product(1, codes=["C-other"]), shop=OTHER_SHOP)
+    arrive(pipeline.buffer, product(2, codes=["C-other"]), shop=OTHER_SHOP)
 
     pipeline.materialize()
     assert set(pipeline.labels(STORE)) == {"C-1"} and not pipeline.labels(OTHER_STORE)

@@ -72,6 +72,7 @@ def test_jobs_sensors_and_schedules(
         "catch_up",
         "event_sync",
         "full_reconciliation",
+        "housekeeping",
     ]
     assert [
         (
@@ -87,6 +88,7 @@ def test_jobs_sensors_and_schedules(
         for s in repository.schedule_defs
     ] == [
         ("catch_up", "catch_up", "*/15 * * * *", None, "RUNNING"),
+        ("housekeeping_daily", "housekeeping", "30 4 * * *", None, "RUNNING"),
         ("nightly_reconciliation", "full_reconciliation", "30 1 * * *", "Europe/Berlin", "RUNNING"),
     ]
     checks = {

@@ -43,6 +43,25 @@ BODIES = {
     "inventory_levels/update": LEVEL,
 }
 
+CANARY = "canary-owner@example.com"
+LIFECYCLE_BODIES: dict[str, dict[str, Any]] = {
+    "customers/data_request": {
+        "shop_id": 954889,
+        "shop_domain": SHOP,
+        "customer": {"id": 191167, "email": CANARY, "phone": "555-625-1199"},
+        "orders_requested": [299938],
+        "data_request": {"id": 9999},
+    },
+    "customers/redact": {
+        "shop_id": 954889,
+        "shop_domain": SHOP,
+        "customer": {"id": 191167, "email": CANARY},
+        "orders_to_redact": [299938],
+    },
+    "shop/redact": {"shop_id": 954889, "shop_domain": SHOP},
+    "app/uninstalled": {"id": 954889, "email": CANARY, "shop_owner": CANARY, "myshopify_domain": SHOP},
+}
+
 
 class MemoryBuffer:
     """Keeps what the receiver hands over, with the inbox's two unique keys, and counts its calls."""

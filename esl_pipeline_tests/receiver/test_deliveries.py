@@ -100,7 +100,7 @@ def test_the_topic_header_must_agree_with_the_route(topic: str | None) -> None:
         "a" * 64 + ".myshopify.com",
     ],
 )
-def test_the_shop_header_must_be_a_myshopify_domain(shop: str | None) -> None:
+def test_s06_the_shop_header_must_be_a_myshopify_domain(shop: str | None) -> None:
     with pytest.raises(HeaderError, match="X-Shopify-Shop-Domain"):
         made("products/delete", {"id": 1}, shop_domain=shop)
 
@@ -151,7 +151,9 @@ def test_optional_headers_are_bounded() -> None:
         (timedelta(minutes=-10, seconds=-1), "unusable"),
     ],
 )
-def test_the_replay_window_reaches_from_48_hours_back_to_10_minutes_ahead(age: timedelta, state: str) -> None:
+def test_f23_the_replay_window_reaches_from_48_hours_back_to_10_minutes_ahead(
+    age: timedelta, state: str
+) -> None:
     found = made("products/delete", {"id": 1}, triggered_at=(NOW - age).isoformat())
     assert found["state"] == state
     assert (found["reason"] or "").startswith("replay suspected") == (state == "unusable")
@@ -214,7 +216,7 @@ def test_a_time_that_is_none_is_kept_as_unusable(text: str) -> None:
         ("products/update", b"[" * 100_000, "not JSON"),
     ],
 )
-def test_a_body_without_its_topics_shape_is_kept_as_unusable(topic: str, body: Any, reason: str) -> None:
+def test_f23_a_body_without_its_topics_shape_is_kept_as_unusable(topic: str, body: Any, reason: str) -> None:
     found = made(topic, body)
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     assert found["state"] == "unusable"
@@ -226,7 +228,7 @@ def test_an_unknown_field_or_status_is_no_fault() -> None:
     assert made("products/update", {**PRODUCT, "status": "UNLISTED", "new": [{}]})["state"] == "ready"
 
 
-def test_hostile_but_legal_text_is_kept_as_sent() -> None:
+def test_f26_hostile_but_legal_text_is_kept_as_sent() -> None:
     raw = b'{"id":1,"id":632910392,"updated_at":"x","variants":[],"title":"\\u0000\\u202e"}'
     found = made("products/update", raw)
     assert (found["state"], found["order_key"]) == ("ready", "product:632910392")
@@ -270,7 +272,7 @@ def test_any_time_text_makes_a_delivery(text: str) -> None:
 
 
 @pytest.mark.skipif(not JSON_CASES.is_dir(), reason="the shared test data is not here")
-def test_every_file_of_the_json_test_suite_is_kept() -> None:
+def test_f25_every_file_of_the_json_test_suite_is_kept() -> None:
     files = sorted(JSON_CASES.glob("*.json"))
     assert len(files) == 318
     for file in files:

@@ -14,7 +14,7 @@ from schemathesis.engine.recorder import ScenarioRecorder
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.receiver.app import create_app
-from esl_pipeline.receiver.deliveries import TOPICS
+from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
 from esl_pipeline_tests.receiver.support import TOKEN, make_settings, signature
 
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -100,7 +100,7 @@ def _count(recorder: ScenarioRecorder, outcome: Outcome) -> None:
                 )
 
 
-WEBHOOKS = {f"POST /webhooks/shopify/{topic}" for topic in TOPICS}
+WEBHOOKS = {f"POST /webhooks/shopify/{topic}" for topic in (*TOPICS, *LIFECYCLE_TOPICS)}
 MAPPINGS = {
     "GET /api/store-mappings/",
     "POST /api/store-mappings/",

@@ -63,7 +63,7 @@ def test_a_duplicate_is_acknowledged_with_one_buffer_call(buffer: MemoryBuffer) 
     assert (len(buffer.calls), len(buffer.rows)) == (2, 1)
 
 
-def test_fifty_copies_at_once_make_one_row(buffer: MemoryBuffer) -> None:
+def test_f01_fifty_copies_at_once_make_one_row(buffer: MemoryBuffer) -> None:
     with (
         served(make_app(buffer)) as url,
         httpx.Client(base_url=url) as client,
@@ -95,18 +95,18 @@ def test_a_signed_body_that_is_not_usable_is_kept_and_acknowledged(buffer: Memor
 # Replay
 
 
-def test_an_old_body_under_a_new_webhook_id_is_a_duplicate(buffer: MemoryBuffer) -> None:
+def test_f23_an_old_body_under_a_new_webhook_id_is_a_duplicate(buffer: MemoryBuffer) -> None:
     app = make_app(buffer)
     statuses = [deliver(app, "products/update", PRODUCT, webhook_id=name).json() for name in "ab"]
     assert statuses[1] == {"status": "duplicate"}
 
 
-def test_an_update_replayed_as_a_delete_is_unusable(buffer: MemoryBuffer) -> None:
+def test_f23_an_update_replayed_as_a_delete_is_unusable(buffer: MemoryBuffer) -> None:
     assert deliver(make_app(buffer), "products/delete", PRODUCT).status_code == 200
     assert buffer.rows[0]["state"] == "unusable"
 
 
-def test_an_old_time_is_kept_as_a_suspected_replay(buffer: MemoryBuffer) -> None:
+def test_f23_an_old_time_is_kept_as_a_suspected_replay(buffer: MemoryBuffer) -> None:
     answer = deliver(make_app(buffer), "products/update", PRODUCT, triggered_at="2020-01-01T00:00:00Z")
     assert answer.status_code == 200
     assert buffer.rows[0]["reason"].startswith("replay suspected")
@@ -142,7 +142,7 @@ BAD_SIGNATURES: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("values", BAD_SIGNATURES.values(), ids=BAD_SIGNATURES)
-def test_a_delivery_without_one_right_signature_is_401_with_one_answer(
+def test_f24_without_one_right_signature_it_is_401_with_one_answer(
     buffer: MemoryBuffer, values: list[bytes]
 ) -> None:
     headers = [
@@ -154,7 +154,7 @@ def test_a_delivery_without_one_right_signature_is_401_with_one_answer(
 
 
 @pytest.mark.parametrize("raw", [b"", b"not JSON", b"[" * 100_000])
-def test_the_signature_is_looked_at_before_the_body_and_the_other_headers(
+def test_s01_the_signature_is_looked_at_before_the_body_and_the_other_headers(
     buffer: MemoryBuffer, raw: bytes
 ) -> None:
     headers = {"X-Shopify-Hmac-Sha256": signature(b"other"), "X-Shopify-Topic": "nonsense"}
@@ -196,7 +196,7 @@ def test_signed_with_a_wrong_topic_or_shop_is_400(buffer: MemoryBuffer, changes:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "identity, gzip", "GZIP", ""])
-def test_an_encoded_body_is_415(buffer: MemoryBuffer, coding: str) -> None:
+def test_s07_an_encoded_body_is_415(buffer: MemoryBuffer, coding: str) -> None:
     headers = signed("products/update", RAW) | {"Content-Encoding": coding}
     assert refused(make_app(buffer), buffer, RAW, headers).status_code == 415
 
@@ -226,14 +226,14 @@ def request_head(length: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def test_a_body_at_the_limit_is_kept_and_one_byte_more_is_413(buffer: MemoryBuffer) -> None:
+def test_s07_a_body_at_the_limit_is_kept_and_one_byte_more_is_413(buffer: MemoryBuffer) -> None:
     app = make_app(buffer, esl_webhook_body_limit_bytes=1_000)
     assert deliver(app, "products/update", RAW.ljust(1_000)).status_code == 200
     assert deliver(app, "products/update", RAW.ljust(1_001)).status_code == 413
     assert len(buffer.calls) == 1
 
 
-def test_a_long_content_length_is_413_before_any_body_comes(buffer: MemoryBuffer) -> None:
+def test_s07_a_long_content_length_is_413_before_any_body_comes(buffer: MemoryBuffer) -> None:
     with served(make_app(buffer)) as url:
         answer = raw_exchange(url, request_head("Content-Length: 30000000"))
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -241,7 +241,7 @@ def test_a_long_content_length_is_413_before_any_body_comes(buffer: MemoryBuffer
     assert buffer.calls == []
 
 
-def test_an_endless_chunked_body_is_413_at_the_limit(buffer: MemoryBuffer) -> None:
+def test_s07_an_endless_chunked_body_is_413_at_the_limit(buffer: MemoryBuffer) -> None:
     with served(make_app(buffer, esl_webhook_body_limit_bytes=1_000)) as url:
         answer = raw_exchange(
             url, request_head("Transfer-Encoding: chunked"), b"3e9\r\n" + b" " * 1_001 + b"\r\n"
@@ -259,7 +259,7 @@ def test_a_chunked_body_below_the_limit_is_kept(buffer: MemoryBuffer) -> None:
     assert answer.status_code == 200
 
 
-def test_a_slow_sender_is_408_and_frees_its_place(buffer: MemoryBuffer) -> None:
+def test_s07_a_slow_sender_is_408_and_frees_its_place(buffer: MemoryBuffer) -> None:
     with served(make_app(buffer, Limits(body_seconds=0.2, reading=1))) as url:
         answer = raw_exchange(url, request_head("Content-Length: 100"), b'{"id"')
         again = httpx.post(url + UPDATE, content=RAW, headers=signed("products/update", RAW))
@@ -269,7 +269,7 @@ def test_a_slow_sender_is_408_and_frees_its_place(buffer: MemoryBuffer) -> None:
     assert len(buffer.calls) == 1
 
 
-def test_more_bodies_at_once_than_places_are_503(buffer: MemoryBuffer) -> None:
+def test_s07_more_bodies_at_once_than_places_are_503(buffer: MemoryBuffer) -> None:
     with served(make_app(buffer, Limits(body_seconds=30, reading=1))) as url:
 
         def status() -> int:
@@ -398,7 +398,9 @@ def test_one_line_per_delivery_without_its_body(
     assert line == f"webhook products/update from shop '{SHOP}' with id 'w-1', outcome accepted"
 
 
-def test_header_text_cannot_forge_log_lines(buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture) -> None:
+def test_s25_header_text_cannot_forge_log_lines(
+    buffer: MemoryBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
     headers = {
         b"X-Shopify-Shop-Domain": b"a\r\n2026 webhook ok\x1b[31m\x9b\x7f" + b"x" * 5_000,
         b"X-Shopify-Webhook-Id": b"\xe2\x80\xae",
@@ -455,7 +457,7 @@ def test_no_signed_request_makes_an_error(raw: bytes, topic: str, changed: dict[
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
-def test_every_file_of_the_json_test_suite_is_acknowledged(buffer: MemoryBuffer) -> None:
+def test_f25_every_file_of_the_json_test_suite_is_acknowledged(buffer: MemoryBuffer) -> None:
     bodies = {file.read_bytes() for file in (SHARED_DATA / "security" / "json_test_parsing").glob("*.json")}
     app = make_app(buffer)
 
@@ -472,7 +474,7 @@ def test_every_file_of_the_json_test_suite_is_acknowledged(buffer: MemoryBuffer)
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
-def test_hostile_strings_in_the_shop_header_reach_no_buffer(buffer: MemoryBuffer) -> None:
+def test_s06_hostile_strings_in_the_shop_header_reach_no_buffer(buffer: MemoryBuffer) -> None:
     app = make_app(buffer)
     for text in json.loads((SHARED_DATA / "security" / "blns.json").read_text()):
         headers: list[tuple[bytes, bytes]] = [

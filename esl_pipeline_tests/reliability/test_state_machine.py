@@ -256,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         shop = self.shops[letter]
         triggered_at = self._tick(at_once)
         before = shop.products.get(slot)
-        number = 10 * shop.remade[slot] + slot
+        number = 1_000 * "AB".index(letter) + 10 * shop.remade[slot] + slot  # ids are unique over all shops
         old = {item["id"]: item["price"] for item in before["variants"]} if before else {}
         new = f"{self.version}.00"
         rows = []
@@ -304,8 +304,12 @@ class Machine(RuleBasedStateMachine):
         if how in ("late", "again", "answer lost"):
             self._deliver(message, is_acknowledged=how != "answer lost")
             return
+        domain = self.shops[message.shop].domain
+        if how == "other shop":  # the first shop that claims a product owns it
+            other = self.shops["B" if message.shop == "A" else "A"].domain
+            domain = other if message.delivered else "third-shop.myshopify.com"
         self._send(
-            "third-shop.myshopify.com" if how == "other shop" else self.shops[message.shop].domain,
+            domain,
             data.draw(st.sampled_from(TOPICS)) if how == "other topic" else message.topic,
             message.body,
             message.triggered_at,

@@ -232,7 +232,7 @@ def test_a_dry_run_does_not_disturb_a_live_store(world: World) -> None:
     world.map()
     dry = world.map(OTHER_SHOP, is_dry_run=True)
     world.settle(product(1, variants=[variant(1, "A", "1.00")]))
-    world.update(product(1, variants=[variant(2, "A", "2.00")]), shop=OTHER_SHOP)
+    world.update(product(2, variants=[variant(2, "A", "2.00")]), shop=OTHER_SHOP)
     world.settle(product(1, version=2, variants=[variant(1, "A", "1.50")]))
     assert world.prices() == {"A": "1.50"}
     assert world.findings() == {("2", "duplicate_code")}

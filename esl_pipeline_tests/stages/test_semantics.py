@@ -507,11 +507,11 @@ def test_two_shops_that_claim_one_code_in_one_store_are_held_back(world: World) 
     world.map()
     world.map(OTHER_SHOP)
     world.settle(product(1, variants=[variant(1, "A", "1.00")]))
-    world.update(product(1, variants=[variant(1, "A", "2.00")]), shop=OTHER_SHOP)
+    world.update(product(2, variants=[variant(2, "A", "2.00")]), shop=OTHER_SHOP)
     world.settle()
     assert world.prices() == {"A": "1.00"}
     assert [finding["check_name"] for finding in world.buffer.findings()] == ["duplicate_code"] * 2
-    world.update(product(1, version=2, variants=[variant(1, "B", "2.00")]), shop=OTHER_SHOP)
+    world.update(product(2, version=2, variants=[variant(2, "B", "2.00")]), shop=OTHER_SHOP)
     world.settle()
     assert world.prices() == {"A": "1.00", "B": "2.00"}
     assert world.findings() == set()
@@ -521,7 +521,7 @@ def test_a_shop_whose_mapping_is_deactivated_no_longer_collides(world: World) ->
     world.map()
     rival = world.map(OTHER_SHOP)
     world.settle(product(1, variants=[variant(1, "A", "1.00")]))
-    world.update(product(1, variants=[variant(1, "A", "2.00")]), shop=OTHER_SHOP)
+    world.update(product(2, variants=[variant(2, "A", "2.00")]), shop=OTHER_SHOP)
     world.settle(product(1, version=2, variants=[variant(1, "A", "3.00")]))
     assert world.prices() == {"A": "1.00"}
     world.buffer.mapping_update(rival, {"is_active": False})
@@ -532,13 +532,14 @@ def test_a_shop_whose_mapping_is_deactivated_no_longer_collides(world: World) ->
     assert world.prices() == {"A": "3.00"}
 
 
-def test_shops_with_equal_ids_do_not_touch_each_other(world: World) -> None:
+def test_shops_with_equal_codes_do_not_touch_each_other(world: World) -> None:
     world.map()
     world.map(OTHER_SHOP, OTHER_STORE)
-    for shop, price in ((SHOP, "1.00"), (OTHER_SHOP, "2.00")):
-        world.update(product(variants=[variant(price=price)]), shop=shop)
+    for number, shop in enumerate((SHOP, OTHER_SHOP), 1):
+        world.update(product(number, variants=[variant(number, "C-1", f"{number}.00")]), shop=shop)
     world.settle()
-    world.delete(1, version=2, shop=OTHER_SHOP)
+    assert (world.prices(STORE), world.prices(OTHER_STORE)) == ({"C-1": "1.00"}, {"C-1": "2.00"})
+    world.delete(2, version=2, shop=OTHER_SHOP)
     world.settle()
     assert (world.prices(STORE), world.prices(OTHER_STORE)) == ({"C-1": "1.00"}, {})
 

@@ -1,23 +1,62 @@
 -- The inbox: one insert per delivery, leased claims, completion.
 
 -- {deliveries: [...]} -> {received, inserted}. A delivery that is already there is not an error.
+-- A copy that was kept as unusable only because of its unsigned headers gives way to a good one of the same body.
+-- shop/redact has the same body each time: it counts again when the shop has left again. The deliveries that say that
+-- a shop has left come without their body and take effect here, in the same transaction.
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
-language sql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_added jsonb; v_again jsonb := '[]';
+begin
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
                                        api_version, order_key, body, body_sha256, state, reason, finished_at)
         select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
                d.api_version, d.order_key, decode(d.body_base64, 'base64'), d.body_sha256, d.state, d.reason,
-               case when d.state = 'unusable' then now() end
+               case when d.state <> 'ready' then now() end
         from jsonb_to_recordset(p -> 'deliveries') as d (
             source_system text, source_store_id text, topic text, webhook_id text, event_id text,
             triggered_at timestamptz, api_version text, order_key text, body_base64 text, body_sha256 text,
             state text, reason text)
         on conflict do nothing
-        returning 1
+        returning source_system, source_store_id, topic, state
     )
-    select jsonb_build_object('received', jsonb_array_length(p -> 'deliveries'), 'inserted', (select count(*) from added))
-$$;
+    select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_added from added a;
+
+    if jsonb_array_length(v_added) < jsonb_array_length(p -> 'deliveries') then
+        with again as (
+            update esl.webhook_inbox i
+            set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version,
+                order_key = d.order_key, body = decode(d.body_base64, 'base64'), received_at = now(),
+                state = d.state, reason = d.reason, attempts = 0,
+                finished_at = case when d.state <> 'ready' then now() end
+            from jsonb_to_recordset(p -> 'deliveries') as d (
+                source_system text, source_store_id text, topic text, event_id text, triggered_at timestamptz,
+                api_version text, order_key text, body_base64 text, body_sha256 text, state text, reason text)
+            where i.source_system = d.source_system and i.source_store_id = d.source_store_id
+              and i.topic = d.topic and i.body_sha256 = d.body_sha256
+              and (i.state = 'unusable' or i.topic = 'shop/redact')
+              and ((i.state = 'unusable' and d.state <> 'unusable')
+                   or (i.state = 'done' and d.state = 'done' and i.topic = 'shop/redact'
+                       and exists (select from esl.redactions r where r.finished_at > i.received_at
+                                   and r.source_system = i.source_system and r.source_store_id = i.source_store_id)
+                       and not exists (select from esl.store_mappings m where m.is_active
+                                       and m.source_system = i.source_system
+                                       and m.source_store_id = i.source_store_id)))
+            returning i.source_system, i.source_store_id, i.topic, i.state
+        )
+        select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_again from again a;
+    end if;
+
+    perform esl.shop_left(l.source_system, l.source_store_id, bool_or(l.topic = 'shop/redact'))
+    from jsonb_to_recordset(v_added || v_again) as l (
+        source_system text, source_store_id text, topic text, state text)
+    where l.topic in ('app/uninstalled', 'shop/redact') and l.state = 'done'
+    group by l.source_system, l.source_store_id;
+
+    return jsonb_build_object('received', jsonb_array_length(p -> 'deliveries'),
+                              'inserted', jsonb_array_length(v_added || v_again));
+end $$;
 
 -- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}
 -- -> {events: [...]}, oldest first. Only shops with a mapping: the others' events wait.

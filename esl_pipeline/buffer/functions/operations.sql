@@ -66,7 +66,9 @@ begin
         where l.mapping_id = m.id and l.state = 'withdrawn';
         perform esl.requeue(v_stores, v_codes);
     end if;
-    perform esl.evaluate_again(m.source_system, m.source_store_id);
+    if m.is_active then
+        perform esl.evaluate_again(m.source_system, m.source_store_id);
+    end if;
     return to_jsonb(m);
 end $$;
 
@@ -81,7 +83,7 @@ language sql volatile security definer set search_path = '' as $$
 $$;
 
 -- {store?, code?} -> {labels, deliveries}: failed and dead pushes, and dead deliveries (without store and code),
--- are due again with a clean count of attempts.
+-- are due again with a clean count of attempts. A delivery whose body is no longer kept stays dead.
 create or replace function public.esl_redrive(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare v_labels int; v_deliveries int := 0;
@@ -92,7 +94,7 @@ begin
     get diagnostics v_labels = row_count;
     if p ->> 'store' is null and p ->> 'code' is null then
         update esl.webhook_inbox set state = 'ready', attempts = 0, reason = null, finished_at = null
-        where state = 'dead';
+        where state = 'dead' and body is not null;
         get diagnostics v_deliveries = row_count;
         delete from esl.store_pauses;
         update esl.label_servers set probe_at = now() where probe_at > now();
@@ -156,6 +158,7 @@ language sql volatile security definer set search_path = '' as $$
                 count(*) filter (where i.state = 'done') as done,
                 count(*) filter (where i.state = 'superseded') as superseded,
                 count(*) filter (where i.state = 'unusable') as unusable,
+                count(*) filter (where i.state = 'unusable' and i.reason like 'replay suspected%') as replays,
                 count(*) filter (where i.state = 'dead') as dead,
                 min(i.received_at) filter (where i.state in ('ready', 'leased')) as oldest_waiting,
                 max(i.received_at) as last_received_at,
