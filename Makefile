@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 
 N ?= 100000
 
-.PHONY: demo up test test-slow lint types bench-validate bench-reconcile lock clean
+TOOLS := .venv-tools
+
+.PHONY: demo up test test-slow lint types audit sbom bench-validate bench-reconcile lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -37,6 +39,19 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
+# Known vulnerabilities in what the locks name. Passes only when each package was really asked about.
+audit: $(TOOLS)/.made
+	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock -r requirements-dev.lock || { echo "make audit: NOT passed: see above for vulnerabilities, or for packages that the database could not be asked about (it needs the network)"; exit 1; }
+
+# What an installation is made of, as CycloneDX.
+sbom: $(TOOLS)/.made
+	$(TOOLS)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
+
+$(TOOLS)/.made: requirements-tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
+	@touch $@
+
 bench-validate: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.validate $(N)
 
@@ -47,6 +62,7 @@ bench-reconcile: $(VENV)/.runtime
 lock:
 	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	uv pip compile pyproject.toml --extra build --extra dev -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
+	uv pip compile requirements-tools.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-tools.lock
 
 clean:
-	rm -rf $(VENV) .esl .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) sbom.json .esl .mypy_cache .pytest_cache .ruff_cache

@@ -22,6 +22,7 @@ from rich.markup import escape
 from esl_pipeline import console as shown
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.printable import printable
 from esl_pipeline.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -146,7 +147,10 @@ def migrate(
             "`esl-pipeline migrate --print` into Supabase's SQL editor"
         )
     try:
-        applied = apply(settings.esl_database_url.get_secret_value())
+        applied = apply(
+            settings.esl_database_url.get_secret_value(),
+            warn=lambda warning: err.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True),
+        )
     except psycopg.Error as error:
         raise CommandError(f"the migrations were not applied: {' '.join(str(error).split())}") from None
     for migration in applied:
@@ -165,7 +169,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         for check in found:
             mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
-            out.print(f"{mark[check.state]} {escape(check.what)}: {escape(check.says)}")
+            out.print(f"{mark[check.state]} {escape(printable(f'{check.what}: {check.says}'))}")
     if any(check.state == "wrong" for check in found):
         raise typer.Exit(1)
 
@@ -445,12 +449,18 @@ def main() -> NoReturn:
     try:
         app()
     except (CommandError, SettingsError, BufferError, StackError, PostgresUnavailable) as error:
-        err.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        _complain(str(error))
     except Exception as error:  # a reader gets a sentence; LOG_LEVEL=DEBUG shows where it came from
         if _debugging():
             raise
-        err.print(f"[red]{escape(f'{type(error).__name__}: {error}')}[/]", soft_wrap=True)
+        _complain(f"{type(error).__name__}: {error}")
     raise SystemExit(1)
+
+
+def _complain(sentence: str) -> None:
+    # A database or a server may have put a stranger's text into it.
+    lines = "\n".join(map(printable, sentence.split("\n")))
+    err.print(f"[red]{escape(lines)}[/]", soft_wrap=True)
 
 
 def _debugging() -> bool:

@@ -61,6 +61,7 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
         ),
         timeout_seconds=LABEL_SERVER_TIMEOUT_SECONDS,
         retries=LABEL_SERVER_TRIES,
+        ca_file=settings.hipoink_ca_file,
     )
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from esl_pipeline.labels.differences import differences
+from esl_pipeline.printable import printable
 
 Row = Mapping[str, Any]
 
@@ -287,8 +288,7 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    # Titles and answers come from outside: no control character may reach the terminal.
-    return "".join(c if c.isprintable() else "�" for c in str(value))
+    return printable(str(value))
 
 
 def _time(value: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -13,7 +14,7 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.connections import open_buffer, open_label_server
 from esl_pipeline.hipoink.errors import HipoinkError
-from esl_pipeline.settings import Settings, SettingsError, without_driver
+from esl_pipeline.settings import ENV_FILE, Settings, SettingsError, is_unprotected, without_driver
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,21 @@ def examine(settings: Settings) -> list[Check]:
     """Every check, in the order of the data's way. Raises nothing for what is wrong; that is a Check."""
     return [
         *(Check("settings", "warning", warning) for warning in settings.warnings()),
+        *_secret_file_checks(settings),
         *_buffer_checks(settings),
         _receiver_check(settings),
         _dagster_check(settings.esl_dagster_database_url),
     ]
+
+
+def _secret_file_checks(settings: Settings) -> Iterator[Check]:
+    for file in (Path(ENV_FILE), *sorted(settings.esl_home.glob("*.env"))):
+        if file.is_file() and file.stat().st_mode & 0o077:
+            yield Check(
+                str(file),
+                "warning",
+                "can be read by other users of this machine; chmod 600 it: it holds secrets",
+            )
 
 
 def _buffer_checks(settings: Settings) -> Iterator[Check]:
@@ -43,12 +55,16 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
         return
     try:
         buffer.check_version()
+        yield Check("buffer", "ok", f"{buffer.transport.describe()}, version {code_version()}")
+        yield _login_check(settings)
         mappings = buffer.mapping_list()
     except BufferError as error:
-        yield Check("buffer", "wrong", str(error))
+        if error.code == "42501":
+            yield Check("stores", "ok", "not asked: this login may not see the mappings, and need not")
+        else:
+            yield Check("buffer", "wrong", str(error))
         return
     else:
-        yield Check("buffer", "ok", f"{buffer.transport.describe()}, version {code_version()}")
         if not mappings:
             yield Check(
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
@@ -57,6 +73,39 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
         yield from _label_server_checks(settings, buffer, sorted(active))
     finally:
         buffer.close()
+
+
+_LOGIN = """
+select r.rolname, r.rolsuper, pg_catalog.pg_has_role(r.oid, n.nspowner, 'usage'),
+       array(select g.rolname::text from pg_catalog.pg_roles g where g.rolname like 'esl\\_%'
+             and g.oid <> r.oid and pg_catalog.pg_has_role(r.oid, g.oid, 'usage') order by 1)
+from pg_catalog.pg_roles r, pg_catalog.pg_namespace n where r.rolname = current_user and n.nspname = 'esl'"""
+
+
+def _login_check(settings: Settings) -> Check:
+    """Whether the buffer's login may do more than its process needs."""
+    if settings.esl_database_url is None:
+        return Check(
+            "buffer login",
+            "ok",
+            "service_role, which may call every function; ESL_DATABASE_URL with a login per process may do less: "
+            "see SECURITY.md",
+        )
+    try:
+        with psycopg.connect(settings.esl_database_url.get_secret_value(), connect_timeout=10) as connection:
+            row = connection.execute(_LOGIN.encode()).fetchone()
+    except psycopg.Error as error:
+        return Check("buffer login", "wrong", f"cannot be looked at: {_reason(error)}")
+    login, is_superuser, is_owner, groups = row or ("?", False, False, [])
+    if is_superuser or is_owner:
+        state = "a superuser" if is_superuser else "the owner of the buffer's tables"
+        return Check(
+            "buffer login",
+            "warning",
+            f"{login} is {state}: whoever gets hold of this process can change everything. That is for migrations; "
+            "give each process a login of its own: see SECURITY.md",
+        )
+    return Check("buffer login", "ok", f"{login}, a member of {', '.join(groups) or 'none of our groups'}")
 
 
 def _label_server_checks(settings: Settings, buffer: Buffer, stores: list[str]) -> Iterator[Check]:
@@ -74,6 +123,10 @@ def _label_server_checks(settings: Settings, buffer: Buffer, stores: list[str]) 
                 yield Check(what, "ok", f"holds {client.query_count(store)} labels")
             except HipoinkError as error:
                 yield Check(what, "wrong", str(error))
+            except BufferError as error:
+                refused = error.code == "42501"
+                says = "not asked: this login may not, only esl_pipeline's" if refused else str(error)
+                yield Check(what, "warning" if refused else "wrong", says)
 
 
 def _receiver_check(settings: Settings) -> Check:
@@ -83,9 +136,17 @@ def _receiver_check(settings: Settings) -> Check:
         answer = httpx.get(f"{settings.app_base_url}/health", timeout=10)
     except httpx.HTTPError as error:
         return Check("receiver", "wrong", f"{settings.app_base_url} does not answer: {type(error).__name__}")
+    if answer.status_code == httpx.codes.OK and is_unprotected(settings.app_base_url):
+        return Check(
+            "receiver", "warning", f"{settings.app_base_url} is http://: put TLS before it, see SECURITY.md"
+        )
     if answer.status_code == httpx.codes.OK:
         return Check("receiver", "ok", f"{settings.app_base_url} keeps webhooks")
     return Check("receiver", "wrong", f"{settings.app_base_url}/health answers {answer.status_code}")
+
+
+def _reason(error: psycopg.Error) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _dagster_check(url: SecretStr | None) -> Check:
@@ -96,8 +157,7 @@ def _dagster_check(url: SecretStr | None) -> Check:
         with psycopg.connect(dsn, connect_timeout=10) as connection:
             row = connection.execute("select current_schema()").fetchone()
     except psycopg.Error as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Check("Dagster's storage", "wrong", f"cannot be reached: {reason}")
+        return Check("Dagster's storage", "wrong", f"cannot be reached: {_reason(error)}")
     schema = row[0] if row else None
     if schema == "public":
         return Check(

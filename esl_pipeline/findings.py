@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
+from esl_pipeline.printable import cell
 
 CSV_COLUMNS = {
     "hipoink_store_code": "store",
@@ -40,12 +41,10 @@ def write_csv(path: Path, findings: Iterable[Mapping[str, Any]]) -> int:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS.values())
         for finding in findings:
-            writer.writerow(_harmless(finding[key]) for key in CSV_COLUMNS)
+            writer.writerow(_cell(finding[key]) for key in CSV_COLUMNS)
             count += 1
     return count
 
 
-def _harmless(value: Any) -> str:
-    """A cell that no spreadsheet takes for a formula: titles and codes come from outside (OWASP CSV injection)."""
-    text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+def _cell(value: Any) -> str:
+    return "" if value is None else cell(str(value))

@@ -8,6 +8,7 @@ import difflib
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +40,10 @@ PUBLIC_SIGN = "80805d794841f1b4"
 ENV_FILE = ".env"
 TRANSACTION_POOLER_PORT = "6543"
 _SAID_BEFORE_EXPIRY = timedelta(days=14)
+
+_PRIVATE_NETWORKS = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+)
 
 
 class SettingsError(ValueError):
@@ -153,6 +158,14 @@ def _home(value: Path) -> Path:
     return home
 
 
+def _ca_file(value: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=value)
+    except (OSError, ssl.SSLError):
+        raise ValueError("cannot be read as certificates; name a readable file in PEM form") from None
+    return value
+
+
 def _frames_url(value: str) -> str:
     scheme, separator, rest = value.partition("://")
     if separator and "@" in rest.partition("/")[0] and scheme not in {"abfs", "abfss"}:
@@ -204,8 +217,18 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
+    allow_insecure_label_server: bool = Field(
+        False,
+        description="Accept http:// to a label server on another machine, by its private IP address: the sign and the "
+        "prices travel unprotected.",
+    )
     hipoink_api_base_url: HttpUrl | None = Field(
         None, description="Address of the label server, e.g. https://labels.example.com."
+    )
+    hipoink_ca_file: Annotated[Path, AfterValidator(_ca_file)] | None = Field(
+        None,
+        description="PEM file of the authority that signed the label server's certificate, when it is no public one. "
+        "Only that one is trusted then.",
     )
     hipoink_client_id: Annotated[str, AfterValidator(_client_id)] = Field(
         "default", description="Name of the label server's app key; part of every request's path."
@@ -352,8 +375,24 @@ class Settings(BaseSettings):
             raise ValueError("holds a character that cannot be printed; type the value anew")
         return value
 
-    # The two cross-checks are field validators, because a model validator would be skipped whenever a single
+    # The cross-checks are field validators, because a model validator would be skipped whenever a single
     # field is wrong, and the reader would meet the problems in turns. `info.data` lacks the fields that are.
+
+    @field_validator("hipoink_api_base_url")
+    @classmethod
+    def _insecure_only_when_allowed(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url and is_unprotected(url):
+            if not info.data.get("allow_insecure_label_server", True):
+                raise ValueError(
+                    "is http:// to another machine, where the sign and the prices travel unprotected; use https://, "
+                    "or on a private network set ALLOW_INSECURE_LABEL_SERVER=true"
+                )
+            if not _is_private(url):
+                raise ValueError(
+                    "is http:// to an address that is not private; use https://, or write the label server's private "
+                    "IP address, e.g. http://192.168.1.5:8090"
+                )
+        return url
 
     @field_validator("supabase_service_key")
     @classmethod
@@ -416,10 +455,11 @@ class Settings(BaseSettings):
                 "HIPOINK_API_SECRET is not set or is the documented public default sign: anybody who reaches "
                 "the label server can change its labels. Make an app key of your own and set its sign."
             )
-        if self.hipoink_api_base_url and _unprotected(self.hipoink_api_base_url):
+        if self.hipoink_api_base_url and is_unprotected(self.hipoink_api_base_url):
             said.append(
-                "HIPOINK_API_BASE_URL is http:// to another machine: the sign and the prices travel "
-                "unprotected. Use https://, or a private network only."
+                "HIPOINK_API_BASE_URL is http:// to another machine (ALLOW_INSECURE_LABEL_SERVER): whoever is on that "
+                "network can read the sign and change labels. Use https:// (HIPOINK_CA_FILE for an authority of your "
+                "own)."
             )
         if not self.webhook_secrets:
             said.append(
@@ -432,6 +472,11 @@ class Settings(BaseSettings):
                 said.append(
                     f"{name.upper()} uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: "
                     "no LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
+                )
+            if dsn and _may_be_overheard(dsn):
+                said.append(
+                    f"{name.upper()} reaches another machine without sslmode: who sits between can pretend to be the "
+                    "database. Add sslmode=verify-full, and sslrootcert=FILE when its authority is no public one."
                 )
         return said + self._misspelt
 
@@ -485,21 +530,42 @@ def _expected(field: str) -> str:
     schema = Settings.model_json_schema()["properties"][field]
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
+    if schema.get("type") == "boolean":
+        return "true or false"
     if "maximum" in schema:
         number = "a whole number" if schema["type"] == "integer" else "a number"
         return f"{number} from {schema['minimum']} to {schema['maximum']}"
     return "text"
 
 
-def _unprotected(url: str) -> bool:
+def is_unprotected(url: str) -> bool:
+    """Whether what is sent to the address can be overheard: http:// to another machine."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
+    return parts.scheme == "http" and not _is_local(parts.hostname or "")
+
+
+def _is_local(host: str) -> bool:
     try:
-        local = ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = host == "localhost" or host.endswith(".localhost")
-    return parts.scheme == "http" and not local
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_private(url: str) -> bool:
+    """Whether the host is an IP address of a private network; a name may come to mean any machine."""
+    try:
+        address = ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return any(address in network for network in _PRIVATE_NETWORKS)
 
 
 def _ports(dsn: SecretStr) -> list[str]:
     return str(conninfo_to_dict(without_driver(dsn)).get("port", "")).split(",")
+
+
+def _may_be_overheard(dsn: SecretStr) -> bool:
+    parameters = conninfo_to_dict(without_driver(dsn))
+    hosts = str(parameters.get("hostaddr") or parameters.get("host") or "").split(",")
+    there = [host for host in hosts if host and not host.startswith(("/", "@")) and not _is_local(host)]
+    return bool(there) and not (parameters.get("sslmode") or os.environ.get("PGSSLMODE"))

@@ -437,7 +437,7 @@ def test_findings_on_screen_and_as_a_file(run: Run, sandbox: Sandbox, buffer: Bu
         rows = list(csv.DictReader(opened))
     assert {(row["check"], row["value"], row["title"]) for row in rows} == {
         ("price_missing", "", "Product 1"),
-        ("price_form", "'-1", "'=HYPERLINK(1)"),
+        ("price_form", "-1", "'=HYPERLINK(1)"),
     }
     assert {row["store"] for row in rows} == {STORE}
 

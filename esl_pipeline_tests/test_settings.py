@@ -37,7 +37,9 @@ def problems(**overrides: Any) -> dict[str, str]:
 def test_the_names_are_the_documented_ones() -> None:
     assert sorted(NAMES) == sorted(
         [
+            "ALLOW_INSECURE_LABEL_SERVER",
             "HIPOINK_API_BASE_URL",
+            "HIPOINK_CA_FILE",
             "HIPOINK_CLIENT_ID",
             "HIPOINK_API_SECRET",
             "HIPOINK_USERNAME",
@@ -80,6 +82,7 @@ def test_the_names_are_the_documented_ones() -> None:
 def test_the_defaults_are_the_documented_ones() -> None:
     given = {name: value for name, value in load_settings().model_dump().items() if value is not None}
     assert given == {
+        "allow_insecure_label_server": False,
         "hipoink_client_id": "default",
         "hipoink_rate_limit_per_second": 10,
         "hipoink_batch_size": 100,
@@ -457,7 +460,7 @@ COMPLETE = {
     "hipoink_api_secret": "own",
     "shopify_webhook_secret": "secret",
     "hipoink_api_base_url": "https://labels.example.com",
-    "esl_database_url": DSN,
+    "esl_database_url": f"{DSN}?sslmode=verify-full",
 }
 
 
@@ -466,24 +469,84 @@ def test_complete_settings_leave_nothing_to_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "warned"),
+    ("url", "secure"),
     [
-        ("http://labels.example.com", True),
-        ("http://192.168.1.5:8090", True),
-        ("http://127.0.0.1:8090", False),
-        ("http://[::1]:8090", False),
-        ("http://localhost:8090", False),
-        ("https://192.168.1.5", False),
+        ("http://labels.example.com", False),
+        ("http://127.0.0.1.example.com", False),
+        ("http://192.168.1.5:8090", False),
+        ("http://[fd00::5]:8090", False),
+        ("http://127.0.0.1:8090", True),
+        ("http://[::1]:8090", True),
+        ("http://localhost:8090", True),
+        ("https://192.168.1.5", True),
     ],
 )
-def test_plain_http_to_another_machine_is_said(url: str, warned: bool) -> None:
-    said = load_settings(**COMPLETE | {"hipoink_api_base_url": url}).warnings()
-    assert ["HIPOINK_API_BASE_URL" in sentence for sentence in said] == [True] * warned
+def test_s22_plain_http_to_another_machine_is_refused(url: str, secure: bool) -> None:
+    if secure:
+        assert load_settings(**COMPLETE | {"hipoink_api_base_url": url}).warnings() == []
+    else:
+        assert "ALLOW_INSECURE_LABEL_SERVER" in problems(hipoink_api_base_url=url)["HIPOINK_API_BASE_URL"]
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        ("http://192.168.1.5:8090", True),
+        ("http://10.0.0.1", True),
+        ("http://172.31.255.254", True),
+        ("http://[fd12:3456::1]:80", True),
+        ("http://172.32.0.1", False),
+        ("http://8.8.8.8", False),
+        ("http://169.254.169.254", False),
+        ("http://0.0.0.0", False),
+        ("http://[::ffff:10.0.0.1]", False),
+        ("http://labels.lan", False),
+        ("http://192.168.1.5.example.com", False),
+    ],
+)
+def test_s22_allowed_plain_http_needs_a_private_address_and_is_still_warned_of(
+    url: str, accepted: bool
+) -> None:
+    allowed = {"hipoink_api_base_url": url, "allow_insecure_label_server": "true"}
+    if accepted:
+        (said,) = load_settings(**COMPLETE | allowed).warnings()
+        assert said.startswith("HIPOINK_API_BASE_URL is http:// to another machine")
+    else:
+        assert "not private" in problems(**allowed)["HIPOINK_API_BASE_URL"]
+
+
+def test_s22_nothing_but_a_clear_word_allows_plain_http() -> None:
+    assert "true or false" in problems(allow_insecure_label_server="maybe")["ALLOW_INSECURE_LABEL_SERVER"]
+
+
+def test_s22_the_ca_file_must_hold_certificates(tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("no certificate")
+    for file in (tmp_path / "no.pem", tmp_path / "absent.pem", tmp_path):
+        assert "PEM" in problems(hipoink_ca_file=str(file))["HIPOINK_CA_FILE"]
+
+
+@pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
+@pytest.mark.parametrize(
+    ("place", "warned"),
+    [
+        ("u:canary@db.example.com/postgres", True),
+        ("u:canary@10.0.0.5:5432/postgres", True),
+        ("u:canary@localhost,db.example.com/postgres", True),
+        ("u:canary@db.example.com/postgres?sslmode=verify-full", False),
+        ("u:canary@127.0.0.1/postgres", False),
+        ("u:canary@localhost/postgres", False),
+        ("u@/postgres?host=/tmp/socket", False),
+    ],
+)
+def test_s22_a_database_that_can_be_impersonated_is_said(name: str, place: str, warned: bool) -> None:
+    said = load_settings(**COMPLETE | {name: f"postgresql://{place}"}).warnings()
+    assert ["Add sslmode=verify-full" in sentence for sentence in said] == [True] * warned
+    assert all(sentence.startswith(name.upper()) and "canary" not in sentence for sentence in said)
 
 
 @pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
 def test_the_transaction_pooler_is_said(name: str) -> None:
-    dsn = "postgres://u:canary@aws.pooler.supabase.com:6543/postgres"
+    dsn = "postgres://u:canary@aws.pooler.supabase.com:6543/postgres?sslmode=require"
     (said,) = load_settings(**COMPLETE | {name: dsn}).warnings()
     assert said.startswith(name.upper()) and "6543" in said and "canary" not in said
 

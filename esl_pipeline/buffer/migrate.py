@@ -6,6 +6,7 @@ whole whenever one of them has changed.
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -81,13 +82,20 @@ def as_one_file() -> str:
     return "\n".join([*parts, _functions_and_digest(), "commit;", ""])
 
 
-def migrate(dsn: str, *, up_to: int | None = None) -> list[str]:
+def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] | None = None) -> list[str]:
     """Apply what is missing, all in one transaction, and name it: table changes, "functions".
 
-    up_to: stop after that table change, without the functions. Two callers at once take turns. Raises psycopg.Error
-    when the database refuses.
+    up_to: stop after that table change, without the functions. warn: told what could not be done and was left out
+    (roles that the login may not create). Two callers at once take turns. Raises psycopg.Error when the database
+    refuses.
     """
+
+    def told(notice: psycopg.errors.Diagnostic) -> None:
+        if warn and notice.severity_nonlocalized == "WARNING":
+            warn(notice.message_primary or "")
+
     with psycopg.connect(dsn, prepare_threshold=None) as connection:
+        connection.add_notice_handler(told)
         connection.execute("select pg_advisory_xact_lock(hashtextextended('esl.schema_migrations', 0))")
         exists = connection.execute("select to_regclass('esl.schema_migrations')").fetchone()
         applied = set()
@@ -106,4 +114,6 @@ def migrate(dsn: str, *, up_to: int | None = None) -> list[str]:
             if done or digest != (functions_digest(),):
                 connection.execute(_functions_and_digest().encode())
                 done.append("functions")
+            else:  # a role may have been created, or the database restored, since
+                connection.execute("select esl.restrict_functions()")
     return done

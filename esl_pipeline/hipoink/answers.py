@@ -20,6 +20,7 @@ from esl_pipeline.hipoink.errors import (
     TransientError,
     UnknownOutcomeError,
 )
+from esl_pipeline.printable import printable
 
 _BODY_KEPT = 2_000
 _WORDS_KEPT = 200
@@ -148,10 +149,10 @@ class Judge:
     def _body(self, reply: Reply) -> str:
         # Read a few times what is kept, so that no sign is cut in two before it is redacted.
         text = reply.body[: 8 * _BODY_KEPT].decode("utf-8", errors="replace")
-        return _printable(self.redact(text))[:_BODY_KEPT]
+        return printable(self.redact(text))[:_BODY_KEPT]
 
     def _words(self, text: object) -> str:
-        return _printable(self.redact("" if text is None else str(text))).strip()[:_WORDS_KEPT]
+        return printable(self.redact("" if text is None else str(text))).strip()[:_WORDS_KEPT]
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
@@ -190,8 +191,3 @@ def _whole_number(value: object) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _printable(text: str) -> str:
-    """The text on one line, without control characters: answers end in logs and terminals."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)

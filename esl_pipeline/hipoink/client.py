@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -53,7 +54,8 @@ class HipoinkClient:
     transient or its outcome unknown; every try takes a slot of `limiter`. A server that asks for a
     longer pause than a few seconds is not waited for here: the error carries `retry_after`.
     `timeout_seconds` bounds each wait for the server, and about the whole of an answer that
-    trickles in; no more than `max_answer_bytes` of it are read.
+    trickles in; no more than `max_answer_bytes` of it are read. With `ca_file` (PEM) only certificates
+    of that authority are trusted, else those of the public ones.
 
     All actions raise the leaves of `HipoinkError`. Safe to share between threads.
     """
@@ -68,6 +70,7 @@ class HipoinkClient:
         timeout_seconds: float = 30,
         retries: int = 3,
         max_answer_bytes: int = 1_000_000,
+        ca_file: Path | None = None,
     ) -> None:
         if not _is_plain_address(base_url):
             raise ValueError("the label server's address must look like https://host[:port][/path]")
@@ -85,7 +88,7 @@ class HipoinkClient:
         self._log_redaction = LogRedaction(self._redact)
         self._log_redaction.install()
         self._http = httpx.Client(
-            transport=SigningTransport(sign, httpx.HTTPTransport(verify=trusted())),
+            transport=SigningTransport(sign, httpx.HTTPTransport(verify=trusted(ca_file))),
             timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
             headers=JSON_HEADERS,
             trust_env=False,

@@ -23,6 +23,7 @@ from typing import Self
 
 import httpx
 import psycopg
+from psycopg import sql
 
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.connections import open_buffer
@@ -53,6 +54,9 @@ _SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_ADMIN_TOKEN")
 # Where the sandbox shop's labels hang, until somebody maps it elsewhere.
 _STORE = "001"
 _DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
+# The logins of our processes on the embedded Postgres, and the groups that they belong to (functions/access.sql).
+_RECEIVER, _PIPELINE = "up_receiver", "up_pipeline"
+_LOGINS = {_RECEIVER: ("esl_receiver", "esl_admin"), _PIPELINE: ("esl_pipeline",)}
 
 
 _HEALTH = {
@@ -95,6 +99,7 @@ class Stack:
         self._home = settings.esl_home.absolute()
         self._parts: list[Leashed] = []
         self._postgres: EmbeddedPostgres | None = None
+        self._owns_buffer = False
         self.environment: dict[str, str] = {}
         self.urls = Urls("", "", None, None)
         self.mapped: str | None = None
@@ -170,10 +175,14 @@ class Stack:
             )
             self.environment["HIPOINK_API_BASE_URL"] = f"http://{_ADDRESS}:{labels}"
         self._say("receiver")
-        self._run("receiver", "esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver))
+        self._run(
+            "receiver",
+            *("esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver)),
+            **self._login(_RECEIVER),
+        )
         if shop is not None:
             self._start_shop(shop, receiver)
-            if own_labels and self._settings.esl_database_url is None and self._settings.supabase_url is None:
+            if own_labels and self._owns_buffer:
                 self._map_shop()
         self._say("Dagster")
         self._start_dagster(ui)
@@ -190,15 +199,16 @@ class Stack:
         )
 
     def _start_databases(self) -> None:
-        own_buffer = self._settings.esl_database_url is None and self._settings.supabase_url is None
+        self._owns_buffer = self._settings.esl_database_url is None and self._settings.supabase_url is None
         own_storage = self._settings.esl_dagster_database_url is None
-        if own_buffer or own_storage:
+        if self._owns_buffer or own_storage:
             self._say("embedded Postgres")
             self._postgres = EmbeddedPostgres.start(self._home / "postgres")
             prepare_database(self._postgres)
-            if own_buffer:
+            if self._owns_buffer:
                 self.environment["ESL_DATABASE_URL"] = self._postgres.dsn(_DATABASE)
                 migrate(self._postgres.dsn(_DATABASE))
+                make_logins(self._postgres)
                 with psycopg.connect(self._postgres.dsn(_DATABASE)) as connection:
                     connection.execute("select esl.release_claims()")
             if own_storage:
@@ -262,6 +272,7 @@ class Stack:
             "code server",
             *("dagster", "api", "grpc", "--module-name", "esl_pipeline.definitions"),
             *("--host", _ADDRESS, "--port", str(code), "--location-name", "esl_pipeline"),
+            **self._login(_PIPELINE),
         )
         if self._settings.esl_dagster_database_url is None:
             self._fail_abandoned_runs()
@@ -270,8 +281,16 @@ class Stack:
             "Dagster webserver",
             *("dagster_webserver", "--host", _ADDRESS, "--port", str(port)),
             *("--workspace", str(workspace), "--live-data-poll-rate", "2000"),
+            **self._login(_PIPELINE),
         )
-        self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
+        daemon = ("dagster._daemon", "run", "--workspace", str(workspace))
+        self._run("Dagster daemon", *daemon, **self._login(_PIPELINE))
+
+    def _login(self, name: str) -> dict[str, str]:
+        """The variable that has a process use this login of the embedded buffer; another buffer has its own."""
+        if self._postgres is None or not self._owns_buffer:
+            return {}
+        return {"ESL_DATABASE_URL": self._postgres.dsn(_DATABASE, user=name)}
 
     def _fail_abandoned_runs(self) -> None:
         """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
@@ -363,6 +382,17 @@ def prepare_database(postgres: EmbeddedPostgres) -> None:
             connection.execute("alter role dagster set search_path = dagster")
     with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
         connection.execute("create schema if not exists dagster authorization dagster")
+
+
+def make_logins(postgres: EmbeddedPostgres) -> None:
+    """Logins for our processes, each with no more than it needs; safe to repeat."""
+    with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
+        for login, groups in _LOGINS.items():
+            name = sql.Identifier(login)
+            if not connection.execute("select 1 from pg_roles where rolname = %s", [login]).fetchone():
+                connection.execute(sql.SQL("create role {} login").format(name))
+            for group in groups:
+                connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(group), name))
 
 
 def dagster_url(postgres: EmbeddedPostgres) -> str:

@@ -16,7 +16,7 @@ from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_KEY
 
 # Dagster warns about calls of its own.
-_DAGSTERS_OWN_WARNINGS = (
+DAGSTERS_OWN_WARNINGS = (
     "ignore:The `__fields__` attribute is deprecated",
     "ignore:InitResourceContext.dagster_run is deprecated",
 )
@@ -27,7 +27,7 @@ ASSETS = ("shopify_products", "validated_variants", "hipoink_sync_results")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            for warning in _DAGSTERS_OWN_WARNINGS:
+            for warning in DAGSTERS_OWN_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 
 

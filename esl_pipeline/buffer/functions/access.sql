@@ -1,24 +1,63 @@
 -- Who may do what, and which build this is.
 
--- Called at the end of every migration: tables are for their owner alone, the functions for service_role (where that
--- role exists).
+-- Which process calls which function; a name that ends in * stands for all that begin so. Whoever is not named here may
+-- call nothing, and nobody may touch a table: the functions run as their owner. service_role may call all of them.
+create or replace function esl.callers() returns table (role text, function text)
+language sql immutable set search_path = '' as $$
+    select c.role, unnest(c.functions) from (values
+        ('esl_receiver', array[
+            'esl_version', 'esl_inbox_add']),
+        ('esl_pipeline', array[
+            'esl_version', 'esl_mapping_list', 'esl_status', 'esl_preview', 'esl_accuracy', 'esl_due',
+            'esl_inbox_claim', 'esl_variants_*', 'esl_missing_variants', 'esl_labels_*', 'esl_push_*', 'esl_rate_*',
+            'esl_lease_*', 'esl_claims_*', 'esl_snapshot_*', 'esl_watermark_*', 'esl_drift_*', 'esl_housekeep']),
+        ('esl_admin', array[
+            'esl_version', 'esl_mapping_*', 'esl_token_*', 'esl_status', 'esl_findings', 'esl_preview', 'esl_trace',
+            'esl_changes_approve', 'esl_redrive'])
+    ) as c (role, functions)
+$$;
+
+create or replace function esl.may_call(p_role text, p_function text) returns boolean
+language sql immutable set search_path = '' as $$
+    select exists (select from esl.callers() c where c.role = p_role and case
+        when c.function like '%*' then starts_with(p_function, rtrim(c.function, '*'))
+        else c.function = p_function end)
+$$;
+
+-- Called at the end of every migration. The roles are groups: each process has a login of its own, a member of one.
 create or replace function esl.restrict_functions() returns void language plpgsql set search_path = '' as $$
-declare t regclass; f regprocedure; r text;
+declare t regclass; f record; r text;
 begin
+    for r in select distinct c.role from esl.callers() c order by 1 loop
+        if not exists (select from pg_catalog.pg_roles where rolname = r) then
+            begin
+                execute format('create role %I nologin', r);
+            exception
+                when duplicate_object or unique_violation then null;  -- the migration of another database was first
+                when insufficient_privilege then
+                    raise warning 'role % is missing and % may not create it: let an administrator run "create role % '
+                        'nologin" and migrate again, or go on without it', r, current_user, r;
+            end;
+        end if;
+    end loop;
     for t in select c.oid from pg_catalog.pg_class c
              where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r' and not c.relrowsecurity loop
         execute format('alter table %s enable row level security', t);
     end loop;
-    for f in select p.oid from pg_catalog.pg_proc p
+    for f in select p.oid::regprocedure as signature, p.proname::text as name from pg_catalog.pg_proc p
              where p.pronamespace = 'public'::regnamespace and p.proname like 'esl\_%' loop
-        execute format('revoke all on function %s from public', f);
-        foreach r in array array['anon', 'authenticated'] loop
-            if exists (select from pg_catalog.pg_roles where rolname = r) then
-                execute format('revoke all on function %s from %I', f, r);
+        execute format('revoke all on function %s from public', f.signature);
+        for r in select rolname from pg_catalog.pg_roles
+                 where rolname in ('anon', 'authenticated') or rolname in (select c.role from esl.callers() c)
+                 order by 1 loop
+            if esl.may_call(r, f.name) then
+                execute format('grant execute on function %s to %I', f.signature, r);
+            else
+                execute format('revoke all on function %s from %I', f.signature, r);
             end if;
         end loop;
         if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
-            execute format('grant execute on function %s to service_role', f);
+            execute format('grant execute on function %s to service_role', f.signature);
         end if;
     end loop;
     notify pgrst, 'reload schema';

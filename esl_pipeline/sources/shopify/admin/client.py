@@ -13,6 +13,7 @@ import orjson
 import stamina
 
 from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
+from esl_pipeline.printable import printable
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
     AdminError,
@@ -238,7 +239,7 @@ class AdminClient:
     def _clean(self, text: str) -> str:
         """The start of what Shopify said, on one line, without the token."""
         text = text.replace(self._token.get_secret_value(), "[token]")
-        return " ".join(text.split())[:400]
+        return printable(" ".join(text.split()))[:400]
 
 
 class _TokenAuth(httpx.Auth):
