@@ -159,7 +159,7 @@ class World:
         """Look (or tamper) behind the functions."""
         with psycopg.connect(self.dsn, row_factory=psycopg.rows.dict_row) as connection:
             cursor = connection.execute(query.encode(), values)
-            return cursor.fetchall() if cursor.description else []
+            return [] if cursor.description is None else cursor.fetchall()
 
     def expire_leases(self) -> None:
         """What the passing of time does to the claims of a worker that died."""
@@ -208,7 +208,7 @@ class World:
         return [row["state"] for row in self.sql("select state from esl.webhook_inbox order by id")]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Poll until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -7,10 +7,12 @@ Both drivers are imported when first used: each costs 0.15 to 0.5 s, and a proce
 import math
 import re
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _FUNCTION_NAME = re.compile(r"esl_[a-z_]+")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _CONNECT_SECONDS = 5
+# How much longer than the server's own statement timeout we wait, so that the server's words come first.
+_NETWORK_SECONDS = 2
 
 
 class Transport(Protocol):
@@ -180,10 +184,11 @@ class PsycopgTransport(_RetryingTransport):
 
         kept = self._take_idle()
         if kept is not None:
+            began = time.monotonic()
             try:
                 return self._execute(kept, function, body)
             except psycopg.OperationalError:
-                if not kept.closed:
+                if not kept.closed or time.monotonic() - began > self._timeout_seconds:
                     raise
                 # It died while idle (server restart, pooler, NAT), likely with its siblings: connect anew.
                 self._close_idle()
@@ -227,7 +232,12 @@ class PsycopgTransport(_RetryingTransport):
         }
         # prepare_threshold=None: a transaction pooler mixes up prepared statements of its clients.
         settings = defaults | parameters | {"options": options, "client_encoding": "utf8"}
-        return psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=None)
+        connection = psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=None)
+        # A pooler or firewall that takes the query and never answers would otherwise hold this thread for ever.
+        connection.wait = partial(  # type: ignore[method-assign]
+            connection.wait, timeout=self._timeout_seconds + _NETWORK_SECONDS
+        )
+        return connection
 
     def _put_back(self, connection: "psycopg.Connection") -> None:
         from psycopg.pq import TransactionStatus

@@ -1,10 +1,12 @@
 """The loop of one drain run: all shops, micro-batches, until idle or old. One at a time, by a lease in the buffer."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -48,15 +50,28 @@ class Round:
         return bool(self.events) or not self.variants.empty or bool(self.results)
 
 
-def drain_round(buffer: Buffer, client: HipoinkClient, rules: PushRules, *, run_id: str, asset: str) -> Round:
-    """Read, validate and push once what is due now."""
+def drain_round(
+    buffer: Buffer,
+    client: HipoinkClient,
+    rules: PushRules,
+    *,
+    run_id: str,
+    asset: str,
+    stop: threading.Event | None = None,
+) -> Round:
+    """Read, validate and push once what is due now. Once `stop` is set nothing further is begun."""
+    stop = stop or threading.Event()
     done = Round()
     done.events = read_inbox(buffer, run_id=run_id)
+    if stop.is_set():
+        return done
     done.variants, mappings = due_variants(buffer)
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
     for _ in range(_PUSHES_PER_ROUND):
+        if stop.is_set():
+            break
         results = push_batch(buffer, client, rules, run_id=run_id, asset=asset)
         if results.empty:
             break
@@ -78,42 +93,76 @@ def drain(
 ) -> bool:
     """Work until idle or old, calling on_round after each round that did something and on_idle while waiting.
 
-    Returns False at once when another holder's drain is alive. Raises BufferError when the buffer stays away.
+    SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
+    BufferError when the buffer stays away.
     """
     if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)["held"]:
         return False
     started = last_work = time.monotonic()
-    try:
-        with _renewed(buffer, holder) as lost:
-            while not lost.is_set() and time.monotonic() - started < limits.age:
-                done = drain_round(buffer, client, rules, run_id=run_id, asset=asset)
-                if done.did_something:
-                    last_work = time.monotonic()
-                    on_round(done)
-                    continue
-                if time.monotonic() - last_work > limits.idle:
-                    break
-                _wait_for_work(buffer, limits.idle, last_work, lost, on_idle)
-    finally:
-        buffer.lease_release(name=LEASE, holder=holder)
+    stop = threading.Event()
+    with _signals_held_back(stop):
+        try:
+            with _renewed(buffer, holder, stop):
+                while not stop.is_set() and time.monotonic() - started < limits.age:
+                    done = drain_round(buffer, client, rules, run_id=run_id, asset=asset, stop=stop)
+                    if done.did_something:
+                        last_work = time.monotonic()
+                        on_round(done)
+                        continue
+                    if time.monotonic() - last_work > limits.idle:
+                        break
+                    _wait_for_work(buffer, limits.idle, last_work, stop, on_idle)
+        finally:
+            buffer.lease_release(name=LEASE, holder=holder)
     return True
 
 
 def _wait_for_work(
-    buffer: Buffer, idle: float, last_work: float, lost: threading.Event, on_idle: Callable[[], None]
+    buffer: Buffer, idle: float, last_work: float, stop: threading.Event, on_idle: Callable[[], None]
 ) -> None:
-    """Return when something is due, the idle time is over or the lease is lost: one round trip a look."""
-    while not lost.is_set() and time.monotonic() - last_work <= idle:
+    """Return when something is due, the idle time is over or the drain shall stop: one round trip a look."""
+    while time.monotonic() - last_work <= idle:
         on_idle()
-        time.sleep(_POLL_SECONDS)
-        if buffer.due()["due"]:
+        if stop.wait(_POLL_SECONDS) or buffer.due()["due"]:
             return
 
 
 @contextmanager
-def _renewed(buffer: Buffer, holder: str) -> Iterator[threading.Event]:
+def _signals_held_back(stop: threading.Event) -> Iterator[None]:
+    """The first SIGTERM or SIGINT sets `stop` and takes its course at the end; a second one takes it at once.
+
+    Taken at once, a signal would break the batch at hand: its claim would wait for its lease, its push be in doubt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's matter
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    held: list[int] = []
+
+    def let_through() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def hold_back(number: int, _: FrameType | None) -> None:
+        held.append(number)
+        stop.set()
+        let_through()
+
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, hold_back)
+    try:
+        yield
+    finally:
+        let_through()
+        if held:
+            signal.raise_signal(held[0])
+
+
+@contextmanager
+def _renewed(buffer: Buffer, holder: str, lost: threading.Event) -> Iterator[None]:
     """Keep the lease while a round may take long; the event is set when it could not be kept."""
-    stop, lost = threading.Event(), threading.Event()
+    stop = threading.Event()
 
     def renew() -> None:
         while not stop.wait(_RENEW_SECONDS):
@@ -128,7 +177,7 @@ def _renewed(buffer: Buffer, holder: str) -> Iterator[threading.Event]:
     thread = threading.Thread(target=renew, name="drain-lease", daemon=True)
     thread.start()
     try:
-        yield lost
+        yield
     finally:
         stop.set()
         thread.join(timeout=_RENEW_SECONDS)

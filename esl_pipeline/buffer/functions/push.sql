@@ -65,6 +65,7 @@ declare
     v_max    int := (p ->> 'max_attempts')::int;
     v_lease  interval := make_interval(secs => (p ->> 'lease_seconds')::float8);
     v_probes boolean;
+    v_slow   text;
     v_head   record;
 begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
@@ -99,11 +100,20 @@ begin
                    = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
             order by v.attempts, v.max_batch desc, v.priority, v.next_attempt_at limit 1;
         else
-            select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
-            where v.state = 'ready' and not esl.is_down(p ->> 'label_server')
-              and (p -> 'shop' is null or (v.source_system, v.source_store_id)
-                   = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-            order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C" limit 1;
+            -- After a slow call the other stores come first: none waits for more than one of them.
+            select l.store_code into v_slow from (
+                select r.store_code, r.duration_ms from esl.sync_log r where r.kind = 'result' order by r.id desc limit 1) l
+            where l.duration_ms > 1000;
+            loop
+                select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
+                where v.state = 'ready' and not esl.is_down(p ->> 'label_server')
+                  and (v_slow is null or v.store_code <> v_slow)
+                  and (p -> 'shop' is null or (v.source_system, v.source_store_id)
+                       = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+                order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C" limit 1;
+                exit when found or v_slow is null;
+                v_slow := null;
+            end loop;
         end if;
 
         if found then
