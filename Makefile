@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 N ?= 100000
+MINUTES ?= 20
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow lint types audit sbom bench-validate bench-reconcile lock clean
+.PHONY: demo up test test-slow soak lint types audit sbom bench-validate bench-reconcile lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -20,6 +21,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# Linux. A pipeline under load while its parts are killed; SEED=n draws the faults of an earlier soak again.
+soak: $(VENV)/.dev
+	$(BIN)/python -m esl_pipeline_tests.reliability.soak $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

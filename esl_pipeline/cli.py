@@ -96,7 +96,7 @@ def up(
             out.print(stack.mapped)
         out.print("Ctrl-C stops all of it.")
         while True:
-            stack.check()
+            stack.keep_up(lambda what: err.print(f"[yellow]{escape(what)}[/]", soft_wrap=True))
             time.sleep(1)
 
 
@@ -443,8 +443,8 @@ def postgres() -> None:
 
 def main() -> NoReturn:
     """The console script: what went wrong is one sentence on standard error and exit code 1."""
+    from esl_pipeline.local.parts import StackError
     from esl_pipeline.local.postgres import PostgresUnavailable
-    from esl_pipeline.local.stack import StackError
 
     try:
         app()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.errors import BufferVersionError, newer_buffer
 from esl_pipeline.buffer.migrate import code_version, functions_digest
 from esl_pipeline.buffer.transports import Transport
 
@@ -12,10 +12,6 @@ Row = dict[str, Any]
 
 # supabase.md 3.2: about 2.5 MB a call, and no gain from larger ones.
 MAX_ROWS_PER_CALL = 5_000
-
-
-class BufferVersionError(BufferError):
-    """The buffer is older or newer than this code."""
 
 
 class Buffer:
@@ -51,9 +47,7 @@ class Buffer:
                 f"the buffer is at version {found}, this code needs {wanted}: run `esl-pipeline migrate`"
             )
         if found > wanted:
-            raise BufferVersionError(
-                f"the buffer is at version {found}, newer than this code ({wanted}): update esl_pipeline"
-            )
+            raise newer_buffer(found, wanted)
         if answer.get("functions") != functions_digest():
             raise BufferVersionError(
                 f"the buffer's functions are of another build of version {found}: run `esl-pipeline migrate`"

@@ -48,6 +48,18 @@ class BufferUnavailable(BufferError):  # noqa: N818 - the name says the state, a
     """The buffer cannot be reached or takes no writes now: a receiver answers 503, the sender repeats."""
 
 
+class BufferVersionError(BufferError):
+    """The buffer is older or newer than this code."""
+
+
+def newer_buffer(found: int, wanted: int) -> BufferVersionError:
+    """The error for a buffer at version `found` that code for version `wanted` neither uses nor changes."""
+    return BufferVersionError(
+        f"the buffer is at version {found}, newer than this code ({wanted}), which leaves it as it is: install here "
+        "the release of esl_pipeline that migrated the buffer, or a later one"
+    )
+
+
 def classify(
     *,
     function: str,

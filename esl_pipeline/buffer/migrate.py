@@ -13,6 +13,8 @@ from importlib import resources
 
 import psycopg
 
+from esl_pipeline.buffer.errors import newer_buffer
+
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 
 
@@ -71,11 +73,22 @@ def _functions_and_digest() -> str:
     return f"{functions()}\ncomment on schema esl is '{functions_digest()}';"
 
 
+def _refuse_newer() -> str:
+    # Nested: the inner query cannot even be read where the table is missing.
+    return (
+        "do $$ begin if to_regclass('esl.schema_migrations') is not null then "
+        f"if exists (select from esl.schema_migrations where version > {code_version()}) then "
+        f"raise exception 'the buffer is newer than this file, which is of version {code_version()}: "
+        "print the file with the newest esl_pipeline'; end if; end if; end $$;"
+    )
+
+
 def as_one_file() -> str:
     """All migrations as one script for an SQL editor; it may be run on any older version, and twice."""
     parts = [
         "-- esl_pipeline: the whole buffer. Paste into the SQL editor and run; safe to run again.",
         "begin;",
+        _refuse_newer(),
     ]
     for migration in migrations():
         parts += [f"\n-- {migration}", migration.sql, _record(migration)]
@@ -87,7 +100,8 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
 
     up_to: stop after that table change, without the functions. warn: told what could not be done and was left out
     (roles that the login may not create). Two callers at once take turns. Raises psycopg.Error when the database
-    refuses.
+    refuses, and BufferVersionError, with nothing changed, when it is newer than this code: older functions would be
+    put over newer tables.
     """
 
     def told(notice: psycopg.errors.Diagnostic) -> None:
@@ -101,6 +115,8 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
         applied = set()
         if exists and exists[0] is not None:
             applied = {row[0] for row in connection.execute("select version from esl.schema_migrations")}
+        if max(applied, default=0) > code_version():
+            raise newer_buffer(max(applied), code_version())
         done = []
         for migration in migrations():
             if migration.version not in applied and migration.version <= (up_to or migration.version):

@@ -35,13 +35,14 @@ from esl_pipeline.local.demo_report import (
     print_failure,
     print_report,
 )
+from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.local.shopify.sandbox import TOKEN
 from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.local.shopify.shop import DOMAIN, real_time
 from esl_pipeline.local.shopify.webhooks import Delivery
-from esl_pipeline.local.stack import Ports, Stack, StackError
+from esl_pipeline.local.stack import Ports, Stack
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.settings import Settings, SettingsError, load_settings
 

@@ -150,7 +150,15 @@ class EmbeddedPostgres:
             connection.execute(statement)
 
     def is_running(self) -> bool:
-        return self._server.poll() is None
+        return self.poll() is None
+
+    def poll(self) -> int | None:
+        """The exit code (128 + n after signal n), or None while it runs."""
+        return self._server.poll()
+
+    def log_tail(self, n: int) -> str:
+        """The last `n` lines of its log."""
+        return self._server.log_tail(n)
 
     def stop(self) -> None:
         """Stop the server (connections are ended, committed data are kept); does nothing the second time."""

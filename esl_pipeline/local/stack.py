@@ -28,6 +28,7 @@ from psycopg import sql
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.parts import Part, StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.shopify.sandbox import TOKEN
 from esl_pipeline.local.shopify.shop import CURRENCY, DOMAIN
@@ -67,10 +68,6 @@ _HEALTH = {
 }
 
 
-class StackError(Exception):
-    """A part could not be started or has ended; the message says which and shows the end of its log."""
-
-
 @dataclass(frozen=True)
 class Ports:
     """Ports on 127.0.0.1; 0 takes a free one."""
@@ -97,9 +94,10 @@ class Stack:
     def __init__(self, settings: Settings, ports: Ports, say: Callable[[str], None]) -> None:
         self._settings, self._ports, self._say = settings, ports, say
         self._home = settings.esl_home.absolute()
-        self._parts: list[Leashed] = []
-        self._postgres: EmbeddedPostgres | None = None
+        self._parts: list[Part] = []
+        self._postgres: Part | None = None
         self._owns_buffer = False
+        self._logins: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         self.urls = Urls("", "", None, None)
         self.mapped: str | None = None
@@ -136,22 +134,31 @@ class Stack:
 
     def check(self) -> None:
         """Raise StackError when a part has ended by itself."""
-        for part in self._parts:
-            if (code := part.poll()) is not None:
-                raise StackError(f"{part.name} has ended (exit code {code}):\n{part.log_tail(15)}")
-        if self._postgres is not None and not self._postgres.is_running():
-            raise StackError(f"the embedded Postgres has ended; its log is in {self._home}")
+        for part in self._all():
+            part.check()
+
+    def keep_up(self, say: Callable[[str], None]) -> None:
+        """Start again what has ended by itself, and tell that; to be called every second or so.
+
+        Raises StackError when a part does not stay up.
+        """
+        for part in self._all():
+            part.keep_up(say)
 
     def stop(self) -> None:
         """Stop the parts together, Postgres last."""
         with ThreadPoolExecutor() as pool:
-            list(pool.map(Leashed.stop, self._parts))
+            list(pool.map(Part.stop, self._parts))
         self._parts.clear()
         if self._postgres is not None:
             self._postgres.stop()
             self._postgres = None
         if self.urls.receiver:  # else it is another stack's that runs on this home
             (self._home / _RUNNING).unlink(missing_ok=True)
+
+    def _all(self) -> list[Part]:
+        """Every part, Postgres first: the others need it."""
+        return [*([self._postgres] if self._postgres else []), *self._parts]
 
     def _start(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
@@ -203,16 +210,18 @@ class Stack:
         own_storage = self._settings.esl_dagster_database_url is None
         if self._owns_buffer or own_storage:
             self._say("embedded Postgres")
-            self._postgres = EmbeddedPostgres.start(self._home / "postgres")
-            prepare_database(self._postgres)
+            postgres = self._start_postgres()
+            self._postgres = Part("the embedded Postgres", postgres, self._start_postgres)
+            prepare_database(postgres)
             if self._owns_buffer:
-                self.environment["ESL_DATABASE_URL"] = self._postgres.dsn(_DATABASE)
-                migrate(self._postgres.dsn(_DATABASE))
-                make_logins(self._postgres)
-                with psycopg.connect(self._postgres.dsn(_DATABASE)) as connection:
+                self.environment["ESL_DATABASE_URL"] = postgres.dsn(_DATABASE)
+                migrate(postgres.dsn(_DATABASE))
+                make_logins(postgres)
+                self._logins = {name: postgres.dsn(_DATABASE, user=name) for name in (_RECEIVER, _PIPELINE)}
+                with psycopg.connect(postgres.dsn(_DATABASE)) as connection:
                     connection.execute("select esl.release_claims()")
             if own_storage:
-                self.environment["ESL_DAGSTER_DATABASE_URL"] = dagster_url(self._postgres)
+                self.environment["ESL_DAGSTER_DATABASE_URL"] = dagster_url(postgres)
         buffer = open_buffer(self.settings)
         try:
             buffer.check_version()
@@ -288,9 +297,7 @@ class Stack:
 
     def _login(self, name: str) -> dict[str, str]:
         """The variable that has a process use this login of the embedded buffer; another buffer has its own."""
-        if self._postgres is None or not self._owns_buffer:
-            return {}
-        return {"ESL_DATABASE_URL": self._postgres.dsn(_DATABASE, user=name)}
+        return {"ESL_DATABASE_URL": self._logins[name]} if self._owns_buffer else {}
 
     def _fail_abandoned_runs(self) -> None:
         """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
@@ -299,17 +306,19 @@ class Stack:
         if done.returncode:
             raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
 
+    def _start_postgres(self) -> EmbeddedPostgres:
+        return EmbeddedPostgres.start(self._home / "postgres")
+
     def _run(self, name: str, module: str, *arguments: str, **environment: str) -> None:
-        log = self._home / f"{name.lower().replace(' ', '-')}.log"
-        self._parts.append(
-            Leashed.start(
-                name,
-                [sys.executable, "-m", module, *arguments],
-                env=self.environment | environment,
-                log=log,
-                grace=_GRACE_SECONDS,
-            )
+        start = partial(
+            Leashed.start,
+            name,
+            [sys.executable, "-m", module, *arguments],
+            env=self.environment | environment,
+            log=self._home / f"{name.lower().replace(' ', '-')}.log",
+            grace=_GRACE_SECONDS,
         )
+        self._parts.append(Part(name, start(), start))
 
     def _wait_until_ready(self) -> None:
         for name, url in asdict(self.urls).items():

@@ -22,8 +22,8 @@ LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-# So that a long queue does not keep new events (a price rise) from being read.
-_PUSHES_PER_ROUND = 10
+# So that neither a long queue nor a slow label server keeps new events (a price rise) from being read.
+_PUSH_SECONDS_PER_ROUND = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ def drain_round(
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
-    for _ in range(_PUSHES_PER_ROUND):
-        if stop.is_set():
-            break
+    read_again_at = time.monotonic() + _PUSH_SECONDS_PER_ROUND
+    while not stop.is_set():
         results = push_batch(buffer, client, rules, run_id=run_id, asset=asset)
         if results.empty:
             break
         done.results.append(results)
+        if time.monotonic() > read_again_at:
+            break
     return done
 
 

@@ -15,8 +15,8 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer, BufferVersionError
-from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
+from esl_pipeline.buffer.errors import BufferError, BufferVersionError
 from esl_pipeline.buffer.migrate import code_version, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres

@@ -7,6 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferVersionError
 from esl_pipeline.buffer.migrate import as_one_file, code_version, migrate, migrations
 from esl_pipeline.buffer.transports import PsycopgTransport
 
@@ -126,3 +127,22 @@ def test_a_failed_migration_leaves_nothing_behind(database: str) -> None:
         migrate(database)
     with psycopg.connect(database) as connection:
         assert connection.execute("select to_regclass('esl.webhook_inbox')").fetchone() == (None,)
+
+
+def test_f37_older_code_does_not_migrate_a_newer_buffer(buffer_dsn: str) -> None:
+    with psycopg.connect(buffer_dsn, autocommit=True) as connection:
+        connection.execute(
+            "insert into esl.schema_migrations (version, name) values (9999, 'of a later release')"
+        )
+        connection.execute("comment on schema esl is 'functions of a later release'")
+    before = describe(buffer_dsn)
+
+    with pytest.raises(BufferVersionError, match=r"at version 9999, newer than this code .* install here"):
+        migrate(buffer_dsn)
+    with pytest.raises(psycopg.errors.RaiseException, match="newer than this file"):
+        paste(buffer_dsn)
+
+    assert describe(buffer_dsn) == before
+    with psycopg.connect(buffer_dsn) as connection:
+        comment = connection.execute("select obj_description('esl'::regnamespace, 'pg_namespace')").fetchone()
+    assert comment == ("functions of a later release",)

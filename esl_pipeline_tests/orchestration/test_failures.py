@@ -3,8 +3,7 @@
 import dagster as dg
 import pytest
 
-from esl_pipeline.buffer.buffer import BufferVersionError
-from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, classify
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, BufferVersionError, classify
 from esl_pipeline.orchestration.failures import is_permanent
 from esl_pipeline.settings import SettingsError
 

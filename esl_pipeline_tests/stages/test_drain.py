@@ -90,6 +90,20 @@ def test_a_drain_ends_when_it_is_old_although_work_goes_on(world: World) -> None
     assert world.buffer.due()["drain"] is None
 
 
+def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world: World) -> None:
+    world.map()
+    world.update(*[product(n) for n in range(1, 13)])
+    world.sandbox.faults({"kind": "latency", "ms": 400})
+
+    first = world.round(batch_size=1)
+    world.update(product(1, 2, [variant(1, price="9.00")]))
+    second = world.round(batch_size=1)
+
+    assert 1 <= len(first.results) <= 4, "it pushed for about a second"
+    assert len(second.events) == 1
+    assert second.results[0].iloc[0]["code"] == "C-1", "the rise overtook what waited longer"
+
+
 # --- another label server
 
 

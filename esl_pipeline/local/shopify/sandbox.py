@@ -97,6 +97,12 @@ class ShopifySandbox:
                 self._send(self.webhooks.level(variant, location))
             self._send(self.webhooks.updated(product))
 
+    def add(self, product: Product) -> None:
+        """Put a product on sale and send its webhook."""
+        with self.shop.lock:
+            self.shop.add(product)
+            self._send(self.webhooks.created(product))
+
     def delete(self, product: Product) -> None:
         """Delete a product and send its webhook."""
         with self.shop.lock:

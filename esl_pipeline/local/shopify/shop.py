@@ -17,6 +17,8 @@ TIME_ZONE = "America/Panama"
 _SHOP_ZONE = timezone(timedelta(hours=-5))
 # A stocked shop's products came in over the last week; a change takes 3.5 s of its own time.
 _STOCKED_FOR = timedelta(days=7)
+# So far may the clock of a shop with more than one change a second be ahead of the real one.
+_LEAD = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Shop:
     """What Shopify says now. Every change moves the shop's clock on and gives the product a newer `updated_at`.
 
     `start` (aware) is the shop's first moment; the clock goes on by 1 to 6 s a change. Once `clock` is set, which
-    gives aware times, changes happen at its time instead, a second apart at least. Threads that read more than one
-    thing hold `lock`; the changes take it themselves.
+    gives aware times, changes happen at its time instead: a second apart, until that has taken the shop 10 s ahead.
+    Threads that read more than one thing hold `lock`; the changes take it themselves.
     """
 
     def __init__(self, seed: int, start: datetime) -> None:
@@ -54,9 +56,7 @@ class Shop:
 
     def time(self) -> datetime:
         """The time in the shop, to the second."""
-        if self.clock is None:
-            return self.now
-        return max(self.now, self.clock().astimezone(_SHOP_ZONE).replace(microsecond=0))
+        return self.now if self.clock is None else max(self.now, self._real())
 
     def add(self, product: Product) -> None:
         """Put a product on sale."""
@@ -121,18 +121,27 @@ class Shop:
             with self.lock:
                 self._snapshots.remove(taken)
 
+    def _real(self) -> datetime:
+        assert self.clock is not None
+        return self.clock().astimezone(_SHOP_ZONE).replace(microsecond=0)
+
     @contextmanager
     def _changing(self, product: Product, variant: Variant | None = None) -> Iterator[datetime]:
         """Around every change; gives its time."""
         with self.lock:
             for snapshot in self._snapshots:
                 snapshot.keep(product)
-            step = timedelta(seconds=1 if self.clock else self.rng.randrange(1, 7))
-            self.now = max(self.now + step, self.time())
-            product.updated_at = self.now
+            if self.clock is None:
+                self.now += timedelta(seconds=self.rng.randrange(1, 7))
+                product.updated_at = self.now
+            else:
+                real = self._real()
+                if self.now < real + _LEAD:
+                    self.now = max(self.now + timedelta(seconds=1), real)
+                product.updated_at = max(self.now, product.updated_at + timedelta(seconds=1))
             if variant is not None:
-                variant.updated_at = self.now
-            yield self.now
+                variant.updated_at = product.updated_at
+            yield product.updated_at
 
 
 class Snapshot:
