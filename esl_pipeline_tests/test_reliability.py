@@ -11,7 +11,7 @@ ROWS = re.findall(
 
 def test_every_case_has_one_row() -> None:
     cases = [f"F{n}" for n in range(1, 41)] + [f"S{n}" for n in range(1, 29)]
-    assert [case for case, *_ in ROWS] == cases
+    assert [row[0] for row in ROWS] == cases
 
 
 def test_every_row_is_filled_and_names_tests_that_exist() -> None:

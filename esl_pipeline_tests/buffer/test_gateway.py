@@ -310,7 +310,8 @@ def test_a_pool_in_full_use_is_a_504(database: str) -> None:
     )
     with (
         psycopg.connect(database) as blocker,
-        Gateway.start(database, pool_wait_seconds=0.3) as gateway,
+        # Long enough for ten connections on a busy machine: a call that gives up before would never be waited for.
+        Gateway.start(database, pool_wait_seconds=2) as gateway,
         ThreadPoolExecutor(10) as threads,
     ):
         blocker.execute("select pg_advisory_lock(1)")

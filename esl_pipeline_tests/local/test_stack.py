@@ -132,6 +132,7 @@ class Shop:
         return state
 
 
+@pytest.mark.slow
 def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up], home: Path) -> None:
     up = start()
     urls = up.wait_until_ready()

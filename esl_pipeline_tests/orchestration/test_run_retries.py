@@ -34,7 +34,7 @@ from psycopg.rows import dict_row
 from esl_pipeline.local.shopify.shop import DOMAIN
 from esl_pipeline.local.stack import running_environment
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline_tests.local.test_stack import Up, descendants_of, eventually, is_alive
+from esl_pipeline_tests.processes import Up, descendants_of, eventually, is_alive
 
 pytestmark = [
     pytest.mark.slow,

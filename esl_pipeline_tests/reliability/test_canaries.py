@@ -34,9 +34,9 @@ from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.local.shopify import small_shop
-from esl_pipeline_tests.local.test_stack import Up, eventually
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
 from esl_pipeline_tests.orchestration.world import SHOP, STORE, product
+from esl_pipeline_tests.processes import Up, eventually
 from esl_pipeline_tests.receiver.support import signed
 
 # One word in all of them, that nothing else has; letters and digits only, so that no layer spells it otherwise.

@@ -1,13 +1,20 @@
 """What becomes of the queue while the label server is in trouble, and when it comes back."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from esl_pipeline_tests.world import STORE, World, eventually, product, variant
+from esl_pipeline.stages.push import push_batch
+from esl_pipeline.stages.read import due_variants, read_inbox
+from esl_pipeline.stages.validate import stage, validate
+from esl_pipeline_tests.hipoink.servers import client_of
+from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant
 
+OTHER_SHOP = "other-shop.myshopify.com"
+ONE_AT_A_TIME = replace(RULES, batch_size=1)
 DOWN = {"kind": "status", "status": 503}
 
 
@@ -20,6 +27,13 @@ def ready(world: World) -> World:
 
 def priced(price: str, version: int, numbers: range) -> list[dict[str, Any]]:
     return [product(n, version, [variant(n, price=price)]) for n in numbers]
+
+
+def read_and_judge(world: World) -> None:
+    """All of a round but the pushes."""
+    read_inbox(world.buffer, run_id=RUN)
+    variants, mappings = due_variants(world.buffer)
+    stage(world.buffer, variants, validate(variants, mappings))
 
 
 def time_passes(world: World) -> None:
@@ -39,18 +53,18 @@ def test_f18_an_outage_costs_a_few_calls_and_ends_in_one_push_per_changed_label(
     calls_before = ready.calls()
     ready.sandbox.faults(DOWN)
     probes = 0
-    # 240 minutes, a minute at a time, and fifty changes of every price in them.
-    for minute in range(240):
-        if minute % 5 == 0 and minute // 5 < 50:
-            version = 2 + minute // 5
+    # Four hours, two minutes at a time, and forty changes of every price in them.
+    for step in range(120):
+        if step % 3 == 0:
+            version = 2 + step // 3
             ready.update(*priced(f"10.{version:02}", version, numbers))
         for _ in range(2):  # the second look has nothing to try
             before = ready.calls()
-            ready.round(max_attempts=25, probe=60, max_probe=60)
+            ready.round(max_attempts=25, probe=120, max_probe=120)
             probes += ready.calls() - before
-        assert minute < 3 or ready.buffer.due()["outage"]["reason"].endswith("answered HTTP 503.")
+        assert step < 3 or ready.buffer.due()["outage"]["reason"].endswith("answered HTTP 503.")
         time_passes(ready)
-    assert ready.calls() - calls_before == probes <= 240 + 2  # three calls until it was known to be down
+    assert ready.calls() - calls_before == probes <= 120 + 2  # three calls until it was known to be down
     assert {row["state"] for row in ready.queue().values()} == {"ready"}, "nobody's fault: no dead letter"
 
     ready.sandbox.faults()
@@ -58,8 +72,8 @@ def test_f18_an_outage_costs_a_few_calls_and_ends_in_one_push_per_changed_label(
     ready.settle(batch_size=10)
 
     assert ready.calls() - calls_before == 3
-    assert set(ready.prices().values()) == {"10.49"}
-    assert [ready.shown(f"C-{n}") for n in numbers] == [["10.00", "10.49"]] * 30
+    assert set(ready.prices().values()) == {"10.41"}
+    assert [ready.shown(f"C-{n}") for n in numbers] == [["10.00", "10.41"]] * 30
     assert ready.buffer.due()["outage"] is None
 
 
@@ -132,6 +146,19 @@ def test_f18_a_redrive_tries_at_once(ready: World) -> None:
     ready.sql("update esl.sync_queue set next_attempt_at = now()")
     ready.settle()
     assert ready.prices() == {"C-1": "1.00"}
+
+
+def test_f17_after_a_slow_call_the_other_stores_come_first(ready: World) -> None:
+    ready.update(*priced("1.00", 1, range(1, 4)))
+    with client_of(ready.sandbox.url, retries=1) as patient:
+        ready.client = patient
+        ready.sandbox.faults({"kind": "latency", "ms": 1_100, "store": STORE})
+        read_and_judge(ready)
+        ready.map(OTHER_SHOP, "S2")
+        ready.update(product(9), shop=OTHER_SHOP)
+        read_and_judge(ready)
+        pushed = [push_batch(ready.buffer, patient, ONE_AT_A_TIME, run_id=RUN, asset=ASSET) for _ in range(4)]
+    assert [results["store_code"][0] for results in pushed] == [STORE, "S2", STORE, STORE]
 
 
 def test_g7_a_label_that_the_server_does_not_survive_holds_up_no_other(ready: World) -> None:

@@ -210,7 +210,15 @@ def test_s11_uninstalling_stops_pushes_at_once(world: World) -> None:
     assert world.prices() == {"C-1": "2.00"}
 
 
-KEPT_TABLES = {"store_mappings", "hipoink_products", "price_history", "sync_log", "labels", "redactions"}
+KEPT_TABLES = {
+    "store_mappings",
+    "mapping_changes",
+    "hipoink_products",
+    "price_history",
+    "sync_log",
+    "labels",
+    "redactions",
+}
 
 
 def rows_of(world: World, shop: str, mapping: str) -> dict[str, int]:

@@ -18,17 +18,20 @@ end $$;
 -- deliveries that ended the relation, so that they cannot be replayed.
 create or replace function esl.redact(p_system text, p_shop text, p_limit int) returns int
 language plpgsql set search_path = '' as $$
-declare v_table text; v_mappings uuid[]; v_rows int; v_all int := 0;
+declare v_table text; v_mappings uuid[]; v_rows int; v_all int;
 begin
     select coalesce(array_agg(id), '{}') into v_mappings from esl.store_mappings
     where source_system = p_system and source_store_id = p_shop;
-    foreach v_table in array array['webhook_inbox', 'product_versions', 'products', 'inventory_levels',
-                                   'variant_details', 'shops', 'watermarks', 'snapshots'] loop
-        execute format('delete from esl.%1$I where ctid = any (array(select ctid from esl.%1$I'
-                       ' where source_system = $1 and source_store_id = $2 %2$s limit $3))', v_table,
-                       case v_table when 'webhook_inbox' then
-                           'and topic not in (''app/uninstalled'', ''shop/redact'')' end)
-        using p_system, p_shop, p_limit;
+    delete from esl.webhook_inbox where id in (
+        select id from esl.webhook_inbox
+        where source_system = p_system and source_store_id = p_shop and topic not in ('app/uninstalled', 'shop/redact')
+        limit p_limit);
+    get diagnostics v_all = row_count;
+    foreach v_table in array array['product_versions', 'products', 'inventory_levels', 'variant_details', 'shops',
+                                   'watermarks', 'snapshots'] loop
+        execute format('delete from esl.%I where ctid = any (array(
+                            select ctid from esl.%I where source_system = $1 and source_store_id = $2 limit $3))',
+                       v_table, v_table) using p_system, p_shop, p_limit;
         get diagnostics v_rows = row_count;
         v_all := v_all + v_rows;
     end loop;
@@ -46,14 +49,12 @@ begin
       and not exists (select from esl.hipoink_products s where s.mapping_id = l.mapping_id and s.variant_id = l.variant_id);
     get diagnostics v_rows = row_count;
     v_all := v_all + v_rows;
-    foreach v_table in array array['findings', 'sync_queue'] loop
-        execute format('delete from esl.%1$I where ctid = any (array(select ctid from esl.%1$I'
-                       ' where mapping_id = any ($1) %2$s limit $2))', v_table,
-                       case v_table when 'sync_queue' then 'and state <> ''leased''' end)
-        using v_mappings, p_limit;
-        get diagnostics v_rows = row_count;
-        v_all := v_all + v_rows;
-    end loop;
+    delete from esl.findings where mapping_id = any (v_mappings);
+    get diagnostics v_rows = row_count;
+    v_all := v_all + v_rows;
+    delete from esl.sync_queue where mapping_id = any (v_mappings) and state <> 'leased';
+    get diagnostics v_rows = row_count;
+    v_all := v_all + v_rows;
     return v_all;
 end $$;
 
