@@ -31,7 +31,8 @@ from esl_pipeline.local.stack import Ports
 from esl_pipeline_tests.processes import eventually, free_port
 
 STORE = "001"
-WEBHOOK_SECRET, ADMIN_TOKEN, SIGN = "webhook-secret-of-tests", "admin-token-of-tests", "sign-of-tests"
+WEBHOOK_SECRET, SIGN = "webhook-secret-of-tests", "sign-of-tests"
+ADMIN_TOKEN = "admin-token-of-tests-0123456789abcdef"
 # The guard against mass changes is for people; here nobody is there to approve them.
 MAPPING = {
     "source_system": "shopify",
