@@ -165,8 +165,8 @@ def test_f17_a_slow_label_server_delays_no_acknowledgement(ground: Ground) -> No
         f" the other store's label after {waited:.1f} s"
     )
     assert took[98] < 5, "Shopify gives up after 5 s"
-    # One drain makes one call at a time: the other store waits for the calls that are ahead of it, and for no more.
-    assert waited < 45
+    # One drain makes one call at a time, and after a slow one it is the other stores' turn.
+    assert waited < 20
 
 
 # --- a database that is restarted or killed under load
