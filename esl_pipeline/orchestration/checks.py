@@ -167,13 +167,14 @@ VARIANT_CHECKS = {check.__name__: check for check in (quarantine_share, codes_ar
 
 
 def evaluations(buffer: Buffer, shop: str) -> list[dg.AssetCheckEvaluation]:
-    """The checks of what changes all day as events, for runs that are not of the asset itself: two calls."""
+    """The checks of what changes all day as events, for runs that are not of the asset itself: three calls."""
     mappings = buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS)
     return [
         *(
             as_event(check(mappings), asset=VARIANTS, name=name, shop=shop)
             for name, check in VARIANT_CHECKS.items()
         ),
+        as_event(_accuracy(buffer, shop), asset=RESULTS, name=label_accuracy.__name__, shop=shop),
         as_event(_backlog(buffer, shop), asset=RESULTS, name=backlog.__name__, shop=shop),
     ]
 

@@ -33,7 +33,7 @@ class Journal:
         self._context = context
         self._rounds: list[Round] = []
         self._flushed_at = time.monotonic()
-        self._judged_shops: set[str] = set()
+        self._touched_shops: set[str] = set()
 
     def add(self, done: Round) -> None:
         """Remember a round; report when the last report is old enough."""
@@ -64,19 +64,23 @@ class Journal:
             self._log(
                 "shopify_products", shop, reports.products_report(mine, [variants[variant_shop == shop]])
             )
-        self._judged_shops |= set(label_shop)
+        self._touched_shops |= set(label_shop)
         for shop in sorted(set(label_shop)):
             ours, found = labels[label_shop == shop], reports.FindingsTally()
             found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])
             self._log("validated_variants", shop, reports.labels_report([ours], found))
+        self._touched_shops |= set(results["shop"])
         for shop in sorted(set(results["shop"])):
             self._log(
                 "hipoink_sync_results", shop, reports.results_report([results[results["shop"] == shop]])
             )
 
     def checks(self, buffer: Buffer) -> Iterator[dg.AssetCheckEvaluation]:
-        """The asset checks of every shop that had labels judged; asked once a run, for each shop costs three events."""
-        for shop in sorted(self._judged_shops):
+        """The checks of every shop that had labels judged or pushed: after a materialisation a check is open again.
+
+        Asked once a run, for each shop costs five events.
+        """
+        for shop in sorted(self._touched_shops):
             yield from checks.evaluations(buffer, shop)
 
     def _log(self, asset: str, shop: str, metadata: dict[str, Any]) -> None:
