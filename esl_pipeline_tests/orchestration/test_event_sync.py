@@ -66,6 +66,20 @@ def test_one_run_for_all_shops(pipeline: Pipeline) -> None:
     assert {row["partition"] for row in place["log"]} == {KEY}
 
 
+def test_the_checks_of_what_was_only_pushed_are_evaluated_too(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    for asset in ("shopify_products", "validated_variants"):
+        pipeline.materialize(asset)
+
+    result = pipeline.drain()
+
+    found = {
+        (check.check_name, check.partition, check.passed) for check in result.get_asset_check_evaluations()
+    }
+    assert {("label_accuracy", KEY, True), ("backlog", KEY, True)} <= found
+
+
 def test_what_comes_while_it_runs_is_done_by_the_same_run(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
