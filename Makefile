@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 
 N ?= 100000
 MINUTES ?= 20
+EXAMPLES ?= 200
 
 TOOLS := .venv-tools
 
@@ -22,8 +23,9 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-# Linux. A pipeline under load while its parts are killed; SEED=n draws the faults of an earlier soak again.
+# Linux. The long state machine, then a pipeline under load while its parts are killed; SEED=n draws the faults of an earlier soak again.
 soak: $(VENV)/.dev
+	ESL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q esl_pipeline_tests/reliability/test_state_machine.py
 	$(BIN)/python -m esl_pipeline_tests.reliability.soak $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
 lint: $(VENV)/.dev

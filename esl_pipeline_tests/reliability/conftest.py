@@ -13,7 +13,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of
 from esl_pipeline_tests.reliability.chaos import ChaosProxy
 from esl_pipeline_tests.reliability.crash_matrix import Ground
-from esl_pipeline_tests.reliability.processes import label_server
+from esl_pipeline_tests.reliability.forked import label_server
 from esl_pipeline_tests.world import World
 
 

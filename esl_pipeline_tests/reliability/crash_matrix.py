@@ -20,7 +20,7 @@ from uuid import uuid4
 import psycopg
 
 from esl_pipeline_tests.reliability.chaos import ChaosProxy
-from esl_pipeline_tests.reliability.processes import RUN_ENDED, Victim
+from esl_pipeline_tests.reliability.forked import RUN_ENDED, Victim
 from esl_pipeline_tests.reliability.sender import Delivery, Half
 from esl_pipeline_tests.world import STORE, Body, World, eventually, product, variant
 

@@ -21,7 +21,7 @@ from esl_pipeline_tests.hipoink.servers import Sandbox, client_of
 from esl_pipeline_tests.reliability.chaos import Timeout
 from esl_pipeline_tests.reliability.conftest import free_port
 from esl_pipeline_tests.reliability.crash_matrix import ARROWS, NEWEST, Ground, change, run_case
-from esl_pipeline_tests.reliability.processes import Victim
+from esl_pipeline_tests.reliability.forked import Victim
 from esl_pipeline_tests.reliability.sender import Delivery
 from esl_pipeline_tests.world import World, eventually, product, variant
 
