@@ -25,8 +25,13 @@ $$;
 -- What is still not said of a variant (null: not stored yet) when a source says this.
 create or replace function esl.unsaid(p_said jsonb, o esl.products) returns text[]
 language sql immutable as $$
-    select coalesce(array_agg(c order by c), '{}')
-    from unnest(case when o.variant_id is null then esl.content_columns() else o.unsaid end) c where not p_said ? c
+    select case when o.unsaid = '{}' or p_said ?& esl.content_columns() then '{}'
+                else esl.still_unsaid(p_said, coalesce(o.unsaid, esl.content_columns())) end
+$$;
+
+create or replace function esl.still_unsaid(p_said jsonb, p_unsaid text[]) returns text[]
+language sql immutable set search_path = '' as $$
+    select coalesce(array_agg(c order by c), '{}') from unnest(p_unsaid) c where not p_said ? c
 $$;
 
 -- Products and their variants, each at most once, as for esl_variants_merge. A product is applied only when
