@@ -366,6 +366,20 @@ def test_field_10_details_of_variants_that_are_gone_go_too(market: Market) -> No
     assert left == {str(v.id) for p in market.shop.products.values() for v in p.variants}
 
 
+def test_field_10_a_shop_that_disconnects_a_level_says_so(market: Market) -> None:
+    world, product_ = market.world, market.products()[0]
+    sold = product_.variants[0]
+    market.snapshot()
+    market.shop.set_stock(product_, sold, 7)
+    market.deliver(Webhooks(market.shop).level(sold))
+    world.settle()
+    assert world.labels()[str(sold.barcode)]["kc"] == "7"
+    market.shop.disconnect(product_, sold)
+    market.deliver(Webhooks(market.shop).disconnected(sold))
+    world.settle()
+    assert world.labels()[str(sold.barcode)].get("kc", "") == ""
+
+
 def disconnect(world: World, at: int, number: int = 1) -> None:
     body = without(level(number), "available", "updated_at")
     world.send("inventory_levels/disconnect", body, at=when(at))

@@ -42,6 +42,7 @@ begin
             where i.source_system = d.source_system and i.source_store_id = d.source_store_id
               and i.topic = d.topic and i.body_sha256 = d.body_sha256
               and i.state = 'unusable' and d.state <> 'unusable'
+              and (i.webhook_id = d.webhook_id or i.triggered_at is not distinct from d.triggered_at)
               and not exists (
                   select from esl.webhook_inbox o
                   where o.body_sha256 = d.body_sha256 and o.topic = d.topic and o.source_store_id = d.source_store_id
