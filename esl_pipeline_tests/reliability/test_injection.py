@@ -16,10 +16,13 @@ from esl_pipeline.connections import open_label_server
 from esl_pipeline.findings import CSV_COLUMNS, write_csv
 from esl_pipeline.printable import cell, printable
 from esl_pipeline.settings import load_settings
-from esl_pipeline_tests.receiver.support import SHARED_DATA, MemoryBuffer, call, make_app, signed
+from esl_pipeline_tests.receiver.support import MemoryBuffer, call, make_app, signed
+from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.world import World
 
-NAUGHTY = SHARED_DATA / "security" / "blns.json"
+# More of them where the naughty strings are.
+pytestmark = pytest.mark.shared_data
+NAUGHTY = DATA / "security" / "blns.json"
 OWN = [
     "\x1b]0;owned\x07",
     "\x9b31m red \x1b[2J",
