@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from esl_pipeline.sources.shopify.admin import (
 )
 from esl_pipeline.sources.shopify.content import CONTENT
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.sources.admin.servers import (
     CREATED_AT,
     SHOP,
@@ -40,7 +40,7 @@ from esl_pipeline_tests.sources.admin.servers import (
     shop,
 )
 
-SAMPLES = Path(__file__).parents[3].parent / "shared" / "data" / "shopify-webhooks" / "metadatas" / "2026-04"
+SAMPLES = DATA / "shopify-webhooks" / "metadatas" / "2026-04"
 READ_AT = datetime(2026, 11, 22, 2, tzinfo=UTC)
 # What tells one statement about a product from another; all else is content.
 PROVENANCE = {"triggered_at", "body_sha256", "event_ids"}
@@ -225,7 +225,7 @@ def test_a_changed_variant_has_other_content(changed: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/shopify-webhooks")
 @pytest.mark.parametrize("topic", ["products__update", "products__create"])
 def test_shopifys_own_sample_told_by_the_admin_api(topic: str) -> None:
     body = json.loads((SAMPLES / f"{topic}.json").read_text(encoding="utf-8"))["response"]
