@@ -53,6 +53,7 @@ def variant(number: int = 1, code: str | None = "auto", price: Any = "1.00", **f
         "sku": f"sku-{number}",
         "price": price,
         "inventory_item_id": 10_000 + number,
+        **dict.fromkeys(("compare_at_price", "created_at", "option1", "option2", "option3")),
     } | fields
 
 
@@ -65,6 +66,9 @@ def product(number: int = 1, version: int = 1, variants: Sequence[Body] | None =
         "title": f"Product {number}",
         "status": "active",
         "updated_at": when(version),
+        "published_at": when(0),
+        **dict.fromkeys(("handle", "vendor", "product_type", "tags"), ""),
+        "images": [],
         "variants": variants,
         "variant_gids": [
             {

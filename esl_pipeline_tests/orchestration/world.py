@@ -40,6 +40,7 @@ def product(number: int, *, codes: list[str | None] | None = None, **changes: An
             "sku": f"sku-{number}-{i}",
             "price": "1.50",
             "updated_at": at,
+            **dict.fromkeys(("compare_at_price", "created_at", "option1", "option2", "option3")),
             **changes,
         }
         for i, code in enumerate([f"C-{number}"] if codes is None else codes)
@@ -50,6 +51,9 @@ def product(number: int, *, codes: list[str | None] | None = None, **changes: An
         "title": f"Product {number}",
         "status": "active",
         "updated_at": at,
+        "published_at": at,
+        **dict.fromkeys(("handle", "vendor", "product_type", "tags"), ""),
+        "images": [],
         "variants": variants,
         "variant_gids": [
             {"admin_graphql_api_id": f"gid://shopify/ProductVariant/{v['id']}", "updated_at": at}

@@ -390,7 +390,7 @@ def test_f19_under_load_through_two_restarts_every_200_is_a_row_and_nothing_is_l
     def sender(first: int) -> None:
         for number in range(first, 1_000_000, 4):
             while not stop.is_set():
-                status = outage.receiver.send(body(number)).status_code
+                status = outage.receiver.send(body(number), webhook_id=f"w-{number}").status_code
                 if status == 200:
                     accepted.add(number)
                     break
@@ -419,7 +419,8 @@ def test_f19_under_load_through_two_restarts_every_200_is_a_row_and_nothing_is_l
     # A row without its 200 (the connection broke after the commit) is absorbed when it comes again.
     count = outage.receiver.rows()
     assert all(
-        outage.receiver.send(body(number)).json()["status"] == "duplicate" for number in sorted(accepted)[:20]
+        outage.receiver.send(body(number), webhook_id=f"w-{number}").json()["status"] == "duplicate"
+        for number in sorted(accepted)[:20]
     )
     assert outage.receiver.rows() == count
 
