@@ -61,7 +61,7 @@ def print_history(console: Console, changes: Sequence[Row]) -> None:
 def _change(old: Row | None, new: Row) -> str:
     if old is None:
         return "new"
-    changed = differences(*({**mapping, "updated_at": ""} for mapping in (old, new)))
+    changed = differences(*({**mapping, "updated_at": "", "activated_at": ""} for mapping in (old, new)))
     return ", ".join(f"{name} {was or '-'} → {now or '-'}" for name, (was, now) in changed.items())
 
 
@@ -125,12 +125,17 @@ def _obstacles(status: Row) -> Iterator[str]:
             yield f"{shop['source_store_id']}: {shop['replays']} deliveries are suspected replays and were not used"
         if shop["variants_to_fetch"]:
             yield (
-                f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants beyond the first 100 of their "
-                "product are known by id only"
+                f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants were named by webhooks, not told: "
+                "those beyond the first 100 of their product, or all of a body without any"
             )
     for store in status["stores"]:
         code, queue = store["hipoink_store_code"], store["queue"]
-        if not store["is_active"]:
+        if store["switched_off"]:
+            yield (
+                f"store {code}: switched off by {store['switched_off']}; nothing is pushed: "
+                f"esl-pipeline stores set {store['mapping_id']} --active, or --inactive if that is right"
+            )
+        elif not store["is_active"]:
             yield f"store {code}: inactive, nothing is pushed"
         if store["is_dry_run"]:
             yield f"store {code}: dry run, nothing is pushed: esl-pipeline preview --store {code}"

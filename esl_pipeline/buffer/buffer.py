@@ -189,7 +189,6 @@ class Buffer:
         self,
         *,
         snapshot_id: str,
-        as_of: str,
         products: Sequence[Row] = (),
         variants: Sequence[Row] = (),
         levels: Sequence[Row] = (),
@@ -200,7 +199,6 @@ class Buffer:
         return self._call(
             "esl_snapshot_merge",
             snapshot_id=snapshot_id,
-            as_of=as_of,
             products=list(products),
             variants=list(variants),
             levels=list(levels),
@@ -208,9 +206,20 @@ class Buffer:
             shops=list(shops),
         )
 
-    def snapshot_finish(self, *, snapshot_id: str, as_of: str, counts: Mapping[str, int]) -> Row:
-        """All was read: what was not there and is older than as_of is gone -> {finished, removed, reason}."""
-        return self._call("esl_snapshot_finish", snapshot_id=snapshot_id, as_of=as_of, counts=counts)
+    def snapshot_finish(
+        self, *, snapshot_id: str, as_of: str, counts: Mapping[str, int], stock_as_of: str | None = None
+    ) -> Row:
+        """All was read: what was not there and is older is gone -> {finished, removed, levels_gone, reason}.
+
+        stock_as_of: when the read of the stock began; None: it was not read, so nothing is concluded about it.
+        """
+        return self._call(
+            "esl_snapshot_finish",
+            snapshot_id=snapshot_id,
+            as_of=as_of,
+            stock_as_of=stock_as_of,
+            counts=counts,
+        )
 
     def snapshot_abandon(self, *, snapshot_id: str, reason: str) -> Row:
         """Close a snapshot that was not read to its end -> {abandoned}."""
@@ -228,7 +237,7 @@ class Buffer:
     def missing_variants(
         self, *, shop: Mapping[str, str], after: str | None = None, limit: int = 100
     ) -> list[str]:
-        """Ids of products of whose variants webhooks told the names only, in order; after: the last one seen."""
+        """Ids of products of which webhooks did not tell all, in order; after: the last one seen."""
         return list(self._call("esl_missing_variants", shop=shop, after=after, limit=limit)["products"])
 
     # Reconciliation: the label server's own list against the ledger
@@ -260,11 +269,19 @@ class Buffer:
     def housekeep(self, *, keep_bodies_days: int, limit: int = 10_000) -> Row:
         """One batch of deleting what is no longer kept -> {bodies, redacted, more}; call again while more.
 
-        Bodies of finished deliveries go, their hashes stay. Of a shop that asked to be forgotten everything goes
-        but the audit and ledger of what labels showed, its inactive mappings, and the rows of app/uninstalled and
-        shop/redact themselves.
+        Bodies of finished deliveries go, their hashes stay. Of a shop that asked to be forgotten, once that is
+        confirmed, everything goes but the audit and ledger of what labels showed, its inactive mappings, and the rows
+        of app/uninstalled and shop/redact themselves.
         """
         return self._call("esl_housekeep", keep_bodies_days=keep_bodies_days, limit=limit)
+
+    def redaction_list(self) -> list[Row]:
+        """Orders to erase a shop that wait to be decided -> [{id, source_system, source_store_id, requested_at}]."""
+        return list(self._call("esl_redaction_list")["redactions"])
+
+    def redaction_decide(self, redaction_id: int, *, token_works: bool) -> Row:
+        """Whether the shop still takes our Admin token (False too where there is none) -> {confirmed}."""
+        return self._call("esl_redaction_decide", id=redaction_id, token_works=token_works)
 
     # Store mappings
 

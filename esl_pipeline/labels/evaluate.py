@@ -20,6 +20,7 @@ from esl_pipeline.labels.attributes import (
     is_too_fine,
 )
 from esl_pipeline.labels.build import Label, canonical_json, label_from, label_hash
+from esl_pipeline.labels.needs import unsaid_needs
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.unit_price import Measurement, measurement_of
 
@@ -187,6 +188,8 @@ def _state(row: Mapping[str, Any], policy: Policy) -> State:
         return _LEAVING[policy.on_delete]
     status = row["status"]
     on_shelf = status in policy.statuses or status not in schema.STATUSES
+    if on_shelf and unsaid_needs(row, policy):
+        return "publish"  # held back by the check not_said: nobody knows enough to take it off either
     if not on_shelf or (policy.require_published and row["published_at"] is None):
         return _LEAVING[policy.on_unpublish]
     return "withdrawn" if _is_excluded(row, policy) else "publish"
@@ -213,6 +216,7 @@ def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, s
     image = row["image_url"] or ""
     return schema.Facts(
         variant_id=row["variant_id"] or "",
+        unsaid=", ".join(unsaid_needs(row, policy)),
         code=code,
         code_kind=kind.kind if code else "",
         code_candidate=kind.candidate or "",

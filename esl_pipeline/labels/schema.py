@@ -71,6 +71,14 @@ _RULES = [
         "report it to us",
     ),
     Rule(
+        "not_said",
+        "error",
+        "unsaid",
+        lambda s: s.eq(""),
+        "Shopify's webhooks leave out what this store needs to know, and nobody has said it yet",
+        "add the fields shown to the subscription's include_fields, or set SHOPIFY_ADMIN_TOKEN: then they are read",
+    ),
+    Rule(
         "code_missing",
         "error",
         "code",
@@ -345,6 +353,7 @@ class Facts(NamedTuple):
     """What is checked of one variant that should be on the shelf. Text is never null: "" where there is none."""
 
     variant_id: str
+    unsaid: str
     code: str
     code_kind: str
     code_candidate: str
@@ -415,6 +424,9 @@ def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
         if cases["index"].isna().any():  # not a row's fault: a check itself raised, or a column is wrong
             raise ValueError(f"the schema could not be applied: {cases.to_dict('records')}") from failed
         found = cases[["check", "index"]].drop_duplicates()
+        # Of what nobody has said, nothing else can be found wrong.
+        unknown = found.loc[found["check"].eq("not_said"), "index"]
+        found = found[found["check"].eq("not_said") | ~found["index"].isin(unknown)]
     else:
         return pd.DataFrame(columns=list(_FOUND)).astype(_FOUND)
     per_rule = []

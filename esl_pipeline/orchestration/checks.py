@@ -108,15 +108,21 @@ def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> dg.AssetCheckResult:
-    """Whether a shop that normally sends webhooks has sent one lately."""
+    """Whether a shop that normally sends webhooks has sent one lately, and none of them has switched it off."""
+    stores = [row for row in status["stores"] if shop_key(row) == shop]
+    off = sorted({row["switched_off"] for row in stores if row["switched_off"]})
     last = [
         datetime.fromisoformat(row["last_received_at"]) for row in status["shops"] if shop_key(row) == shop
     ]
-    silent = bool(last) and now - last[0] > timedelta(hours=hours)
+    is_active = any(row["is_active"] for row in stores)
+    silent = is_active and bool(last) and now - last[0] > timedelta(hours=hours)
     return dg.AssetCheckResult(
-        passed=not silent,
+        passed=not (off or silent),
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"
+        description=f"switched off by {', '.join(off)}: nothing is pushed. `esl-pipeline stores set` with "
+        "--active, or with --inactive if that is right"
+        if off
+        else f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"
         if silent
         else "webhooks arrive"
         if last

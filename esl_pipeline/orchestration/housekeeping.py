@@ -7,18 +7,26 @@ import dagster as dg
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.orchestration.failures import stop_retries
 from esl_pipeline.orchestration.frames import ParquetFrames
+from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.settings import load_settings
+from esl_pipeline.sources.shopify.admin import takes_token
+from esl_pipeline.stages.redactions import judge_redactions
+from esl_pipeline.stages.shops import Shop
 
 _RUNS_AT_ONCE = 100
 
 
 @dg.op(description="Deletes webhook bodies, shops that asked to be forgotten, frames and run records of old.")
 def tidy_up(
-    context: dg.OpExecutionContext, buffer: dg.ResourceParam[Buffer], frames: dg.ResourceParam[ParquetFrames]
+    context: dg.OpExecutionContext,
+    buffer: dg.ResourceParam[Buffer],
+    frames: dg.ResourceParam[ParquetFrames],
+    shopify: dg.ResourceParam[ShopifyAdmin],
 ) -> None:
     """In batches; what is left when the run is stopped goes with the next one."""
     buffer.check_version()
     settings, now = load_settings(), datetime.now(UTC)
+    judged = judge_redactions(buffer, lambda shop: _token_works(shopify, shop))
     bodies = redacted = 0
     more = True
     while more:
@@ -27,8 +35,18 @@ def tidy_up(
     pruned = frames.prune(now - timedelta(days=settings.esl_keep_bodies_days))
     runs = delete_runs(context.instance, now - timedelta(days=settings.esl_keep_runs_days))
     context.log.info(
-        f"deleted {bodies} webhook bodies, {redacted} rows of shops that left, {pruned} frames, {runs} run records"
+        f"deleted {bodies} webhook bodies, {redacted} rows of shops that left, {pruned} frames, {runs} run records; "
+        f"of the shops that asked to be forgotten {judged['confirmed']} have left, {judged['void']} have not, "
+        f"{judged['undecided']} could not be asked now"
     )
+
+
+def _token_works(shopify: ShopifyAdmin, shop: Shop) -> bool | None:
+    """Whether the shop still takes our Admin token (False: there is none); None when that cannot be told now."""
+    if not shopify.has(shop["source_store_id"]):
+        return False
+    with shopify.client(shop["source_store_id"]) as client:
+        return takes_token(client)
 
 
 def delete_runs(instance: dg.DagsterInstance, before: datetime) -> int:

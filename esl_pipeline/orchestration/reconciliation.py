@@ -139,14 +139,18 @@ def silence_sensor(*, hours: float) -> dg.SensorDefinition:
         name="silence_sensor",
         minimum_interval_seconds=300,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Raises the alarm webhooks_arrive for a shop that normally sends webhooks and has fallen silent.",
+        description="Raises the alarm webhooks_arrive for a shop that normally sends webhooks and has fallen silent, "
+        "or that a message has switched off.",
     )
     def sensor(context: dg.SensorEvaluationContext, buffer: dg.ResourceParam[Buffer]) -> dg.SensorResult:
         status, now = buffer.status(), datetime.now(UTC)
-        judged = {key: webhooks_arrive(status, key, hours=hours, now=now) for key in _active_shops(buffer)}
+        watched = {shop_key(row) for row in status["stores"] if row["is_active"] or row["switched_off"]}
+        # An alarm that stands ends with the word that a shop is inactive, too.
+        before = set((context.cursor or "").split())
+        known = before & {shop_key(row) for row in status["stores"]}
+        judged = {key: webhooks_arrive(status, key, hours=hours, now=now) for key in sorted(watched | known)}
         silent = {key for key, result in judged.items() if not result.passed}
         # The cursor holds the alarms that stand, so that only changes are events.
-        before = set((context.cursor or "").split())
         events = [
             as_event(judged[key], asset="shopify_products", name=webhooks_arrive.__name__, shop=key)
             for key in sorted(silent ^ (before & judged.keys()))

@@ -37,6 +37,7 @@ VARIANT_COLUMNS = {
     "option3": "str",
     "source_created_at": "str",
     "source_updated_at": "str",
+    "unsaid": "str",
     "removed": "bool",
     "stock": "str",
     "gift_card": "bool",
@@ -98,8 +99,9 @@ def due_variants(
     """Variants that are not evaluated yet, oldest change first, and the active mappings of their shops.
 
     The frame has VARIANT_COLUMNS: text as the source sent it, source_updated_at ISO 8601 in UTC, event_ids the inbox
-    events behind the newest content. JSON text or null: stock {location id: quantity}, unit_price_measurement,
-    history {mapping id: {shown, prior}} (prices). `after` pages on from a revision.
+    events behind the newest content, unsaid the columns that nobody has said yet (text with spaces). JSON text or null:
+    stock {location id: quantity}, unit_price_measurement, history {mapping id: {shown, prior}} (prices). `after`
+    pages on from a revision.
     """
     due = buffer.variants_due(limit=limit, shop=shop, after=after)
     rows = [

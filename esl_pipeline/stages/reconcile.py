@@ -55,7 +55,7 @@ class Snapshot:
 
     started_at: of the read, by the shop's clock. variants, levels: read. changed, unchanged, newer: of the variants;
     newer were left alone, because the buffer holds something newer than this read. removed: variants of the buffer that
-    the complete catalogue does not have.
+    the complete catalogue does not have; levels_gone: levels that the stock, where it was read, does not have.
     """
 
     shop: Shop
@@ -67,6 +67,7 @@ class Snapshot:
     removed: int = 0
     newer: int = 0
     levels: int = 0
+    levels_gone: int = 0
     seconds: float = 0
     complete: bool = False
 
@@ -85,9 +86,9 @@ def read_snapshot(
 ) -> Snapshot:
     """Read the whole shop into the buffer: currency and taxes, catalogue, and stock where a label shows it.
 
-    on_progress sees the same Snapshot after each part. A variant that the catalogue does not have is removed when all
-    was read; after any exception (AdminError, BufferError, SnapshotLostError) none is, and esl.snapshots says why. A
-    repeated call begins anew.
+    on_progress sees the same Snapshot after each part. What the catalogue and the stock do not have is gone when all
+    was read (stock that was not read concludes nothing); after any exception (AdminError, BufferError,
+    SnapshotLostError) nothing is, and esl.snapshots says why. A repeated call begins anew.
     """
     snapshot = Snapshot(dict(shop), str(uuid4()), datetime.now(UTC))
     buffer.snapshot_begin(snapshot_id=snapshot.snapshot_id, shop=shop, run_id=run_id)
@@ -107,10 +108,9 @@ def _read_all(
 ) -> None:
     began, store_id = time.monotonic(), snapshot.shop["source_store_id"]
 
-    def merge(facts: Facts, as_of: datetime) -> None:
+    def merge(facts: Facts) -> None:
         done = buffer.snapshot_merge(
             snapshot_id=snapshot.snapshot_id,
-            as_of=as_of.isoformat(),
             products=facts.products,
             variants=facts.variants,
             levels=facts.levels,
@@ -127,31 +127,32 @@ def _read_all(
         snapshot.seconds = time.monotonic() - began
         on_progress(snapshot)
 
-    merge(read_shop(client, store_id), snapshot.started_at)
+    merge(read_shop(client, store_id))
     started: list[datetime] = []
     catalogue = read_catalogue(
         client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(started), sleep=sleep
     )
     for facts in catalogue:
         snapshot.started_at = started[0]
-        merge(facts, started[0])
+        merge(facts)
+    stock_started: list[datetime] = []
     if _shows_stock(buffer, snapshot.shop):
-        polled: list[datetime] = []
         for facts in read_stock(
-            client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(polled), sleep=sleep
+            client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(stock_started), sleep=sleep
         ):
-            merge(facts, polled[0])
+            merge(facts)
     snapshot.started_at = started[0]
     done = buffer.snapshot_finish(
         snapshot_id=snapshot.snapshot_id,
         as_of=started[0].isoformat(),
+        stock_as_of=stock_started[0].isoformat() if stock_started else None,
         counts={
             name: getattr(snapshot, name) for name in ("variants", "changed", "unchanged", "newer", "levels")
         },
     )
     if not done["finished"]:
         raise SnapshotLostError(f"the snapshot removes nothing: {done['reason']}")
-    snapshot.removed = done["removed"]
+    snapshot.removed, snapshot.levels_gone = done["removed"], done["levels_gone"]
     snapshot.seconds = time.monotonic() - began
     snapshot.complete = True
 
@@ -184,7 +185,7 @@ def read_changes(
     run_id: str,
     overlap: timedelta = timedelta(minutes=10),
 ) -> dict[str, Any]:
-    """Read what changed since the last such read, and products of whose variants webhooks told the names only.
+    """Read what changed since the last such read, and products of which webhooks did not tell all.
 
     Shopify's search lags, and clocks differ: `overlap` is read twice. The first read goes back an hour. Returns since,
     until (ISO 8601), products (read), variants_changed, variants_removed, fetched (products read one by one), gone

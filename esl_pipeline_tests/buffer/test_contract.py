@@ -20,6 +20,7 @@ from esl_pipeline.buffer.errors import BufferError, BufferVersionError
 from esl_pipeline.buffer.migrate import code_version, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.sources.shopify.content import CONTENT
 from esl_pipeline_tests.gateway import Gateway
 
 VERSIONS = (16, 18)
@@ -95,6 +96,7 @@ class Api:
 
     def variant(self, number: int = 1) -> dict[str, Any]:
         return {
+            **dict.fromkeys(CONTENT),
             **self.shop_key,
             "product_id": "1",
             "variant_id": str(number),
@@ -103,7 +105,6 @@ class Api:
             "barcode": f"C-{number}",
             "price": "1.00",
             "status": "active",
-            "content_hash": "x",
         }
 
     def due(self, limit: int = 10) -> Any:
@@ -173,6 +174,10 @@ def esl_inbox_add(api: Api) -> None:
     assert api("esl_inbox_add", deliveries=[first, bad]) == {"received": 2, "inserted": 2}
     same_id, same_body = api.delivery(b"{}", webhook_id=first["webhook_id"]), first | {"webhook_id": "other"}
     assert api("esl_inbox_add", deliveries=[first, same_id, same_body]) == {"received": 3, "inserted": 0}
+    later = same_body | {"triggered_at": LATER}  # the same body, said once more
+    assert api("esl_inbox_add", deliveries=[later, later]) == {"received": 2, "inserted": 1}
+    untimed = [api.delivery(b"1", webhook_id=name, triggered_at=None) for name in "ab"]
+    assert api("esl_inbox_add", deliveries=untimed) == {"received": 2, "inserted": 1}
     assert api("esl_inbox_add", deliveries=[]) == {"received": 0, "inserted": 0}
 
 
@@ -241,15 +246,28 @@ def esl_variants_merge(api: Api) -> None:
     assert merged == nothing | {"replays": [{"id": replay["id"], "reason": reason}]}
 
 
+def _left(api: Api) -> dict[str, Any]:
+    """The app is uninstalled, the shop asks to be erased -> the order."""
+    own = {"body_base64": None, "state": "done", "reason": "left", "triggered_at": None}
+    said = "2126-01-01T00:00:00Z"
+    goodbye = api.delivery(b"u" + api.shop.encode(), topic="app/uninstalled", said_at=said, **own)
+    order = api.delivery(b"r" + api.shop.encode(), topic="shop/redact", **own)
+    assert api("esl_inbox_add", deliveries=[goodbye, order])["inserted"] == 2
+    orders = api("esl_redaction_list")["redactions"]
+    return next(order for order in orders if order["source_store_id"] == api.shop)
+
+
 @contract
 def esl_housekeep(api: Api) -> None:
     api.queued(2)
-    left = {"topic": "shop/redact", "body_base64": None, "state": "done", "reason": "left"}
     old = api.delivery(b"old", state="unusable", reason="no")
-    assert api("esl_inbox_add", deliveries=[old, api.delivery(b"x", **left)])["inserted"] == 2
-    assert [
-        m["is_active"] for m in api("esl_mapping_list")["mappings"] if m["source_store_id"] == api.shop
-    ] == [False]
+    assert api("esl_inbox_add", deliveries=[old])["inserted"] == 1
+    order = _left(api)
+    (mapping,) = [m for m in api("esl_mapping_list")["mappings"] if m["source_store_id"] == api.shop]
+    assert not mapping["is_active"]
+    assert mapping["switched_off"] == "app/uninstalled of 2126-01-01 00:00:00Z"
+    assert api("esl_housekeep", keep_bodies_days=9, limit=1_000)["redacted"] == 0  # not confirmed
+    assert api("esl_redaction_decide", id=order["id"], token_works=False) == {"confirmed": True}
     done = api("esl_housekeep", keep_bodies_days=0, limit=1_000)
     # inbox, version, two variants, two labels, two rows of the queue
     assert (done["redacted"], done["more"]) == (8, True)
@@ -260,8 +278,32 @@ def esl_housekeep(api: Api) -> None:
         "more": False,
     }
     (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
-    assert (shop["deliveries"], shop["done"]) == (1, 1)
+    assert (shop["deliveries"], shop["done"]) == (2, 2)
     api.answers.clear()  # the counts of all other contracts
+
+
+@contract
+def esl_redaction_list(api: Api) -> None:
+    mapping = api.mapping()
+    assert _left(api)["source_store_id"] == api.shop
+    api("esl_mapping_update", id=mapping["id"], is_active=True)
+    for _ in range(2):  # activated after it
+        orders = api("esl_redaction_list")["redactions"]
+        assert api.shop not in {order["source_store_id"] for order in orders}
+    (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
+    assert (shop["done"], shop["superseded"]) == (1, 1)
+    api.answers.clear()
+
+
+@contract
+def esl_redaction_decide(api: Api) -> None:
+    api.mapping()
+    order = _left(api)
+    for _ in range(2):
+        assert api("esl_redaction_decide", id=order["id"], token_works=True) == {"confirmed": False}
+    assert api("esl_redaction_decide", id=order["id"], token_works=False) == {"confirmed": False}
+    assert api("esl_redaction_decide", id=-1, token_works=False) == {"confirmed": False}
+    api.answers.clear()
 
 
 @contract
@@ -295,7 +337,7 @@ def esl_variants_due(api: Api) -> None:
     assert again["mappings"] == [mapping | {"currency": "EUR", "taxes_included": True}]
     api.stage()
     api.finish(api.claim())
-    api.merge([api.variant(1) | {"content_hash": "y"}], at="2026-03-01T11:00:00+00:00")
+    api.merge([api.variant(1) | {"sku": "y"}], at="2026-03-01T11:00:00+00:00")
     (changed, *_) = sorted(api.due()["variants"], key=lambda row: row["variant_id"])
     assert changed["history"] == {mapping["id"]: {"shown": "1.00", "prior": None}}
 
@@ -680,8 +722,8 @@ def _read(
     }
 
 
-def _merge_part(api: Api, snapshot: str, part: dict[str, Any], as_of: str = LATER) -> Any:
-    return api("esl_snapshot_merge", snapshot_id=snapshot, as_of=as_of, **part)
+def _merge_part(api: Api, snapshot: str, part: dict[str, Any]) -> Any:
+    return api("esl_snapshot_merge", snapshot_id=snapshot, **part)
 
 
 @contract
@@ -709,19 +751,20 @@ def esl_snapshot_merge(api: Api) -> None:
     part = _read(api, [1, 2])
     assert _merge_part(api, snapshot, part) == {"open": True, "changed": 1, "unchanged": 1, "newer": 0}
     assert _merge_part(api, snapshot, part) == {"open": True, "changed": 0, "unchanged": 2, "newer": 0}
-    changed = _read(api, [9], product="2", price="5.00", content_hash="y")
+    changed = _read(api, [9], product="2", price="5.00")
     assert _merge_part(api, snapshot, changed) == {"open": True, "changed": 0, "unchanged": 0, "newer": 1}
     assert {row["variant_id"]: row["price"] for row in api.due()["variants"]}["9"] == "1.00"
     level = {
         **api.shop_key,
         "inventory_item_id": "1001",
         "location_id": "7",
-        "available": 3,
         "updated_at": NOW,
+        "body_sha256": "",
     }
     nothing: dict[str, Any] = {key: [] for key in ("products", "variants", "details", "shops")}
-    for available in (3, 4):  # the same second: what was read later holds
-        _merge_part(api, snapshot, nothing | {"levels": [level | {"available": available}]})
+    for available, read_at in ((3, NOW), (4, LATER), (5, NOW)):  # the same second: what was read later holds
+        said = level | {"available": available, "triggered_at": read_at}
+        _merge_part(api, snapshot, nothing | {"levels": [said]})
     assert [row["stock"] for row in api.due()["variants"] if row["variant_id"] == "1"] == [{"7": 4}]
 
 
@@ -734,9 +777,19 @@ def esl_snapshot_finish(api: Api) -> None:
     snapshot = _snapshot(api)
     _merge_part(api, snapshot, _read(api, [1]))
     counts = {"variants": 1}
-    finished = {"finished": True, "removed": 2, "reason": None}
+    finished = {"finished": True, "removed": 2, "levels_gone": 1, "reason": None}
+    place = {**api.shop_key, "inventory_item_id": "1001", "location_id": "7"}
+    api(
+        "esl_variants_merge",
+        products=[],
+        variants=[],
+        events=[],
+        levels=[place | {"available": 3, "updated_at": NOW}],
+    )
+    times = {"as_of": LATER, "stock_as_of": LATER}
     for _ in range(2):
-        assert api("esl_snapshot_finish", snapshot_id=snapshot, as_of=LATER, counts=counts) == finished
+        assert api("esl_snapshot_finish", snapshot_id=snapshot, **times, counts=counts) == finished
+    assert [row["stock"] for row in api.due()["variants"] if row["variant_id"] == "1"] == [None]
     assert {row["variant_id"] for row in api.due()["variants"] if row["removed"]} == {"2", "3"}
     assert api("esl_missing_variants", shop=api.shop_key, limit=9) == {"products": []}
     # A late webhook does not bring the product back that was gone; a later read that finds it does.
@@ -758,7 +811,7 @@ def esl_snapshot_abandon(api: Api) -> None:
     assert api("esl_snapshot_abandon", snapshot_id=snapshot, reason="cut") == {"abandoned": True}
     assert api("esl_snapshot_abandon", snapshot_id=snapshot, reason="cut") == {"abandoned": False}
     finish = api("esl_snapshot_finish", snapshot_id=snapshot, as_of=LATER, counts={})
-    assert finish == {"finished": False, "removed": 0, "reason": "cut"}
+    assert finish == {"finished": False, "removed": 0, "levels_gone": 0, "reason": "cut"}
 
 
 @contract
@@ -867,7 +920,7 @@ def esl_accuracy(api: Api) -> None:
     counts = ("publishable", "accurate", "due")
     (mapping,) = api("esl_accuracy", shop=api.shop_key)["mappings"]
     assert [mapping[key] for key in counts] == [2, 1, 0]
-    api.merge([api.variant(1) | {"content_hash": "y"}, api.variant(2)], at=LATER)
+    api.merge([api.variant(1) | {"sku": "y"}, api.variant(2)], at=LATER)
     (mapping,) = api("esl_accuracy", shop=api.shop_key)["mappings"]
     assert [mapping[key] for key in counts] == [2, 0, 1]
     assert mapping in api("esl_accuracy")["mappings"]

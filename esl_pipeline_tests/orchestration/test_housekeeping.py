@@ -1,15 +1,24 @@
 """What is no longer kept goes once a day: bodies, shops that left, frames and run records; the rest stays."""
 
+import json
 import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
+from starlette.datastructures import Headers
 
+from esl_pipeline.local.shopify.sandbox import TOKEN
+from esl_pipeline.local.shopify.server import running_shopify
+from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import Pipeline
-from esl_pipeline_tests.orchestration.world import KEY, arrive, map_shop, product
+from esl_pipeline_tests.orchestration.world import KEY, SHOP, arrive, map_shop, product
+from esl_pipeline_tests.receiver.support import signed
 
 
 @pytest.fixture
@@ -58,3 +67,39 @@ def test_old_run_records_of_successful_drain_runs_go_and_others_stay(tidied: Pip
     assert [tidied.instance.get_run_by_id(run) for run in drained] == [None, None]
     assert tidied.instance.get_run_by_id(whole) is not None
     assert tidied.buffer.status()["stores"][0]["on_labels"] == 1
+
+
+def test_field_13_housekeeping_asks_the_shop_before_it_erases_it(
+    tidied: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(tidied.buffer)
+    arrive(tidied.buffer, product(1))
+    tidied.drain()
+
+    def leave() -> None:
+        now = datetime.now(UTC)
+        for topic, body in {
+            "app/uninstalled": {"myshopify_domain": SHOP, "updated_at": now.isoformat()},
+            "shop/redact": {"shop_id": 1, "shop_domain": SHOP},
+        }.items():
+            raw = json.dumps(body).encode()
+            tidied.buffer.inbox_add(
+                [delivery(topic, Headers(signed(topic, raw, shop_domain=SHOP)), raw, now)]
+            )
+
+    def told(query: str) -> list[Any]:
+        with psycopg.connect(tidied.dsn) as connection:
+            return [value for (value,) in connection.execute(query.encode())]
+
+    with running_shopify(small_shop(), token=TOKEN) as running:
+        monkeypatch.setenv("SHOPIFY_ADMIN_URL", running.url)
+        monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", TOKEN)
+        leave()
+        assert keep_house(tidied).success
+        (void,) = told("select void from esl.redactions")
+        assert "still takes our Admin token" in void
+        assert told("select variant_id from esl.products") == ["1000"]
+        leave()
+        monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", "shpat_revoked")
+        assert keep_house(tidied).success
+        assert told("select variant_id from esl.products") == []

@@ -1,23 +1,27 @@
 """The nightly promise in Dagster: no webhook at all, drift on both sides, silence, and what stops a run."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
+from starlette.datastructures import Headers
 
 from esl_pipeline.local.shopify.faults import CutDownload
 from esl_pipeline.local.shopify.sandbox import TOKEN, ShopifySandbox
 from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.shops import shop_of
 from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.test_assets import metadata
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, SHOP, STORE, arrive, map_shop, product
+from esl_pipeline_tests.receiver.support import signed
 
 NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
 
@@ -232,6 +236,33 @@ def test_f33_a_shop_that_falls_silent_raises_an_alarm_once(pipeline: Pipeline) -
     assert recovered.cursor == ""
 
 
+def test_field_13_a_shop_that_a_message_switched_off_raises_an_alarm_until_somebody_decides(
+    pipeline: Pipeline,
+) -> None:
+    mapping = map_shop(pipeline.buffer)
+    raw = json.dumps({"myshopify_domain": SHOP, "updated_at": datetime.now(UTC).isoformat()}).encode()
+    headers = Headers(signed("app/uninstalled", raw, shop_domain=SHOP))
+    pipeline.buffer.inbox_add([delivery("app/uninstalled", headers, raw, datetime.now(UTC))])
+    sensor = pipeline.definitions.resolve_sensor_def("silence_sensor")
+
+    def look(cursor: str | None) -> dg.SensorResult:
+        with dg.build_sensor_context(instance=pipeline.instance, cursor=cursor) as context:
+            found = sensor(context, buffer=pipeline.buffer)
+        assert isinstance(found, dg.SensorResult)
+        return found
+
+    alarm = look(None)
+    (event,) = alarm.asset_events
+    assert isinstance(event, dg.AssetCheckEvaluation)
+    assert (event.check_name, event.passed, event.partition) == ("webhooks_arrive", False, KEY)
+    assert "switched off by app/uninstalled" in str(event.description)
+    assert look(alarm.cursor).skip_reason is not None
+    pipeline.buffer.mapping_update(mapping["id"], {"is_active": False})  # that is right
+    ended = look(alarm.cursor)
+    assert [e.passed for e in ended.asset_events if isinstance(e, dg.AssetCheckEvaluation)] == [True]
+    assert ended.cursor == ""
+
+
 @pytest.mark.parametrize(
     ("accurate", "passed", "severity"),
     [(1000, True, "WARN"), (999, True, "WARN"), (998, False, "WARN"), (979, False, "ERROR")],
@@ -259,4 +290,4 @@ def test_the_backlog_tells_how_much_waits_for_how_long_and_why(pipeline: Pipelin
 
 
 def test_a_shop_that_never_sent_a_webhook_is_not_silent() -> None:
-    assert webhooks_arrive({"shops": []}, KEY, hours=1, now=NIGHT + timedelta(days=9)).passed
+    assert webhooks_arrive({"shops": [], "stores": []}, KEY, hours=1, now=NIGHT + timedelta(days=9)).passed

@@ -39,6 +39,8 @@ BODIES = {
     "products/update": PRODUCT,
     "products/delete": {"id": 632910392},
     "inventory_levels/update": LEVEL,
+    "inventory_levels/connect": LEVEL,
+    "inventory_levels/disconnect": {"inventory_item_id": 49148385, "location_id": 655441491},
 }
 
 CANARY = "canary-owner@example.com"
@@ -57,7 +59,13 @@ LIFECYCLE_BODIES: dict[str, dict[str, Any]] = {
         "orders_to_redact": [299938],
     },
     "shop/redact": {"shop_id": 954889, "shop_domain": SHOP},
-    "app/uninstalled": {"id": 954889, "email": CANARY, "shop_owner": CANARY, "myshopify_domain": SHOP},
+    "app/uninstalled": {
+        "id": 954889,
+        "email": CANARY,
+        "shop_owner": CANARY,
+        "myshopify_domain": SHOP,
+        "updated_at": "2026-03-01T10:00:00-05:00",
+    },
 }
 
 
@@ -88,14 +96,7 @@ class MemoryBuffer:
         with self._lock:
             before = len(self.rows)
             for row in deliveries:
-                keys = [
-                    {(kept["source_store_id"], kept["topic"], kept[key]) for kept in self.rows}
-                    for key in ("webhook_id", "body_sha256")
-                ]
-                if not any(
-                    (row["source_store_id"], row["topic"], row[key]) in known
-                    for key, known in zip(("webhook_id", "body_sha256"), keys, strict=True)
-                ):
+                if not any(_is_copy(row, kept) for kept in self.rows):
                     self.rows.append(row)
             return {"received": len(deliveries), "inserted": len(self.rows) - before}
 
@@ -136,6 +137,13 @@ class MemoryBuffer:
         for other in self.mappings.values():
             if other["id"] != mapping["id"] and all(other[key] == mapping[key] for key in unique):
                 raise BufferError("duplicate key value violates unique constraint", code="23505")
+
+
+def _is_copy(row: dict[str, Any], kept: dict[str, Any]) -> bool:
+    same = {key for key in row if row[key] == kept[key]}
+    return {"source_store_id", "topic"} <= same and (
+        "webhook_id" in same or {"body_sha256", "triggered_at"} <= same
+    )
 
 
 def make_settings(**overrides: Any) -> Settings:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from esl_pipeline.receiver.deliveries import TOPICS, HeaderError, delivery, shop_domain
-from esl_pipeline_tests.receiver.support import BODIES, LEVEL, PRODUCT, SHOP
+from esl_pipeline_tests.receiver.support import BODIES, LEVEL, LIFECYCLE_BODIES, PRODUCT, SHOP
 from esl_pipeline_tests.shared_data import DATA
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -19,6 +19,8 @@ SAME_SHAPE = (
     {"products/create", "products/update"},
     {"products/delete", "locations/delete"},
     {"inventory_levels/update", "inventory_levels/disconnect"},
+    {"inventory_levels/update", "inventory_levels/connect"},
+    {"inventory_levels/connect", "inventory_levels/disconnect"},
 )
 SAMPLES = DATA / "shopify-webhooks"
 JSON_CASES = DATA / "security" / "json_test_parsing"
@@ -53,6 +55,7 @@ def test_a_delivery_holds_what_was_received() -> None:
         "triggered_at": "2026-03-02T11:59:58.877041+00:00",
         "api_version": "2026-04",
         "order_key": "product:632910392",
+        "said_at": "2026-03-01T15:00:00+00:00",
         "body_base64": base64.b64encode(raw).decode(),
         "body_sha256": hashlib.sha256(raw).hexdigest(),
         "state": "ready",
@@ -67,6 +70,8 @@ def test_a_delivery_holds_what_was_received() -> None:
         ("products/update", "product:632910392"),
         ("products/delete", "product:632910392"),
         ("inventory_levels/update", "inventory_item:49148385"),
+        ("inventory_levels/connect", "inventory_item:49148385"),
+        ("inventory_levels/disconnect", "inventory_item:49148385"),
     ],
 )
 def test_every_topic_has_its_order_key(topic: str, order_key: str) -> None:
@@ -122,7 +127,7 @@ def test_a_doubled_header_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("webhook_id", [None, "", "two words", "x" * 256, "\u00fcber"])
-def test_a_missing_or_odd_webhook_id_is_derived_from_shop_topic_and_body(webhook_id: str | None) -> None:
+def test_a_missing_or_odd_webhook_id_is_derived_from_shop_topic_body_and_time(webhook_id: str | None) -> None:
     first, again = (made("products/delete", {"id": 1}, webhook_id=webhook_id) for _ in range(2))
     assert first["webhook_id"] == again["webhook_id"] != webhook_id
     assert first["state"] == "ready"
@@ -130,8 +135,9 @@ def test_a_missing_or_odd_webhook_id_is_derived_from_shop_topic_and_body(webhook
         made("products/delete", {"id": 2}, webhook_id=webhook_id),
         made("products/delete", {"id": 1}, webhook_id=webhook_id, shop_domain="other.myshopify.com"),
         made("inventory_levels/update", {"id": 1}, webhook_id=webhook_id),
+        made("products/delete", {"id": 1}, webhook_id=webhook_id, triggered_at="2026-03-02T11:59:58.9Z"),
     ]
-    assert len({first["webhook_id"], *(other["webhook_id"] for other in others)}) == 4
+    assert len({first["webhook_id"], *(other["webhook_id"] for other in others)}) == 5
 
 
 def test_optional_headers_are_bounded() -> None:
@@ -182,6 +188,37 @@ def test_a_time_that_is_none_is_kept_as_unusable(text: str) -> None:
     assert "X-Shopify-Triggered-At" in found["reason"]
 
 
+@pytest.mark.parametrize(
+    ("topic", "body", "said_at"),
+    [
+        ("products/update", PRODUCT, "2026-03-01T15:00:00+00:00"),
+        ("products/update", {**PRODUCT, "updated_at": "2026-03-02T12:10:01Z"}, None),  # it cannot be
+        ("products/update", {**PRODUCT, "updated_at": "yesterday"}, None),
+        ("products/delete", {"id": 1}, None),
+        ("app/uninstalled", LIFECYCLE_BODIES["app/uninstalled"], "2026-03-01T15:00:00+00:00"),
+        ("shop/redact", LIFECYCLE_BODIES["shop/redact"], None),
+    ],
+)
+def test_field_13_the_time_in_the_signed_body_is_kept(topic: str, body: Any, said_at: str | None) -> None:
+    assert made(topic, body)["said_at"] == said_at
+
+
+@pytest.mark.parametrize("at", [None, "", "2026-03-02T12:10:01Z", 5])
+def test_field_13_uninstalling_without_a_time_of_its_own_is_unusable(at: Any) -> None:
+    found = made("app/uninstalled", LIFECYCLE_BODIES["app/uninstalled"] | {"updated_at": at})
+    assert (found["state"], found["said_at"], found["body_base64"]) == ("unusable", None, None)
+    assert "updated_at" in found["reason"]
+
+
+@pytest.mark.parametrize("topic", [*BODIES, *LIFECYCLE_BODIES])
+def test_field_15_a_test_delivery_is_kept_with_a_note(topic: str) -> None:
+    body = {**BODIES, **LIFECYCLE_BODIES}[topic]
+    found = made(topic, body, test="true")
+    assert (found["state"], found["said_at"]) == ("unusable", None)
+    assert found["reason"].startswith("a test delivery")
+    assert made(topic, body, test="false")["state"] != "unusable"
+
+
 # Shape
 
 
@@ -208,6 +245,8 @@ def test_a_time_that_is_none_is_kept_as_unusable(text: str) -> None:
         ("inventory_levels/update", PRODUCT, "inventory_item_id"),
         ("inventory_levels/update", {"inventory_item_id": 1}, "location_id"),
         ("inventory_levels/update", {"inventory_item_id": "1", "location_id": 1}, "inventory_item_id"),
+        ("inventory_levels/disconnect", LEVEL, "nothing else"),
+        ("inventory_levels/disconnect", {"inventory_item_id": 1}, "location_id"),
         ("products/delete", [1], "not a JSON object"),
         ("products/delete", b"null", "not a JSON object"),
         ("products/delete", b"", "not JSON"),

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -79,8 +80,10 @@ def test_f01_fifty_copies_at_once_make_one_row(buffer: MemoryBuffer) -> None:
 
 
 def test_a_delivery_without_webhook_id_is_kept_once(buffer: MemoryBuffer) -> None:
-    app = make_app(buffer)
-    statuses = [deliver(app, "products/update", PRODUCT, webhook_id=None).json() for _ in range(2)]
+    app, at = make_app(buffer), datetime.now(UTC).isoformat()
+    statuses = [
+        deliver(app, "products/update", PRODUCT, webhook_id=None, triggered_at=at).json() for _ in range(2)
+    ]
     assert statuses == [{"status": "accepted"}, {"status": "duplicate"}]
 
 
@@ -95,9 +98,11 @@ def test_a_signed_body_that_is_not_usable_is_kept_and_acknowledged(buffer: Memor
 # Replay
 
 
-def test_f23_an_old_body_under_a_new_webhook_id_is_a_duplicate(buffer: MemoryBuffer) -> None:
-    app = make_app(buffer)
-    statuses = [deliver(app, "products/update", PRODUCT, webhook_id=name).json() for name in "ab"]
+def test_f23_a_body_of_the_same_time_under_a_new_webhook_id_is_a_duplicate(buffer: MemoryBuffer) -> None:
+    app, at = make_app(buffer), datetime.now(UTC).isoformat()
+    statuses = [
+        deliver(app, "products/update", PRODUCT, webhook_id=name, triggered_at=at).json() for name in "ab"
+    ]
     assert statuses[1] == {"status": "duplicate"}
 
 

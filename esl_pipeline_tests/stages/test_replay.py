@@ -2,7 +2,7 @@
 
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 
 from esl_pipeline.console import print_status
 from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.stages.redactions import judge_redactions
 from esl_pipeline_tests.world import SHOP, World, level, product, variant, when
 
 OTHER_SHOP = "other-shop.myshopify.com"
@@ -60,11 +61,12 @@ def test_f23_new_webhook_id(world: World) -> None:
     old = product(1, 1)
     world.settle(old)
     world.settle(product(1, 2, [variant(1, price="2.00")]))
-    assert kept(world, "products/update", old, id="new") == 0
-    # The same old content, written in other bytes (a body that never arrived): its version is old.
-    assert kept(world, "products/update", old | {"new_field": 1}, id="newer") == 1
+    assert kept(world, "products/update", old, id="new", at=when(1)) == 0
+    # The same old content, at another time (which nobody has signed) or in other bytes: its version is old.
+    assert kept(world, "products/update", old, id="newer") == 1
+    assert kept(world, "products/update", old | {"new_field": 1}, id="newest") == 1
     world.settle()
-    assert world.inbox() == ["done", "done", "superseded"]
+    assert world.inbox() == ["done", "done", "superseded", "superseded"]
     assert world.shown("C-1") == ["1.00", "2.00"]
 
 
@@ -176,7 +178,13 @@ def test_f23_a_copy_with_a_bad_time_does_not_stand_in_the_way_of_the_good_one(wo
     assert kept(world, "products/update", body, id=id) == 1
     assert kept(world, "products/update", body, id=id) == 0
     world.settle()
-    assert (states(world), world.prices(), counted(world)) == ([("done", None)], {"C-1": "1.00"}, {SHOP: 0})
+    # Under its id the good one takes its place, else it has one of its own.
+    bad = ["unusable"] if id == "other" else []
+    assert (world.inbox(), world.prices(), counted(world)) == (
+        [*bad, "done"],
+        {"C-1": "1.00"},
+        {SHOP: len(bad)},
+    )
     # And a bad copy after it is a duplicate.
     assert kept(world, "products/update", body, at="2020-01-01T00:00:00Z", id="late") == 0
 
@@ -188,26 +196,173 @@ def left(shop: str = SHOP) -> dict[str, Any]:
     return {"shop_id": 1, "shop_domain": shop}
 
 
+def goodbye(at: datetime | None = None, shop: str = SHOP) -> dict[str, Any]:
+    """The body of app/uninstalled, of this time."""
+    said_at = (at or datetime.now(UTC)).isoformat(timespec="seconds")
+    return {"id": 1, "email": "x", "myshopify_domain": shop, "updated_at": said_at}
+
+
+def active(world: World) -> dict[str, bool]:
+    return {m["hipoink_store_code"]: m["is_active"] for m in world.buffer.mapping_list()}
+
+
+def keep_house(world: World, token_works: bool | None = False, **options: Any) -> dict[str, Any]:
+    """What the housekeeping run does about shops that have left."""
+    judged = judge_redactions(world.buffer, lambda _shop: token_works)
+    while world.buffer.housekeep(keep_bodies_days=30, **options)["more"]:
+        pass
+    return judged
+
+
+def shown_status(world: World) -> str:
+    shown = Console(file=io.StringIO(), record=True, width=200)
+    print_status(shown, world.buffer.status())
+    return shown.export_text()
+
+
 def test_s11_uninstalling_stops_pushes_at_once(world: World) -> None:
     world.map()
     world.map(store="S3")
     world.map(OTHER_SHOP, OTHER_STORE)
     world.settle(product(1))
-    assert kept(world, "app/uninstalled", {"id": 1, "email": "x", "myshopify_domain": SHOP}) == 1
+    body = goodbye()
+    assert kept(world, "app/uninstalled", body) == 1
     before = world.calls()
     world.update(product(1, 2, [variant(1, price="2.00")]))
     world.update(product(2), shop=OTHER_SHOP)
     world.settle()
     assert world.calls() == before + 1  # the other shop's
-    active = {m["hipoink_store_code"]: m["is_active"] for m in world.buffer.mapping_list()}
-    assert active == {"S1": False, "S3": False, OTHER_STORE: True}
+    assert active(world) == {"S1": False, "S3": False, OTHER_STORE: True}
     # A replay after the shop has come back does not stop it again.
     for mapping in world.buffer.mapping_list():
         world.buffer.mapping_update(mapping["id"], {"is_active": True})
-    replay = {"id": 1, "email": "x", "myshopify_domain": SHOP}
-    assert kept(world, "app/uninstalled", replay, id="replay") == 0
+    world.sql("update esl.store_mappings set activated_at = activated_at + interval '1 s'")
+    assert kept(world, "app/uninstalled", body, id="replay") == 1
     world.settle()
     assert world.prices() == {"C-1": "2.00"}
+    assert active(world) == {"S1": True, "S3": True, OTHER_STORE: True}
+
+
+def test_field_13_uninstalling_that_comes_late_is_void(world: World) -> None:
+    """Triggered 40 s before the shop's newest webhook, which is not even read yet."""
+    world.map()
+    world.settle(product(1, 1))
+    newest = datetime.now(UTC)
+    world.update(product(1, 2, [variant(1, price="2.00")]) | {"updated_at": newest.isoformat()})
+    world.sql("update esl.store_mappings set activated_at = activated_at - interval '1 h'")
+    assert kept(world, "app/uninstalled", goodbye(newest - timedelta(seconds=40))) == 1
+    world.settle()
+    assert (active(world), world.prices()) == ({"S1": True}, {"C-1": "2.00"})
+    state, reason = states(world)[-1]
+    assert state == "superseded" and str(reason).startswith("void: ")
+    assert f"{newest:%Y-%m-%d %H:%M:%S}Z" in str(reason)  # what the shop has said since
+    # A read of the whole shop says as well that it is there.
+    world.sql(
+        "insert into esl.snapshots (id, source_system, source_store_id, state, as_of)"
+        " values (gen_random_uuid(), 'shopify', %s, 'finished', now() + interval '1 min')",
+        SHOP,
+    )
+    assert kept(world, "app/uninstalled", goodbye(newest + timedelta(seconds=5)), id="later") == 1
+    assert active(world) == {"S1": True}
+
+
+def test_field_13_uninstalling_of_before_the_last_activation_is_void_and_a_second_one_counts(
+    world: World,
+) -> None:
+    mapping = world.map()
+    first = goodbye()
+    assert kept(world, "app/uninstalled", first) == 1
+    assert active(world) == {"S1": False}
+    world.buffer.mapping_update(mapping, {"is_active": True})
+    world.sql("update esl.store_mappings set activated_at = now() + interval '2 s'")
+    assert kept(world, "app/uninstalled", first, id="again") == 1
+    assert active(world) == {"S1": True}
+    assert [state for state, _ in states(world)] == ["done", "superseded"]
+    assert "was activated at" in str(states(world)[1][1])
+    assert kept(world, "app/uninstalled", goodbye(datetime.now(UTC) + timedelta(seconds=3)), id="second") == 1
+    assert active(world) == {"S1": False}
+
+
+def test_field_13_what_a_message_switched_off_is_told_until_somebody_decides(world: World) -> None:
+    mapping = world.map()
+    at = datetime.now(UTC)
+    kept(world, "app/uninstalled", goodbye(at))
+    (store,) = world.buffer.status()["stores"]
+    assert store["switched_off"] == f"app/uninstalled of {at:%Y-%m-%d %H:%M:%S}Z"
+    assert f"store S1: switched off by {store['switched_off']}; nothing is pushed" in shown_status(world)
+    (change, _) = world.buffer.mapping_history()
+    assert (change["by"], change["new"]["is_active"]) == ("app/uninstalled", False)
+    for word in (True, False):
+        world.sql("update esl.store_mappings set switched_off = 'x'")
+        world.buffer.mapping_update(mapping, {"is_dry_run": word})
+        assert world.buffer.status()["stores"][0]["switched_off"] == "x"
+        world.buffer.mapping_update(mapping, {"is_active": word})
+        assert world.buffer.status()["stores"][0]["switched_off"] is None
+
+
+def erased(world: World) -> bool:
+    """Whether nothing is left of the shop's products."""
+    return world.sql("select from esl.products where source_store_id = %s", SHOP) == []
+
+
+REDACTIONS: dict[str, tuple[bool | None, bool, str | None]] = {
+    "all says that it has left": (False, True, None),
+    "its token works": (True, False, "still takes our Admin token"),
+    "its token cannot be tried now": (None, False, None),
+    "it is active": (False, False, "has said something"),
+    "it is active, and was silent for a week": (False, False, None),
+    "it was activated after it": (False, False, "activated after"),
+    "it has said something since": (False, False, "has said something"),
+    "nobody uninstalled, it spoke yesterday": (False, False, "has said something"),
+    "nobody uninstalled, it spoke last week": (False, True, None),
+}
+
+
+@pytest.mark.parametrize("case", REDACTIONS)
+def test_field_13_a_shop_is_erased_only_when_all_says_that_it_has_left(world: World, case: str) -> None:
+    token_works, goes, words = REDACTIONS[case]
+    mapping = world.map()
+    world.settle(product(1))
+    if case.endswith("week"):
+        world.sql("update esl.webhook_inbox set said_at = said_at - interval '7 d'")
+    if case.startswith("nobody"):
+        world.buffer.mapping_update(mapping, {"is_active": False})
+    elif not case.startswith("it is active"):
+        kept(world, "app/uninstalled", goodbye())
+    assert kept(world, "shop/redact", left()) == 1
+    if case == "it was activated after it":
+        world.buffer.mapping_update(mapping, {"is_active": True})
+        world.buffer.mapping_update(mapping, {"is_active": False})
+    if case == "it has said something since":
+        said = datetime.now(UTC) + timedelta(seconds=2)
+        world.update(product(2) | {"updated_at": said.isoformat()})
+    judged = keep_house(world, token_works)
+    assert erased(world) is goes
+    assert judged["confirmed"] == goes
+    (row,) = world.sql("select * from esl.webhook_inbox where topic = 'shop/redact'")
+    assert (row["state"] == "superseded") is (words is not None)
+    assert words is None or words in row["reason"]
+    (order,) = world.sql("select * from esl.redactions")
+    assert (order["finished_at"] is not None) is (goes or words is not None)
+    if (
+        case.startswith("it is active") and words is None
+    ):  # its order waits: a person may find that it has left
+        world.buffer.mapping_update(mapping, {"is_active": False})
+        keep_house(world)
+        assert erased(world)
+
+
+def test_field_13_a_shop_that_comes_back_while_it_is_erased_stays(world: World) -> None:
+    mapping = world.map()
+    world.settle(product(1), product(2))
+    kept(world, "app/uninstalled", goodbye())
+    kept(world, "shop/redact", left())
+    judge_redactions(world.buffer, lambda _shop: False)
+    world.buffer.mapping_update(mapping, {"is_active": True})
+    assert world.buffer.housekeep(keep_bodies_days=30) == {"bodies": 0, "redacted": 0, "more": False}
+    keep_house(world)
+    (order,) = world.sql("select void from esl.redactions")
+    assert "activated after" in order["void"] and not erased(world)
 
 
 KEPT_TABLES = {
@@ -264,18 +419,20 @@ def test_s11_redacting_deletes_the_shops_rows_and_nobody_elses(world: World) -> 
     )
     assert rows_of(world, SHOP, mine) == everything
 
+    assert kept(world, "app/uninstalled", goodbye()) == 1
     assert kept(world, "shop/redact", left()) == 1
     world.update(product(1, 9))  # a late one, while it waits
+    assert judge_redactions(world.buffer, lambda _shop: False) == {"confirmed": 1, "void": 0, "undecided": 0}
     removed, calls = 0, 0
     while (done := world.buffer.housekeep(keep_bodies_days=30, limit=3))["more"] or not calls:
         removed, calls = removed + done["redacted"], calls + 1
     assert calls > 3
     found = rows_of(world, SHOP, mine)
     assert set(found) == KEPT_TABLES | {"webhook_inbox"}
-    assert found["webhook_inbox"] == 1  # the redaction itself, without a body
-    assert world.sql("select body from esl.webhook_inbox where source_store_id = %s", SHOP) == [
-        {"body": None}
-    ]
+    # The two that ended the relation, without their bodies.
+    assert found["webhook_inbox"] == 2
+    bodies = world.sql("select body from esl.webhook_inbox where source_store_id = %s", SHOP)
+    assert bodies == [{"body": None}] * 2
     assert {name: found[name] for name in ("hipoink_products", "sync_log", "price_history")} == {
         name: everything[name] for name in ("hipoink_products", "sync_log", "price_history")
     }
@@ -287,21 +444,23 @@ def test_s11_redacting_deletes_the_shops_rows_and_nobody_elses(world: World) -> 
     (redaction,) = world.sql("select * from esl.redactions")
     assert redaction["finished_at"] is not None and redaction["removed"] == removed
 
-    # The body of every redaction is the same: while the shop is alive again it is a replay, after that a new one.
+    # The body of every redaction is the same: after the shop has come back it is an order that must be judged anew.
     world.buffer.mapping_update(mine, {"is_active": True})
+    assert kept(world, "shop/redact", left(), id="replay") == 1
+    keep_house(world)
+    assert world.sql("select finished_at from esl.redactions order by id")[1]["finished_at"] is None
     assert kept(world, "shop/redact", left(), id="replay") == 0
-    world.buffer.mapping_update(mine, {"is_active": False})
-    assert kept(world, "shop/redact", left(), id="again") == 1
-    assert kept(world, "shop/redact", left(), id="again") == 0
-    assert len(world.sql("select * from esl.redactions")) == 2
 
 
 def test_s11_a_redaction_of_a_shop_that_was_never_mapped_deletes_its_waiting_bodies(world: World) -> None:
     world.update(product(1))
     assert kept(world, "shop/redact", left()) == 1
-    while world.buffer.housekeep(keep_bodies_days=30, limit=100)["more"]:
-        pass
-    assert [row["topic"] for row in world.sql("select topic from esl.webhook_inbox")] == ["shop/redact"]
+    keep_house(world)
+    assert len(world.inbox()) == 2  # it spoke three hours ago
+    world.sql("update esl.webhook_inbox set said_at = said_at - interval '2 d'")
+    assert kept(world, "shop/redact", left(), id="again") == 1
+    keep_house(world)
+    assert {row["topic"] for row in world.sql("select topic from esl.webhook_inbox")} == {"shop/redact"}
 
 
 # How long bodies are kept
@@ -319,7 +478,7 @@ def test_s12_bodies_of_finished_deliveries_go_and_their_hashes_stay(world: World
     assert world.buffer.housekeep(keep_bodies_days=30, limit=9) == {"bodies": 1, "redacted": 0, "more": False}
     bodies = world.sql("select body is not null as here from esl.webhook_inbox order by id")
     assert [row["here"] for row in bodies] == [False, False, True, True]
-    assert kept(world, "products/update", body, id="again") == 0
+    assert kept(world, "products/update", body, id="again", at=when(1)) == 0
     (place,) = world.buffer.trace("C-1")
     assert len(place["deliveries"]) == 1
     world.map(OTHER_SHOP, OTHER_STORE)
@@ -337,6 +496,6 @@ def test_s12_a_dead_delivery_without_its_body_stays_dead_and_a_new_copy_of_an_un
     world.sql("update esl.webhook_inbox set finished_at = now() - interval '31 d'")
     assert world.buffer.housekeep(keep_bodies_days=30)["bodies"] == 2
     assert world.buffer.redrive() == {"labels": 0, "deliveries": 0}
-    assert kept(world, "products/update", product(2), id="good") == 1
+    assert kept(world, "products/update", product(2), id="old") == 1
     world.settle()
     assert (world.inbox(), list(world.prices())) == (["dead", "done"], ["C-2"])

@@ -1,15 +1,119 @@
 -- What is not kept for ever: webhook bodies, and everything of a shop that has left.
 
--- A shop has uninstalled the app: nothing of it is pushed any more. With p_redact it has also asked to be forgotten.
-create or replace function esl.shop_left(p_system text, p_shop text, p_redact boolean) returns void
+-- The newest time that a shop's own words are of: those of its signed bodies, and a whole read of it. Null: none is known.
+create or replace function esl.last_said(p_system text, p_shop text) returns timestamptz
+language sql stable set search_path = '' as $$
+    select greatest(
+        (select max(i.said_at) from esl.webhook_inbox i
+         where i.source_store_id = p_shop and i.source_system = p_system and i.said_at is not null
+           and i.topic <> 'app/uninstalled'),
+        (select max(s.as_of) from esl.snapshots s
+         where s.source_store_id = p_shop and s.source_system = p_system and s.state = 'finished'))
+$$;
+
+create or replace function esl.utc(p_at timestamptz) returns text
+language sql stable set search_path = '' as $$
+    select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
+$$;
+
+-- A shop says that it has left (p_topic), in the delivery p_id. Uninstalling has a time of its own, the signed p_said_at,
+-- and switches the shop's mappings off unless the shop has said something since, or the mapping was activated after it: a
+-- message may come late, or again. An order to erase has no time of its own: see esl_redaction_list.
+create or replace function esl.shop_left(p_id bigint, p_system text, p_shop text, p_topic text, p_said_at timestamptz)
+returns void
 language plpgsql set search_path = '' as $$
+declare v_void text; v_mapping uuid; v_said timestamptz; v_activated timestamptz;
 begin
-    perform public.esl_mapping_update(jsonb_build_object('id', m.id, 'is_active', false))
-    from esl.store_mappings m
-    where m.source_system = p_system and m.source_store_id = p_shop and m.is_active;
-    if p_redact then
-        insert into esl.redactions (source_system, source_store_id) values (p_system, p_shop);
+    if p_topic = 'shop/redact' then
+        insert into esl.redactions (source_system, source_store_id, inbox_id) values (p_system, p_shop, p_id);
+        return;
     end if;
+    v_said := esl.last_said(p_system, p_shop);
+    select max(m.activated_at) into v_activated from esl.store_mappings m
+    where m.source_system = p_system and m.source_store_id = p_shop and m.is_active;
+    if p_said_at is null then
+        v_void := 'void: it has no time of its own';
+    elsif v_said > p_said_at then
+        v_void := format('void: of %s, and the shop has said something of %s', esl.utc(p_said_at), esl.utc(v_said));
+    elsif date_trunc('second', v_activated) > p_said_at then
+        v_void := format('void: of %s, and its mapping was activated at %s', esl.utc(p_said_at), esl.utc(v_activated));
+    else
+        for v_mapping in
+            select m.id from esl.store_mappings m
+            where m.source_system = p_system and m.source_store_id = p_shop and m.is_active
+        loop
+            perform public.esl_mapping_update(jsonb_build_object('id', v_mapping, 'is_active', false, 'by', p_topic));
+            update esl.store_mappings set switched_off = format('%s of %s', p_topic, esl.utc(p_said_at)) where id = v_mapping;
+        end loop;
+    end if;
+    update esl.webhook_inbox set state = 'superseded', reason = v_void where id = p_id and v_void is not null;
+end $$;
+
+-- What speaks against an order to erase a shop, or null: the shop was activated after it, or has said something after it
+-- uninstalled the app. Where that is not known: in the 48 h before the order, for Shopify sends it no earlier.
+create or replace function esl.redaction_void(r esl.redactions) returns text
+language sql stable set search_path = '' as $$
+    select case
+        when exists (select from esl.store_mappings m
+                     where m.source_system = r.source_system and m.source_store_id = r.source_store_id
+                       and m.activated_at > r.requested_at)
+            then 'void: a mapping of the shop was activated after it'
+        when said.last > coalesce(said.goodbye, r.requested_at - interval '48 hours')
+            then format('void: the shop has said something of %s, after it left', esl.utc(said.last)) end
+    from (select esl.last_said(r.source_system, r.source_store_id) as last,
+                 (select max(i.said_at) from esl.webhook_inbox i
+                  where i.source_store_id = r.source_store_id and i.source_system = r.source_system
+                    and i.topic = 'app/uninstalled' and i.state = 'done') as goodbye) said
+$$;
+
+create or replace function esl.redaction_close(p_id bigint, p_void text) returns void
+language sql volatile set search_path = '' as $$
+    with closed as (
+        update esl.redactions set void = p_void, finished_at = clock_timestamp()
+        where id = p_id and finished_at is null returning inbox_id
+    )
+    update esl.webhook_inbox i set state = 'superseded', reason = p_void from closed c where i.id = c.inbox_id
+$$;
+
+-- {} -> {redactions: [{id, source_system, source_store_id, requested_at}]}: orders to erase a shop that wait for the answer
+-- of esl_redaction_decide. Void ones are closed with their reason; while a mapping of the shop is active, its order waits.
+create or replace function public.esl_redaction_list(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+    perform esl.redaction_close(r.id, esl.redaction_void(r)) from esl.redactions r
+    where r.finished_at is null and esl.redaction_void(r) is not null;
+    return (select jsonb_build_object('redactions', coalesce(jsonb_agg(jsonb_build_object(
+                'id', r.id, 'source_system', r.source_system, 'source_store_id', r.source_store_id,
+                'requested_at', r.requested_at) order by r.id), '[]'))
+            from esl.redactions r
+            where r.finished_at is null and r.confirmed_at is null and not esl.is_active(r));
+end $$;
+
+create or replace function esl.is_active(r esl.redactions) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from esl.store_mappings m
+                   where m.source_system = r.source_system and m.source_store_id = r.source_store_id and m.is_active)
+$$;
+
+-- Whether a shop may be erased now.
+create or replace function esl.may_redact(r esl.redactions) returns boolean
+language sql stable set search_path = '' as $$
+    select r.finished_at is null and r.confirmed_at is not null and not esl.is_active(r) and esl.redaction_void(r) is null
+$$;
+
+-- {id, token_works} -> {confirmed}: whether the shop still takes our Admin token (false too where there is none). If it does,
+-- the shop has not left, and the order is void.
+create or replace function public.esl_redaction_decide(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+    if (p ->> 'token_works')::boolean then
+        perform esl.redaction_close((p ->> 'id')::bigint, 'void: the shop still takes our Admin token');
+    else
+        update esl.redactions r set confirmed_at = coalesce(r.confirmed_at, clock_timestamp())
+        where r.id = (p ->> 'id')::bigint and r.finished_at is null and not esl.is_active(r);
+    end if;
+    return (select jsonb_build_object('confirmed', coalesce(bool_or(r.confirmed_at is not null), false))
+            from esl.redactions r where r.id = (p ->> 'id')::bigint);
 end $$;
 
 -- Deletes up to p_limit rows per table of what a shop has told us, and what was made of it; how many went. What stays
@@ -36,6 +140,7 @@ begin
         v_all := v_all + v_rows;
     end loop;
     delete from esl.snapshot_variants n where not exists (select from esl.snapshots s where s.id = n.snapshot_id);
+    delete from esl.snapshot_levels n where not exists (select from esl.snapshots s where s.id = n.snapshot_id);
 
     -- A label that still hangs keeps a row without content, so that it can leave if the mapping is ever used again.
     update esl.labels l
@@ -59,7 +164,8 @@ begin
 end $$;
 
 -- {keep_bodies_days, limit} -> {bodies, redacted, more}: one batch; call again while more. Nulls the bodies of finished
--- deliveries (their hashes stay, so that copies are still known) and deletes what shops have asked to be forgotten.
+-- deliveries (their hashes stay, so that copies are still known) and deletes what shops have asked to be forgotten, once
+-- that is confirmed (esl_redaction_decide) and for as long as nothing speaks against it.
 create or replace function public.esl_housekeep(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
 declare r esl.redactions; v_bodies int; v_rows int := 0; v_limit int := (p ->> 'limit')::int;
@@ -71,7 +177,8 @@ begin
         order by finished_at limit v_limit for update skip locked);
     get diagnostics v_bodies = row_count;
 
-    select * into r from esl.redactions where finished_at is null order by id limit 1 for update skip locked;
+    select * into r from esl.redactions o
+    where o.finished_at is null and esl.may_redact(o) order by o.id limit 1 for update skip locked;
     if found then
         v_rows := esl.redact(r.source_system, r.source_store_id, v_limit);
         update esl.redactions
@@ -79,5 +186,6 @@ begin
         where id = r.id;
     end if;
     return jsonb_build_object('bodies', v_bodies, 'redacted', v_rows, 'more',
-        v_bodies = v_limit or (r.id is not null and exists (select from esl.redactions where finished_at is null)));
+        v_bodies = v_limit or (r.id is not null and exists (
+            select from esl.redactions o where o.finished_at is null and esl.may_redact(o))));
 end $$;

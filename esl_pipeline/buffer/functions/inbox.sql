@@ -1,25 +1,30 @@
 -- The inbox: one insert per delivery, leased claims, completion.
 
 -- {deliveries: [...]} -> {received, inserted}. A delivery that is already there is not an error.
--- A copy that was kept as unusable only because of its unsigned headers gives way to a good one of the same body.
--- shop/redact has the same body each time: it counts again when the shop has left again. The deliveries that say that
--- a shop has left come without their body and take effect here, in the same transaction.
+-- A copy has the webhook id of another delivery, or its body and trigger time. One that was kept as unusable only because of
+-- its unsigned headers gives way to a good copy; of a body that is there already, none is kept as unusable.
+-- said_at: the time in the signed body. The deliveries that say that a shop has left come without their body and take effect
+-- here, in the same transaction (see esl.shop_left).
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
-declare v_added jsonb; v_again jsonb := '[]';
+declare v_added jsonb; v_again jsonb := '[]'; v_order record;
 begin
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
-                                       api_version, order_key, body, body_sha256, state, reason, finished_at)
+                                       api_version, order_key, said_at, body, body_sha256, state, reason, finished_at)
         select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
-               d.api_version, d.order_key, decode(d.body_base64, 'base64'), d.body_sha256, d.state, d.reason,
+               d.api_version, d.order_key, d.said_at, decode(d.body_base64, 'base64'), d.body_sha256, d.state, d.reason,
                case when d.state <> 'ready' then now() end
         from jsonb_to_recordset(p -> 'deliveries') as d (
             source_system text, source_store_id text, topic text, webhook_id text, event_id text,
-            triggered_at timestamptz, api_version text, order_key text, body_base64 text, body_sha256 text,
-            state text, reason text)
+            triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
+            body_sha256 text, state text, reason text)
+        where d.state <> 'unusable' or not exists (
+            select from esl.webhook_inbox i
+            where i.body_sha256 = d.body_sha256 and i.topic = d.topic and i.source_store_id = d.source_store_id
+              and i.source_system = d.source_system)
         on conflict do nothing
-        returning source_system, source_store_id, topic, state
+        returning id, source_system, source_store_id, topic, state, said_at
     )
     select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_added from added a;
 
@@ -27,32 +32,34 @@ begin
         with again as (
             update esl.webhook_inbox i
             set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version,
-                order_key = d.order_key, body = decode(d.body_base64, 'base64'), received_at = now(),
+                order_key = d.order_key, said_at = d.said_at, body = decode(d.body_base64, 'base64'), received_at = now(),
                 state = d.state, reason = d.reason, attempts = 0,
                 finished_at = case when d.state <> 'ready' then now() end
             from jsonb_to_recordset(p -> 'deliveries') as d (
-                source_system text, source_store_id text, topic text, event_id text, triggered_at timestamptz,
-                api_version text, order_key text, body_base64 text, body_sha256 text, state text, reason text)
+                source_system text, source_store_id text, topic text, webhook_id text, event_id text,
+                triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
+                body_sha256 text, state text, reason text)
             where i.source_system = d.source_system and i.source_store_id = d.source_store_id
               and i.topic = d.topic and i.body_sha256 = d.body_sha256
-              and (i.state = 'unusable' or i.topic = 'shop/redact')
-              and ((i.state = 'unusable' and d.state <> 'unusable')
-                   or (i.state = 'done' and d.state = 'done' and i.topic = 'shop/redact'
-                       and exists (select from esl.redactions r where r.finished_at > i.received_at
-                                   and r.source_system = i.source_system and r.source_store_id = i.source_store_id)
-                       and not exists (select from esl.store_mappings m where m.is_active
-                                       and m.source_system = i.source_system
-                                       and m.source_store_id = i.source_store_id)))
-            returning i.source_system, i.source_store_id, i.topic, i.state
+              and i.state = 'unusable' and d.state <> 'unusable'
+              and (i.webhook_id = d.webhook_id or i.triggered_at is not distinct from d.triggered_at)
+              and not exists (
+                  select from esl.webhook_inbox o
+                  where o.body_sha256 = d.body_sha256 and o.topic = d.topic and o.source_store_id = d.source_store_id
+                    and o.source_system = d.source_system and o.triggered_at is not distinct from d.triggered_at
+                    and o.id <> i.id)
+            returning i.id, i.source_system, i.source_store_id, i.topic, i.state, i.said_at
         )
         select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_again from again a;
     end if;
 
-    perform esl.shop_left(l.source_system, l.source_store_id, bool_or(l.topic = 'shop/redact'))
-    from jsonb_to_recordset(v_added || v_again) as l (
-        source_system text, source_store_id text, topic text, state text)
-    where l.topic in ('app/uninstalled', 'shop/redact') and l.state = 'done'
-    group by l.source_system, l.source_store_id;
+    for v_order in
+        select * from jsonb_to_recordset(v_added || v_again) as l (
+            id bigint, source_system text, source_store_id text, topic text, state text, said_at timestamptz)
+        where l.topic in ('app/uninstalled', 'shop/redact') and l.state = 'done' order by l.id
+    loop
+        perform esl.shop_left(v_order.id, v_order.source_system, v_order.source_store_id, v_order.topic, v_order.said_at);
+    end loop;
 
     return jsonb_build_object('received', jsonb_array_length(p -> 'deliveries'),
                               'inserted', jsonb_array_length(v_added || v_again));

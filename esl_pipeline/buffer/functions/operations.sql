@@ -26,6 +26,7 @@ end $$;
 -- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?, by?} -> the mapping,
 -- or null. Another store: its labels are written there, then removed from the one before (see esl.guard).
 -- Another shop: the labels of the one before leave the store.
+-- Whoever says is_active ends the alarm that a message had switched it off.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings; v_before esl.store_mappings; v_stores text[]; v_codes text[];
@@ -37,6 +38,9 @@ begin
         source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
         hipoink_store_code = coalesce(p ->> 'hipoink_store_code', hipoink_store_code),
         is_active = coalesce((p ->> 'is_active')::boolean, is_active),
+        activated_at = case when (p ->> 'is_active')::boolean and not is_active or p ->> 'source_store_id' <> source_store_id
+                            then clock_timestamp() else activated_at end,
+        switched_off = case when p ->> 'is_active' is null then switched_off end,
         is_dry_run = coalesce((p ->> 'is_dry_run')::boolean, is_dry_run),
         settings = coalesce(p -> 'settings', settings),
         updated_at = now()
@@ -135,6 +139,7 @@ language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object(
         'stores', (select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
             select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active,
+                m.activated_at, m.switched_off,
                 (select count(*) from esl.hipoink_products s where s.mapping_id = m.id) as on_labels,
                 (select count(*) from esl.labels l
                  where l.mapping_id = m.id and (l.state = 'held' or l.collides)) as held_back,

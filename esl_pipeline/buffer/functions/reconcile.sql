@@ -13,6 +13,8 @@ begin
           and source_store_id = p #>> '{shop,source_store_id}';
         delete from esl.snapshot_variants v
         where not exists (select from esl.snapshots s where s.id = v.snapshot_id and s.state = 'open');
+        delete from esl.snapshot_levels v
+        where not exists (select from esl.snapshots s where s.id = v.snapshot_id and s.state = 'open');
         insert into esl.snapshots (id, source_system, source_store_id, run_id)
         values ((p ->> 'snapshot_id')::uuid, p #>> '{shop,source_system}', p #>> '{shop,source_store_id}',
                 p ->> 'run_id');
@@ -20,7 +22,7 @@ begin
     return jsonb_build_object('snapshot_id', p ->> 'snapshot_id');
 end $$;
 
--- {snapshot_id, as_of, products, variants, levels, details, shops: as for esl_variants_merge}
+-- {snapshot_id, products, variants, levels, details, shops: as for esl_variants_merge}
 -- -> {open, changed, unchanged, newer}; open false: the snapshot has been overtaken, nothing was done.
 -- Merges what differs and notes what was read. What is stored already, or something newer, is left out before
 -- esl_variants_merge: an unchanged variant writes nothing at all. A product's version is stored when it is newer
@@ -43,7 +45,8 @@ begin
         select e ->> 'variant_id' as variant_id, e ->> 'product_id' as product_id,
                case when r.revived then e || jsonb_build_object(
                    'version_at', greatest(v.version_at, (e ->> 'version_at')::timestamptz)) else e end as variant,
-               coalesce(o.content_hash = e ->> 'content_hash' and not o.removed, false) as is_same,
+               coalesce(not o.removed and esl.unsaid(e, o) = o.unsaid
+                        and esl.content(n) is not distinct from esl.content(o), false) as is_same,
                not r.revived and coalesce((v.version_at, v.triggered_at, v.body_sha256)
                    > ((e ->> 'version_at')::timestamptz, (e ->> 'triggered_at')::timestamptz, e ->> 'body_sha256'),
                    false) as is_older
@@ -55,6 +58,7 @@ begin
           on v.product_id = e ->> 'product_id' and v.source_store_id = e ->> 'source_store_id'
          and v.source_system = e ->> 'source_system'
         cross join lateral (select esl.is_revived(v, e) as revived) r
+        cross join lateral jsonb_populate_record(o, e) n
     )
     select jsonb_agg(variant) filter (where not is_same and not is_older),
            coalesce(array_agg(product_id) filter (where not is_same and not is_older), '{}'),
@@ -73,20 +77,22 @@ begin
      and v.source_system = e ->> 'source_system'
     where e ->> 'product_id' = any (v_changed) or (e ->> 'version_at')::timestamptz > v.version_at;
 
-    -- Shopify's times are of whole seconds: of two changes within one, the webhook that came first may stand. The read,
-    -- which began later, knows better; the microsecond makes its level the newer one.
+    -- An unchanged level is written for a newer time only. A tombstone has no time that Shopify signed, or none at all: a
+    -- read that began later and finds the level knows better.
     select jsonb_agg(to_jsonb(d) || jsonb_build_object(
-               'updated_at', greatest(d.updated_at, l.updated_at + interval '1 microsecond')))
+               'updated_at', case when l.gone then greatest(d.updated_at, l.updated_at) else d.updated_at end))
     into v_levels
     from jsonb_to_recordset(p -> 'levels') as d (
         source_system text, source_store_id text, inventory_item_id text, location_id text, available bigint,
-        updated_at timestamptz)
+        updated_at timestamptz, triggered_at timestamptz, body_sha256 text)
     left join esl.inventory_levels l
       on l.inventory_item_id = d.inventory_item_id and l.location_id = d.location_id
      and l.source_store_id = d.source_store_id and l.source_system = d.source_system
-    where l.inventory_item_id is null or d.updated_at > l.updated_at
-       or (l.available is distinct from d.available and d.updated_at >= date_trunc('second', l.updated_at)
-           and l.updated_at < (p ->> 'as_of')::timestamptz);
+    where l.inventory_item_id is null
+       or (l.gone and d.triggered_at > l.triggered_at)
+       or (not l.gone and (d.updated_at > l.updated_at or (
+           l.available is distinct from d.available and d.updated_at = l.updated_at
+           and (d.triggered_at, d.body_sha256) > (l.triggered_at, l.body_sha256))));
 
     -- Details have no version of their own; those of an older variant only serve where there are none.
     select jsonb_agg(to_jsonb(d)) into v_details
@@ -111,6 +117,11 @@ begin
     on conflict do nothing;
     get diagnostics v_noted = row_count;
     update esl.snapshots set seen = seen + v_noted where id = v_id and v_noted > 0;
+    insert into esl.snapshot_levels (inventory_item_id, location_id, snapshot_id)
+    select e ->> 'inventory_item_id', e ->> 'location_id', v_id from jsonb_array_elements(p -> 'levels') e
+    on conflict do nothing;
+    get diagnostics v_noted = row_count;
+    update esl.snapshots set levels_seen = levels_seen + v_noted where id = v_id and v_noted > 0;
 
     return jsonb_build_object('open', true, 'changed', v_written, 'unchanged', v_unchanged,
         'newer', cardinality(v_newer) + jsonb_array_length(coalesce(v_variants, '[]')) - v_written);
@@ -123,27 +134,33 @@ language sql stable as $$  -- without a search_path of its own, so that it is in
     select coalesce(v.deleted and v.body_sha256 = '' and v.version_at < (p_read ->> 'triggered_at')::timestamptz, false)
 $$;
 
--- {snapshot_id, as_of, counts} -> {finished, removed, reason}: everything was read, so what was not there is gone.
--- Only what is older than the read: a variant that changed since may have been made since. A product without any
--- variant left becomes a tombstone (body_sha256 ''), so that a late webhook does not revive it.
+-- {snapshot_id, as_of, stock_as_of, counts} -> {finished, removed, levels_gone, reason}: everything was read, so what was
+-- not there is gone, in every table that a snapshot fills: variants with their details, and levels where the stock was read
+-- (stock_as_of: when that began; null: nothing is concluded about stock). Only what is older than the read: a variant that
+-- changed since may have been made since. A product without any variant left becomes a tombstone (body_sha256 ''), so that a
+-- late webhook does not revive it, and so does each level.
 create or replace function public.esl_snapshot_finish(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s'
 set plan_cache_mode = force_custom_plan as $$
 declare
-    s esl.snapshots; v_as_of timestamptz := (p ->> 'as_of')::timestamptz; v_products text[]; v_removed int;
+    s esl.snapshots; v_as_of timestamptz := (p ->> 'as_of')::timestamptz;
+    v_stock_as_of timestamptz := (p ->> 'stock_as_of')::timestamptz; v_products text[]; v_removed int; v_levels int;
     v_reason text;
 begin
     select * into s from esl.snapshots where id = (p ->> 'snapshot_id')::uuid for update;
     if s.state = 'finished' then
-        return jsonb_build_object('finished', true, 'removed', s.counts -> 'removed', 'reason', null);
-    elsif s.state = 'open' and s.seen <> (select count(*) from esl.snapshot_variants where snapshot_id = s.id) then
+        return jsonb_build_object('finished', true, 'removed', s.counts -> 'removed', 'levels_gone',
+                                  s.counts -> 'levels_gone', 'reason', null);
+    elsif s.state = 'open' and (s.seen, s.levels_seen) <> (
+            (select count(*) from esl.snapshot_variants where snapshot_id = s.id),
+            (select count(*) from esl.snapshot_levels where snapshot_id = s.id)) then
         v_reason := 'the database has lost its notes of what was read: it was restarted meanwhile';
         perform public.esl_snapshot_abandon(jsonb_build_object('snapshot_id', s.id, 'reason', v_reason));
     elsif s.state is distinct from 'open' then
         v_reason := coalesce(s.reason, 'there is no such snapshot');
     end if;
     if v_reason is not null then
-        return jsonb_build_object('finished', false, 'removed', 0, 'reason', v_reason);
+        return jsonb_build_object('finished', false, 'removed', 0, 'levels_gone', 0, 'reason', v_reason);
     end if;
 
     -- Locked first: a webhook that is being merged goes before or after all of this, never between.
@@ -182,12 +199,35 @@ begin
     where v.missing_variants > 0 and not v.deleted and v.triggered_at <= v_as_of
       and v.source_system = s.source_system and v.source_store_id = s.source_store_id;
 
+    delete from esl.variant_details x
+    where x.source_system = s.source_system and x.source_store_id = s.source_store_id
+      and not exists (select from esl.snapshot_variants n where n.variant_id = x.variant_id and n.snapshot_id = s.id)
+      and not exists (select from esl.products o where o.variant_id = x.variant_id and not o.removed
+                      and o.source_store_id = x.source_store_id and o.source_system = x.source_system);
+
+    with gone as (
+        update esl.inventory_levels l
+        set gone = true, available = null, updated_at = v_stock_as_of, triggered_at = v_stock_as_of, body_sha256 = ''
+        where l.source_system = s.source_system and l.source_store_id = s.source_store_id and not l.gone
+          and greatest(l.updated_at, l.triggered_at) < v_stock_as_of
+          and not exists (select from esl.snapshot_levels n
+                          where n.inventory_item_id = l.inventory_item_id and n.location_id = l.location_id
+                            and n.snapshot_id = s.id)
+        returning l.inventory_item_id
+    ), marked as (
+        update esl.products o set due = true, revision = nextval('esl.revision')
+        where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
+          and o.inventory_item_id in (select inventory_item_id from gone)
+    )
+    select count(*) into v_levels from gone;
+
     delete from esl.snapshot_variants where snapshot_id = s.id;
+    delete from esl.snapshot_levels where snapshot_id = s.id;
     update esl.snapshots
-    set state = 'finished', finished_at = clock_timestamp(), as_of = v_as_of,
-        counts = coalesce(p -> 'counts', '{}') || jsonb_build_object('removed', v_removed)
+    set state = 'finished', finished_at = clock_timestamp(), as_of = v_as_of, stock_as_of = v_stock_as_of,
+        counts = coalesce(p -> 'counts', '{}') || jsonb_build_object('removed', v_removed, 'levels_gone', v_levels)
     where id = s.id;
-    return jsonb_build_object('finished', true, 'removed', v_removed, 'reason', null);
+    return jsonb_build_object('finished', true, 'removed', v_removed, 'levels_gone', v_levels, 'reason', null);
 end $$;
 
 -- {snapshot_id, reason} -> {abandoned}: it was not read to its end, so nothing is concluded from it.
@@ -199,6 +239,7 @@ begin
     where id = v_id and state = 'open';
     v_abandoned := found;
     delete from esl.snapshot_variants where snapshot_id = v_id;
+    delete from esl.snapshot_levels where snapshot_id = v_id;
     return jsonb_build_object('abandoned', v_abandoned);
 end $$;
 
@@ -223,14 +264,21 @@ language sql volatile security definer set search_path = '' as $$
     ) select jsonb_build_object('at', at) from moved
 $$;
 
--- {shop, after?, limit} -> {products: [product ids]}: of whose variants webhooks told the names only, in order of id.
+-- {shop, after?, limit} -> {products: [product ids]}: of which webhooks did not tell all, in order of id: variants that were
+-- only named, or a body without any, or content that nobody has said yet.
 create or replace function public.esl_missing_variants(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object('products', coalesce(jsonb_agg(product_id order by product_id), '[]')) from (
-        select v.product_id from esl.product_versions v
-        where v.missing_variants > 0 and not v.deleted and v.product_id > coalesce(p ->> 'after', '')
-          and v.source_store_id = p #>> '{shop,source_store_id}' and v.source_system = p #>> '{shop,source_system}'
-        order by v.product_id limit (p ->> 'limit')::int) t
+        (select v.product_id from esl.product_versions v
+         where v.missing_variants > 0 and not v.deleted and v.product_id > coalesce(p ->> 'after', '')
+           and v.source_store_id = p #>> '{shop,source_store_id}' and v.source_system = p #>> '{shop,source_system}'
+         order by v.product_id limit (p ->> 'limit')::int)
+        union
+        (select o.product_id from esl.products o
+         where o.unsaid <> '{}' and not o.removed and o.product_id > coalesce(p ->> 'after', '')
+           and o.source_store_id = p #>> '{shop,source_store_id}' and o.source_system = p #>> '{shop,source_system}'
+         group by o.product_id order by o.product_id limit (p ->> 'limit')::int)
+        order by product_id limit (p ->> 'limit')::int) t
 $$;
 
 -- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less.

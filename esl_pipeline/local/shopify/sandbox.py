@@ -131,6 +131,11 @@ def product_card(product: Product, variants: int | None = None) -> Mapping[str, 
     }
 
 
+def _available(variant: Variant, location_id: int) -> int | None:
+    level = variant.levels.get(location_id)
+    return level.available if level else None
+
+
 def found_products(shop: Shop, search: str) -> list[Product]:
     """Products whose title, vendor, id, or a variant's code or SKU, contains `search`; in the shop's order."""
     wanted = search.casefold().strip()
@@ -153,8 +158,8 @@ def _variant_card(variant: Variant) -> Mapping[str, Any]:
         "compare_at_price": variant.compare_at_price or "",
         "barcode": variant.barcode or "",
         "sku": variant.sku or "",
-        "stock": variant.levels[LOCATION_ID].available,
-        "warehouse": variant.levels[WAREHOUSE_ID].available,
+        "stock": _available(variant, LOCATION_ID),
+        "warehouse": _available(variant, WAREHOUSE_ID),
     }
 
 

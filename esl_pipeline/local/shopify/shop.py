@@ -101,6 +101,11 @@ class Shop:
         with self._changing(product, variant) as now:
             variant.levels[location_id] = Level(available, now)
 
+    def disconnect(self, product: Product, variant: Variant, location_id: int = LOCATION_ID) -> None:
+        """The variant is no longer stocked at a location; set_stock stocks it again."""
+        with self._changing(product, variant):
+            del variant.levels[location_id]
+
     def remove_variant(self, product: Product, variant: Variant) -> None:
         with self._changing(product):
             product.variants.remove(variant)

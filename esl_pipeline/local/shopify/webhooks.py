@@ -74,6 +74,11 @@ class Webhooks:
             variant.levels[location_id].updated_at,
         )
 
+    def disconnected(self, variant: Variant, location_id: int = LOCATION_ID) -> Delivery:
+        """The variant is no longer stocked at a location, since its last change."""
+        body = {"inventory_item_id": variant.inventory_item_id, "location_id": location_id}
+        return self._delivery("inventory_levels/disconnect", body, variant.updated_at)
+
     def new_id(self) -> str:
         """A webhook or event id."""
         return str(uuid.UUID(int=self._shop.rng.getrandbits(128), version=4))

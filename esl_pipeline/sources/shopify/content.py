@@ -1,63 +1,57 @@
 """What Shopify says of a variant, in one form whichever way it came: by webhook or by the Admin API.
 
-The content hash is made here, so that a product which the nightly read finds unchanged is not written again.
+Everything has three values: said, said empty (None), and not said (no key). What is not said here has no key in the
+row either, and the buffer keeps what it has.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
-
-import orjson
 
 from esl_pipeline.sources.facts import Row
 
 # NUL is legal JSON that Postgres text refuses; a lone surrogate cannot be encoded at all.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,6})?")
+
+_SHARED = ("title", "handle", "vendor", "product_type", "status", "published_at", "tags")
+# The buffer's name of a variant's content, and ours of what is in it.
+_OWN = {
+    "variant_title": "title",
+    "source_created_at": "created_at",
+    **{
+        name: name
+        for name in (
+            *("inventory_item_id", "barcode", "sku", "price", "compare_at_price", "image_url"),
+            *("option1", "option2", "option3"),
+        )
+    },
+}
+CONTENT = frozenset((*_SHARED, *_OWN))
 
 
 def variant_row(
     *, product_id: str, variant_id: str, product: Mapping[str, Any], variant: Mapping[str, Any]
 ) -> Row:
-    """One variant for Buffer.variants_merge, without its version: ids, content and content_hash (SHA-256, hex).
+    """One variant for Buffer.variants_merge, without its version: its ids and what was said of its content.
 
-    In: product as product_content made it, once for all its variants; variant with inventory_item_id, title, barcode,
-    sku, price, compare_at_price, image_url, options (up to three texts), created_at, as the source sent them. Text is
+    In: product as product_content made it, once for all its variants; variant with any of inventory_item_id, title,
+    barcode, sku, price, compare_at_price, image_url, option1 to option3, created_at, as the source sent them. Text is
     kept as it is, but empty text is null.
     """
-    content = {
-        "product_id": product_id,
-        "inventory_item_id": variant.get("inventory_item_id"),
-        "variant_title": text_of(variant.get("title")),
-        "barcode": text_of(variant.get("barcode")),
-        "sku": text_of(variant.get("sku")),
-        "price": text_of(variant.get("price")),
-        "compare_at_price": text_of(variant.get("compare_at_price")),
-        "image_url": text_of(variant.get("image_url")),
-        "source_created_at": _time(variant.get("created_at")),
-    }
-    options = [text_of(option) for option in variant.get("options") or ()][:3]
-    content |= {f"option{i + 1}": options[i] if i < len(options) else None for i in range(3)}
-    content |= product
-    hashed = content | {key: _canonical(content[key]) for key in ("price", "compare_at_price")}
-    digest = hashlib.sha256(orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    return content | {"variant_id": variant_id, "content_hash": digest}
+    own = {name: text_of(variant[said]) for name, said in _OWN.items() if said in variant}
+    if "created_at" in variant:
+        own["source_created_at"] = _time(variant["created_at"])
+    return {"product_id": product_id, "variant_id": variant_id, **own, **product}
 
 
 def product_content(product: Mapping[str, Any]) -> Row:
     """What all variants of a product share.
 
-    In: title, handle, status, published_at, vendor, product_type, tags (list, or text with commas), as sent.
+    In: any of title, handle, status, published_at, vendor, product_type, tags (list, or text with commas), as sent.
     """
-    return {key: text_of(product.get(key)) for key in ("title", "handle", "vendor", "product_type")} | {
-        "status": (text_of(product.get("status")) or "").lower() or None,
-        "published_at": _time(product.get("published_at")),
-        "tags": _tags(product.get("tags")),
-    }
+    return {name: _READ.get(name, text_of)(product[name]) for name in _SHARED if name in product}
 
 
 def text_of(value: object) -> str | None:
@@ -92,8 +86,8 @@ def _tags(value: object) -> str | None:
     return ", ".join(tags) or None
 
 
-def _canonical(price: str | None) -> str | None:
-    """ "10.0" and "10.00" are the same price; for the hash only, the text is kept as sent."""
-    if price is None or not _NUMBER.fullmatch(price):
-        return price
-    return str(Decimal(price).normalize())
+def _status(value: object) -> str | None:
+    return (text_of(value) or "").lower() or None
+
+
+_READ = {"status": _status, "published_at": _time, "tags": _tags}

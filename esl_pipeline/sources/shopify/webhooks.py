@@ -1,7 +1,8 @@
 """Webhook bodies to facts: one small reader per topic, then folding to the newest version per product.
 
-Bodies are read tolerantly (shopify.md section 5): only what a label needs is required. Ids are taken from the gid,
-because Shopify's numeric ids may exceed 2^53 and its own samples show them rounded.
+Bodies are read tolerantly (shopify.md section 5): only what a label needs is required. A subscription may leave fields
+out (include_fields): what a body has no key for, it does not say. Ids are taken from the gid, because Shopify's numeric
+ids may exceed 2^53 and its own samples show them rounded.
 """
 
 import base64
@@ -13,11 +14,15 @@ from typing import Any
 import orjson
 
 from esl_pipeline.sources.facts import Facts, Row
-from esl_pipeline.sources.shopify.content import instant, product_content, text_of, variant_row
+from esl_pipeline.sources.shopify.content import CONTENT, instant, product_content, text_of, variant_row
 
 # Shopify puts full data of the first 100 variants only into a body (shopify.md section 5).
 MAX_VARIANTS_IN_BODY = 100
 MAX_CLOCK_AHEAD = timedelta(minutes=10)
+
+NO_VARIANTS = (
+    "the body lists no variants, and a product has one at least: none is removed, the product is fetched"
+)
 
 _GID = re.compile(r"^gid://shopify/[A-Za-z]+/([0-9]{1,20})$")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
@@ -28,9 +33,13 @@ class UnusableError(Exception):
 
 
 def read_deliveries(deliveries: Sequence[Mapping[str, Any]]) -> Facts:
-    """Facts of claimed inbox events (keys as returned by Buffer.inbox_claim), folded per product."""
+    """Facts of claimed inbox events (keys as returned by Buffer.inbox_claim), folded per product.
+
+    An older version of a product is left out when a newer one says all that it says; else it comes with a `step` before
+    the newer one's.
+    """
     facts = Facts()
-    newest: dict[tuple[str, str], tuple[tuple[Any, ...], Facts]] = {}
+    told: dict[tuple[str, str], list[Facts]] = {}
     for delivery in deliveries:
         try:
             read = _read(delivery)
@@ -40,14 +49,45 @@ def read_deliveries(deliveries: Sequence[Mapping[str, Any]]) -> Facts:
         facts.events += read.events
         facts.levels += read.levels
         for product in read.products:
-            key = (product["source_store_id"], product["product_id"])
-            version = (product["version_at"], product["triggered_at"], product["body_sha256"])
-            if key not in newest or version > newest[key][0]:
-                newest[key] = (version, read)
-    for _, read in newest.values():
-        facts.products += read.products
-        facts.variants += read.variants
+            told.setdefault((product["source_store_id"], product["product_id"]), []).append(read)
+    for versions in told.values():
+        for step, read in enumerate(_folded(versions)):
+            if step:
+                for row in (*read.products, *read.variants):
+                    row["step"] = step
+            facts.products += read.products
+            facts.variants += read.variants
     return facts
+
+
+def _folded(versions: list[Facts]) -> list[Facts]:
+    """What must be told of one product, oldest version first."""
+    kept: list[Facts] = []
+    for read in sorted(versions, key=_version_of):
+        while kept and _covers(read, kept[-1]):
+            kept.pop()
+        kept.append(read)
+    return kept
+
+
+def _version_of(read: Facts) -> tuple[str, str, str]:
+    (product,) = read.products
+    return product["version_at"], product["triggered_at"], product["body_sha256"]
+
+
+def _covers(newer: Facts, older: Facts) -> bool:
+    """Whether the newer version says all that the older one does, of each variant and of which there are."""
+    (now,), (before,) = newer.products, older.products
+    if now["deleted"]:
+        return True
+    if now["variant_ids"] is None and before["variant_ids"] is not None:
+        return False
+    in_full = {row["variant_id"] for row in newer.variants}
+    only_named = set(now["variant_ids"] or ()) - in_full
+    if any(row["variant_id"] in only_named for row in older.variants):
+        return False
+    unsaid = {name for row in newer.variants or [now] for name in CONTENT - row.keys()}
+    return all(unsaid.isdisjoint(row.keys()) for row in (*older.variants, before))
 
 
 def _read(delivery: Mapping[str, Any]) -> Facts:
@@ -82,17 +122,14 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
         else:
             without_id += 1
     named = _named_variants(body, rows)
-    reason = f"{without_id} variants without an id left out" if without_id else None
-    product = (
-        version
-        | shared
-        | {
-            "deleted": False,
-            # A variant that could not be identified may be any of the known ones: remove none.
-            "variant_ids": None if without_id else named,
-            "missing_variants": len(set(named or ()) - {row["variant_id"] for row in rows}),
-        }
-    )
+    missing = len(set(named or ()) - {row["variant_id"] for row in rows})
+    reason = None
+    if not rows or without_id:
+        # A product has a variant, and one that could not be identified may be any of the known ones: this is not the
+        # truth of which there are, so none is removed, and the product is fetched.
+        named, missing = None, max(1, missing)
+        reason = f"{without_id} variants without an id left out" if without_id else NO_VARIANTS
+    product = version | shared | {"deleted": False, "variant_ids": named, "missing_variants": missing}
     return Facts(products=[product], variants=rows, events=[_done(delivery, product, reason)])
 
 
@@ -101,8 +138,7 @@ def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Fact
     product_id = _id(body)
     if product_id is None:
         raise UnusableError("the deletion names no product id")
-    at = instant(delivery.get("triggered_at")) or instant(delivery["received_at"]) or _OLDEST
-    product = _version_row(delivery, product_id, at) | {
+    product = _version_row(delivery, product_id, _time_of_delivery(delivery)) | {
         "deleted": True,
         "variant_ids": [],
         "missing_variants": 0,
@@ -111,30 +147,31 @@ def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Fact
 
 
 def _read_level(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts:
-    item, location = _number(body.get("inventory_item_id")), _number(body.get("location_id"))
-    if item is None or location is None:
-        raise UnusableError("the inventory level names no inventory_item_id and location_id")
-    available = body.get("available")
+    if "available" not in body:
+        raise UnusableError("the body does not say how much is available")
+    available = body["available"]
     if available is not None and (
         isinstance(available, bool) or not isinstance(available, int) or abs(available) > 2**62
     ):
         raise UnusableError("the available quantity is not a whole number")
-    at = _version(body.get("updated_at"), delivery)
-    level = {
-        "source_system": delivery["source_system"],
-        "source_store_id": delivery["source_store_id"],
-        "inventory_item_id": item,
-        "location_id": location,
-        "available": available,
-        "updated_at": at.isoformat(),
-    }
-    event = {
-        "id": delivery["id"],
-        "state": "done",
-        "inventory_item_id": item,
-        "location_id": location,
-        "version_at": at.isoformat(),
-    }
+    return _level(delivery, body, _version(body.get("updated_at"), delivery), available=available)
+
+
+def _read_disconnection(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts:
+    """`{"inventory_item_id": …, "location_id": …}` only: as old as its trigger time, or as its arrival."""
+    return _level(delivery, body, _time_of_delivery(delivery), gone=True)
+
+
+def _level(delivery: Mapping[str, Any], body: Mapping[str, Any], at: datetime, **said: Any) -> Facts:
+    item, location = _number(body.get("inventory_item_id")), _number(body.get("location_id"))
+    if item is None or location is None:
+        raise UnusableError("the inventory level names no inventory_item_id and location_id")
+    place = {"inventory_item_id": item, "location_id": location}
+    triggered_at = (instant(delivery.get("triggered_at")) or at).isoformat()
+    version = {"triggered_at": triggered_at, "body_sha256": delivery["body_sha256"]}
+    shop = {key: delivery[key] for key in ("source_system", "source_store_id")}
+    level = {**shop, **place, **version, "updated_at": at.isoformat(), **said}
+    event = {"id": delivery["id"], "state": "done", **place, **version, "version_at": at.isoformat()}
     return Facts(levels=[level], events=[event])
 
 
@@ -142,7 +179,9 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Facts]] = {
     "products/create": _read_product,
     "products/update": _read_product,
     "products/delete": _read_deletion,
+    "inventory_levels/connect": _read_level,
     "inventory_levels/update": _read_level,
+    "inventory_levels/disconnect": _read_disconnection,
 }
 
 
@@ -153,16 +192,23 @@ def _variant(
     variant: Mapping[str, Any],
     variant_id: str,
 ) -> Row:
-    said = {
-        key: variant.get(key)
-        for key in ("title", "barcode", "sku", "price", "compare_at_price", "created_at")
-    }
-    said |= {
-        "inventory_item_id": _number(variant.get("inventory_item_id")),
-        "image_url": _image(product, variant),
-        "options": [variant.get(f"option{i}") for i in (1, 2, 3)],
-    }
+    said = {name: variant[name] for name in _SAID if name in variant}
+    if "inventory_item_id" in variant:
+        said["inventory_item_id"] = _number(variant["inventory_item_id"])
+    if "images" in product:  # without them nobody knows which is the variant's own
+        said["image_url"] = _image(product, variant)
     return variant_row(product_id=product_id, variant_id=variant_id, product=shared, variant=said)
+
+
+_SAID = (
+    *("title", "barcode", "sku", "price", "compare_at_price", "created_at"),
+    *("option1", "option2", "option3"),
+)
+
+
+def _time_of_delivery(delivery: Mapping[str, Any]) -> datetime:
+    """For a body without a time of its own."""
+    return instant(delivery.get("triggered_at")) or instant(delivery["received_at"]) or _OLDEST
 
 
 def _version_row(delivery: Mapping[str, Any], product_id: str, at: datetime) -> Row:

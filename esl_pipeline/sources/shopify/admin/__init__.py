@@ -9,6 +9,7 @@ from esl_pipeline.sources.shopify.admin.catalogue import (
     read_product,
     read_shop,
     read_stock,
+    takes_token,
 )
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import (
@@ -40,4 +41,5 @@ __all__ = [
     "read_product",
     "read_shop",
     "read_stock",
+    "takes_token",
 ]

@@ -1,7 +1,7 @@
 """What the Admin API says of a shop, as facts: everything, what changed lately, or one product.
 
-Facts made here equal those of a webhook about the same product, content hash included, so that a product
-which nobody changed is found unchanged whichever way it comes.
+Content made here equals that of a webhook about the same product, so that a product which nobody changed is found
+unchanged whichever way it comes. The Admin API says everything: a row without some content does not come from here.
 
 Every reader is complete only when it has returned, or its iterator has ended by itself: after an error
 (AdminError) nothing may be concluded from what is absent.
@@ -22,7 +22,7 @@ from esl_pipeline.sources.shopify.admin import bulk, queries
 from esl_pipeline.sources.shopify.admin.bulk import OnPoll, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.download import download
-from esl_pipeline.sources.shopify.admin.errors import AdminTooLargeError
+from esl_pipeline.sources.shopify.admin.errors import AdminAuthenticationError, AdminError, AdminTooLargeError
 from esl_pipeline.sources.shopify.content import instant, product_content, variant_row
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def read_stock(
     )
     levels = (node for node in download(client, operation, sleep=sleep) if "__parentId" in node)
     for nodes in _batches(levels, chunk):
-        yield Facts(levels=[_level(node, shop) for node in nodes])
+        yield Facts(levels=[_level(node, shop, operation.created_at) for node in nodes])
 
 
 def read_changed_since(client: AdminClient, *, shop: str, since: datetime) -> Iterator[Facts]:
@@ -149,6 +149,18 @@ def read_shop(client: AdminClient, shop: str) -> Facts:
     return Facts(shops=[row])
 
 
+def takes_token(client: AdminClient) -> bool | None:
+    """Whether the shop takes the client's token; None when that cannot be told now."""
+    try:
+        client.execute(queries.SHOP)
+    except AdminAuthenticationError as refused:
+        # A revoked token is a 401; whom a scope is refused has been recognised; a 403 may be a guard's.
+        return {401: False, None: True}.get(refused.http_status)
+    except AdminError:
+        return None
+    return True
+
+
 def read_locations(client: AdminClient) -> list[Row]:
     """The shop's locations, closed ones as well: location_id, name, is_active."""
     rows: list[Row] = []
@@ -211,9 +223,11 @@ def _facts_of_product(
     facts = facts_of_variants(
         ({**variant, "product": shared} for variant in variants), shop=shop, read_at=read_at
     )
-    if complete:
-        for row in facts.products:
+    for row in facts.products:
+        if complete:
             row["variant_ids"] = sorted({variant["variant_id"] for variant in facts.variants})
+        else:
+            row["missing_variants"] = 1  # to be read again
     return facts
 
 
@@ -232,6 +246,7 @@ def _content_of(product: Node) -> Row:
 
 def _content_of_variant(node: Node) -> Row:
     image = node["image"] or node["product"]["featuredImage"]
+    options = [option["value"] for option in node["selectedOptions"]]
     return {
         "inventory_item_id": _id(node["inventoryItem"]["id"]),
         "title": node["title"],
@@ -240,21 +255,20 @@ def _content_of_variant(node: Node) -> Row:
         "price": node["price"],
         "compare_at_price": node["compareAtPrice"],
         "image_url": image["url"] if image else None,
-        "options": [option["value"] for option in node["selectedOptions"]],
+        **{f"option{i + 1}": options[i] if i < len(options) else None for i in range(3)},
         "created_at": node["createdAt"],
     }
 
 
 def _version(product: Node, shop: str, read_at: datetime) -> Row:
     """Which statement about the product this is; the same for all of its variants that were read with it."""
-    digest = hashlib.sha256(orjson.dumps(product, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return {
         "source_system": _SYSTEM,
         "source_store_id": shop,
         "product_id": _id(product["id"]),
         "version_at": _at(product["updatedAt"]).isoformat(),
         "triggered_at": read_at.astimezone(UTC).isoformat(),
-        "body_sha256": digest,
+        "body_sha256": _digest(product),
         "event_ids": [],
     }
 
@@ -270,7 +284,7 @@ def _details(node: Node, variant_id: str, shop: str) -> Row:
     }
 
 
-def _level(node: Node, shop: str) -> Row:
+def _level(node: Node, shop: str, read_at: datetime) -> Row:
     available = {quantity["name"]: quantity["quantity"] for quantity in node["quantities"]}.get("available")
     return {
         "source_system": _SYSTEM,
@@ -280,7 +294,13 @@ def _level(node: Node, shop: str) -> Row:
         # As in a webhook: an item that is not tracked has no quantity.
         "available": available if node["item"]["tracked"] else None,
         "updated_at": _at(node["updatedAt"]).isoformat(),
+        "triggered_at": read_at.astimezone(UTC).isoformat(),
+        "body_sha256": _digest(node),
     }
+
+
+def _digest(node: Node) -> str:
+    return hashlib.sha256(orjson.dumps(node, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _sized(
