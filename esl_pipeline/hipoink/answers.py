@@ -79,9 +79,9 @@ class Judge:
         return Answer(reply.http_status, 0, words, self._body(reply), reply.duration_ms)
 
     def rows(self, reply: Reply) -> list[dict[str, object]]:
-        """The rows of a listing, which is a bare array of objects; what is no object counts as a row of nothing."""
+        """The rows of a listing, which is a bare array of objects; among them, what is none is a row of nothing."""
         data = self._data(reply)
-        if isinstance(data, list):
+        if isinstance(data, list) and (not data or any(isinstance(row, dict) for row in data)):
             return [row if isinstance(row, dict) else {} for row in data]
         raise self._error(RejectedError, reply, "did not answer with a list of products")
 
