@@ -385,10 +385,11 @@ def reconcile(
                 )
                 for store, mapping in stores.items()
             ]
+    found = [asdict(drift) | {"remarks": drift.remarks()} for drift in drifts]
     if as_json:
-        _print_json([asdict(drift) for drift in drifts])
+        _print_json(found)
     else:
-        shown.print_drift(out, [asdict(drift) for drift in drifts], dry_run=dry_run)
+        shown.print_drift(out, found, dry_run=dry_run)
 
 
 @app.command()

@@ -219,6 +219,8 @@ def print_drift(console: Console, drifts: Sequence[Row], *, dry_run: bool) -> No
                 ),
                 style="yellow",
             )
+        for remark in drift["remarks"]:
+            console.print(escape(remark), style="yellow", highlight=False)
     if dry_run:
         console.print("nothing was queued (--dry-run)")
 

@@ -247,18 +247,22 @@ class Buffer:
         return self._call("esl_drift_begin", store=store)
 
     def drift_compare(self, *, store: str, since: str, codes: Sequence[str]) -> Row:
-        """What the ledger says of listed codes, without labels on their way since -> {labels, foreign}."""
+        """What we know of listed codes, without labels on their way since -> {labels, ours, foreign}."""
         return self._call("esl_drift_compare", store=store, since=since, codes=list(codes))
 
     def drift_ledger(
         self, *, store: str, since: str, after: str | None = None, limit: int = MAX_ROWS_PER_CALL
     ) -> Row:
-        """A page of the ledger, without labels on their way since -> {labels, next}."""
+        """A page of ledger and queue -> {labels: those not on their way since, moving: codes of the others, next}."""
         return self._call("esl_drift_ledger", store=store, since=since, after=after, limit=limit)
 
     def drift_repair(self, *, store: str, run_id: str, since: str, labels: Sequence[Row]) -> Row:
-        """Correct the ledger to what the label server holds, and queue what follows -> {requeued}."""
+        """Correct the ledger to what the label server holds, and queue what follows -> {requeued, given_up: codes}."""
         return self._call("esl_drift_repair", store=store, run_id=run_id, since=since, labels=list(labels))
+
+    def drift_end(self, *, store: str, at: str, run_id: str, **result: Any) -> None:
+        """Keep how a comparison ended: complete, reason, listed, ledger, skipped, given_up."""
+        self._call("esl_drift_end", store=store, at=at, run_id=run_id, **result)
 
     def accuracy(self, *, shop: Mapping[str, str] | None = None) -> list[Row]:
         """Per live mapping: publishable labels, accurate ones, variants due."""

@@ -1,6 +1,7 @@
 """The client of one label server: its product actions, over one kept-alive connection pool."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ RESPONSE_FIELDS: Mapping[str, str] = {
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 10.0
 _LONGEST_PAUSE_HERE = 3.0
+_SMALLEST_PAGE = 10
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
@@ -136,25 +138,36 @@ class HipoinkClient:
         """How many products the server holds for the store."""
         return self._get("query_count", store_code, {}, Judge.count)
 
-    def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:
-        """All products of the store, once each; complete, or TransientError at the end.
+    def query_with_code(self, store_code: str, codes: Sequence[str]) -> list[dict[str, object]]:
+        """The rows of those of the codes that the store has. Older servers do not know this call (RejectedError)."""
+        once = list(dict.fromkeys(map(_code, codes)))
+        judge = Judge(f"query_with_code for store {store_code}", False, self._redact)
+        body = orjson.dumps({"f1": _filled(once), **_common(store_code)})
+        request = self._http.build_request("POST", self._url("query_with_code"), content=body)
+        return self._tried(judge, request, Judge.rows)
 
-        Neither order nor page limits are documented: the server may cap `size`, repeat pages, or
-        shift rows while we read. So the listing goes on until a page is empty or brings nothing
-        new, and must then have reached the count asked for at the start.
+    def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:
+        """All rows of the store, once each, as the server has them; as many as it counts, or TransientError at the end.
+
+        Neither order nor page limits are documented: the server may cap `size`, repeat pages, or shift rows while we
+        read. So the listing goes on until a page is empty or brings nothing new, and must then have reached the count
+        asked for at the start, or the one of the end. A row may still be missing, when it slipped from one page to
+        another while we read and a new one came.
         """
-        expected = self.query_count(store_code)
-        seen: set[str] = set()
+        expected, count = self.query_count(store_code), 0
+        seen: dict[int, int] = {}
         for page in range(1, expected + 2):
             rows = self.query(store_code, page, size)
-            fresh = {code: row for row in rows if (code := _row_code(row)) not in seen}
-            yield from fresh.values()
-            seen.update(fresh)
-            if not fresh or (len(rows) < size and len(seen) >= expected):
+            fresh = _new_rows(rows, seen)
+            count += len(fresh)
+            yield from fresh
+            if not fresh or (len(rows) < size and count >= expected):
                 break
-        if len(seen) < expected:
+            if page == 1 and _SMALLEST_PAGE <= len(rows) < size:
+                size = len(rows)  # a server that caps its pages may turn them by our size, or by its own
+        if count < expected and count < (expected := self.query_count(store_code)):
             raise TransientError(
-                f"query for store {store_code}: the listing ended after {len(seen)} of {expected} products."
+                f"query for store {store_code}: the listing ended after {count} of {expected} products."
             )
 
     def _post(self, action: str, store_code: str, arguments: Mapping[str, object]) -> Answer:
@@ -280,8 +293,30 @@ def _code(code: object) -> str:
     return trimmed
 
 
-def _row_code(row: Mapping[str, object]) -> str:
-    return str(row.get("product_code", "")).strip()
+def _new_rows(rows: Sequence[dict[str, object]], seen: dict[int, int]) -> list[dict[str, object]]:
+    """The rows that no earlier page had, and notes them: rows as the server counts them, whatever their codes.
+
+    `seen`: how often a page held what has this name; without a number of their own rows may be equal.
+    """
+    here: Counter[int] = Counter()
+    fresh = []
+    for row in rows:
+        name = _name_of(row)
+        here[name] += 1
+        if here[name] > seen.get(name, 0):
+            fresh.append(row)
+    for name, times in here.items():
+        seen[name] = max(times, seen.get(name, 0))
+    return fresh
+
+
+def _name_of(row: Mapping[str, object]) -> int:
+    """A hash of what tells a row from others: its number and code, or its whole content."""
+    number = row.get("id")
+    try:
+        return hash(repr(row) if number is None else repr((number, row.get("product_code"))))
+    except RecursionError:  # nested deeper than any product
+        return 0
 
 
 def _pause_before_retry(error: Exception) -> bool | float:

@@ -28,7 +28,19 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from esl_pipeline import __version__
-from esl_pipeline.local.label_faults import BadCodes, Error, Failure, Fault, Faults, Hold, Reset, Status, Text
+from esl_pipeline.local.label_faults import (
+    BadCodes,
+    DropsZeros,
+    Error,
+    Failure,
+    Fault,
+    Faults,
+    Hidden,
+    Hold,
+    Reset,
+    Status,
+    Text,
+)
 from esl_pipeline.local.label_store import LabelStore, Record
 
 CLIENT_ID = "default"
@@ -81,10 +93,10 @@ def create_app(store: LabelStore, *, client_id: str = CLIENT_ID, sign: str = SIG
         seconds, fault = faults.fire(action, store_code, codes)
         await asyncio.sleep(seconds)
 
-        def perform(done: Fields = fields) -> Any:
+        def perform(done: Fields = fields, action: Callable[[LabelStore, Fields], Any] = known) -> Any:
             try:
                 _check_caller(client, done, client_id, sign)
-                return known(store, done)
+                return action(store, done)
             except _LogicalError as refusal:
                 return {"error_code": 1, "error_msg": f"{client} {refusal}"}
 
@@ -329,8 +341,15 @@ async def _fail(
             first_bad = next(index for index, code in enumerate(codes) if code in fault.codes)
             perform({**fields, "f1": fields["f1"][:first_bad]})
         return JSONResponse({"error_code": 1, "error_msg": fault.error_msg})
+    if isinstance(fault, DropsZeros):
+        return JSONResponse(perform(_without_zeros(fields)))
     answer = perform() if fault.apply else _success()
     match fault:
+        case Hidden(hides=hides) if isinstance(answer, list):
+            answer = [row for row in answer if row["product_code"] not in hides]
+        case Hidden(hides=hides) if "count" in answer:
+            codes_there = perform({**fields, "f1": hides}, _query_with_code)
+            answer = {"count": answer["count"] - len(codes_there)}
         case Status(status=status, retry_after=retry_after, body=body):
             headers = {} if retry_after is None else {"Retry-After": retry_after}
             return Response(body, status, headers)
@@ -343,6 +362,18 @@ async def _fail(
         case Reset():
             _ResettableProtocol.reset(request)
     return JSONResponse(answer)
+
+
+def _without_zeros(fields: Fields) -> Fields:
+    """The fields with all codes in them as numbers would be written."""
+
+    def bare(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {**item, "pc": bare(str(item.get("pc", "")))}
+        return item.lstrip("0") or "0" if isinstance(item, str) else item
+
+    named = {"f1": [bare(item) for item in fields["f1"]]} if isinstance(fields.get("f1"), list) else {}
+    return {**(bare(fields) if "pc" in fields else fields), **named}
 
 
 class _ResettableProtocol(H11Protocol):

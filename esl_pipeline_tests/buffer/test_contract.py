@@ -867,9 +867,16 @@ def esl_drift_compare(api: Api) -> None:
     found = api("esl_drift_compare", store=api.store, since=since, codes=codes)
     assert [row["code"] for row in found["labels"]] == ["C-1", "C-2"]
     assert found["labels"][0]["label"] == {"pc": "C-1", "pn": "Apple", "pp": "1.00"}
-    assert found["foreign"] == ["X"]
+    assert (found["ours"], found["foreign"]) == ([], ["X"])
     before = api("esl_drift_compare", store=api.store, since=NOW, codes=codes)
-    assert before == {"labels": [], "foreign": ["X"]}  # they moved since
+    assert before == {"labels": [], "ours": [], "foreign": ["X"]}  # they moved since
+    with psycopg.connect(api.dsn) as connection:  # as an older build left it
+        connection.execute(
+            "delete from esl.hipoink_products where code = 'C-1' and store_code = %s", [api.store]
+        )
+    found = api("esl_drift_compare", store=api.store, since=since, codes=codes)
+    assert found["ours"] == [{"code": "C-1", "label": {"pc": "C-1", "pn": "Apple", "pp": "1.00"}}]
+    assert [row["code"] for row in found["labels"]] == ["C-2"]
 
 
 @contract
@@ -879,9 +886,19 @@ def esl_drift_ledger(api: Api) -> None:
     assert ([row["code"] for row in page["labels"]], page["next"]) == (["C-1", "C-2"], "C-2")
     page = api("esl_drift_ledger", store=api.store, since=since, limit=2, after="C-2")
     assert ([row["code"] for row in page["labels"]], page["next"]) == (["C-3"], "C-3")
-    end = {"labels": [], "next": None}
+    end = {"labels": [], "moving": [], "next": None}
     assert api("esl_drift_ledger", store=api.store, since=since, limit=2, after="C-3") == end
-    assert api("esl_drift_ledger", store=api.store, since=NOW, limit=9) == end | {"next": "C-3"}
+    moving = {"labels": [], "moving": ["C-1", "C-2", "C-3"], "next": "C-3"}
+    assert api("esl_drift_ledger", store=api.store, since=NOW, limit=9) == moving
+    with psycopg.connect(api.dsn) as connection:  # not in the ledger yet
+        connection.execute(
+            "insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, priority)"
+            " select store_code, 'C-4', mapping_id, '4', 'upsert', 2 from esl.hipoink_products"
+            " where code = 'C-3' and store_code = %s",
+            [api.store],
+        )
+    page = api("esl_drift_ledger", store=api.store, since=since, limit=9)
+    assert (len(page["labels"]), page["moving"], page["next"]) == (3, ["C-4"], "C-4")
 
 
 @contract
@@ -899,7 +916,7 @@ def esl_drift_repair(api: Api) -> None:
     ]  # fmt: skip
     for _ in range(2):
         repaired = api("esl_drift_repair", store=api.store, run_id="r", since=since, labels=drift)
-        assert repaired == {"requeued": 3}
+        assert repaired == {"requeued": 3, "given_up": []}
     claims = [api.claim(), api.claim(), api.claim()]
     pushed = {row["code"]: claim["operation"] for claim in claims for row in claim["rows"]}
     assert pushed == {"C-1": "upsert", "C-2": "upsert", "X": "delete"}
@@ -910,6 +927,28 @@ def esl_drift_repair(api: Api) -> None:
             ("C-2", "missing", "1.00", None),
             ("X", "foreign", None, None),
         ]
+        ledger_kept = "select code from esl.hipoink_products where store_code = %s and code = 'C-2'"
+        assert connection.execute(ledger_kept, [api.store]).fetchall() == [("C-2",)]
+        connection.execute(
+            "insert into esl.drift (store_code, code, kind) select %s, 'Y', 'foreign' from generate_series(1, 3)",
+            [api.store],
+        )
+    fourth = {"code": "Y", "kind": "foreign", "theirs": foreign, "label": foreign, "label_hash": "f"}
+    for _ in range(2):
+        repaired = api("esl_drift_repair", store=api.store, run_id="r", since=since, labels=[fourth])
+        assert repaired == {"requeued": 0, "given_up": ["Y"]}
+
+
+@contract
+def esl_drift_end(api: Api) -> None:
+    ended = {"store": api.store, "at": LATER, "run_id": "r", "complete": False, "reason": "cut", "listed": 3}
+    ended |= {"ledger": 4, "skipped": 1, "given_up": 2}
+    for _ in range(2):
+        assert api("esl_drift_end", **ended) == {}
+    api("esl_drift_end", **ended | {"at": NOW, "complete": True})  # began earlier
+    with psycopg.connect(api.dsn) as connection:
+        kept = "select complete, reason, skipped, given_up from esl.comparisons where store_code = %s"
+        assert connection.execute(kept, [api.store]).fetchall() == [(False, "cut", 1, 2)]
 
 
 @contract

@@ -323,6 +323,29 @@ def test_bad_codes_refuse_their_batch_whole_or_from_there_on(sandbox: Sandbox, a
     assert post(sandbox, "create", **product("3"))["error_code"] == 1
 
 
+def test_hidden_labels_are_in_no_answer_that_the_rule_holds_for(sandbox: Sandbox):
+    post(sandbox, "create_multiple", f1=[product(code) for code in ("1", "2", "3")])
+    sandbox.faults(
+        *({"kind": "hidden", "hides": ["2", "none"], "action": a} for a in ("query", "query_count"))
+    )
+    assert [row["product_code"] for row in get(sandbox, "query")] == ["1", "3"]
+    assert get(sandbox, "query_count") == {"count": 2}
+    assert [row["product_code"] for row in post(sandbox, "query_with_code", f1=["2"])] == ["2"]
+    sandbox.faults({"kind": "hidden", "hides": ["2"]})
+    assert post(sandbox, "query_with_code", f1=["2"]) == []
+    assert post(sandbox, "create", **product("2")) == SUCCESS
+
+
+def test_a_server_may_take_codes_for_numbers(sandbox: Sandbox):
+    sandbox.faults({"kind": "drops_zeros"})
+    post(sandbox, "create_multiple", f1=[product("00123"), product("7")])
+    post(sandbox, "create", **product("0456"))
+    assert codes(sandbox) == ["123", "7", "456"]
+    assert [row["product_code"] for row in post(sandbox, "query_with_code", f1=["00123"])] == ["123"]
+    assert post(sandbox, "del_multiple", f1=["00456", "0123"])["count"] == 2
+    assert get(sandbox, "query")[0]["product_code"] == "7"
+
+
 def test_latency_adds_to_other_faults(sandbox: Sandbox):
     sandbox.faults(
         {"kind": "latency", "ms": 60}, {"kind": "latency", "ms": 60}, {"kind": "status", "status": 500}

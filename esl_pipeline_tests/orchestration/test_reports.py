@@ -10,6 +10,7 @@ from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
 from esl_pipeline.stages.push import RESULT_COLUMNS
 from esl_pipeline.stages.read import VARIANT_COLUMNS
+from esl_pipeline.stages.reconcile import Drift
 
 
 def results(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
@@ -55,6 +56,22 @@ def test_nothing_at_all() -> None:
         assert dg.AssetMaterialization("a", metadata=report)
     assert empty[0]["deliveries"] == 0 and "oldest delivery (s)" not in empty[0]
     assert empty[1]["labels to publish"] == 0 and empty[2]["pushes"] == 0
+
+
+def test_where_the_label_server_differed_and_what_was_given_up() -> None:
+    quiet = reports.drift_report([Drift("S1", listed=2, ledger=2)])
+    assert quiet == {"drift missing": 0, "drift different": 0, "drift foreign": 0, "labels listed": 2}
+    loud = reports.drift_report([
+        Drift("S1", given_up={"A": "missing"}, given_up_count=2, skipped=3, odd=["0"], odd_count=1),
+        Drift("S2", given_up={"B": "foreign"}, given_up_count=1, complete=False, reason="cut"),
+        Drift("S3", changed={"01": "1"}, changed_count=1, taken_back=["C"], taken_back_count=1),
+    ])  # fmt: skip
+    assert (loud["given up"], loud["labels not compared"], loud["odd codes"]) == (3, 3, 1)
+    assert (loud["labels taken back"], loud["listing incomplete"]) == (1, "S2: cut")
+    for words in ("S1: 2 came back after three repairs and are left as they are: A (missing)",
+                  "S3: 1 missing labels, because the server changes codes: 01 may hang as 1"):  # fmt: skip
+        assert words in loud["to look at"]
+    assert dg.AssetMaterialization("a", metadata=loud)
 
 
 def test_deliveries_and_their_age() -> None:
