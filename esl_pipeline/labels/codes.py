@@ -45,6 +45,7 @@ class CodeClass:
 _BY_LENGTH: dict[int, Kind] = {8: "gtin8", 12: "gtin12", 13: "gtin13", 14: "gtin14"}
 ZERO = "0+(?:[.,]0+)?"
 _ZERO = re.compile(ZERO)
+_DASHES = re.compile("[-–—._?/*#]{1,5}")
 _PADDABLE: frozenset[Kind] = frozenset((*_BY_LENGTH.values(), "isbn", "restricted"))
 # Prefixes of the number written with 14 digits. Coupons (data-quality.md section 2) are no RCN to biip.
 _COUPONS = ("005", "098", "099")
@@ -78,14 +79,14 @@ _NOTHING = frozenset(
 
 
 def means_nothing(code: str) -> bool:
-    """Whether an entry says that there is no code: a word for it (`none`, `N/A`), only signs (`-`), or only zeros.
+    """Whether an entry says that there is no code: a word for it (`none`, `N/A`), a dash or the like, or only zeros.
 
     Whole entries only: `NONE-1` and `NA12` are codes.
     """
     if code.isascii() and code.isalnum() and not code.isalpha():  # most codes
         return is_zero(code)
     text = " ".join(code.split()).casefold()
-    return text in _NOTHING or is_zero(text) or not any(map(str.isalnum, text))
+    return text in _NOTHING or is_zero(text) or _DASHES.fullmatch(text) is not None
 
 
 def is_zero(code: str) -> bool:
