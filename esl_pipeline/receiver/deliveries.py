@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from starlette.datastructures import Headers
 
-from esl_pipeline.webhook_secrets import shop_domain
+from esl_pipeline.shop_names import shop_domain
 
 TOPICS = ("products/create", "products/update", "products/delete", "inventory_levels/update")
 
