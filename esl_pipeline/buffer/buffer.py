@@ -251,9 +251,11 @@ class Buffer:
         """Correct the ledger to what the label server holds, and queue what follows -> {requeued}."""
         return self._call("esl_drift_repair", store=store, run_id=run_id, since=since, labels=list(labels))
 
-    def accuracy(self, *, shop: Mapping[str, str] | None = None) -> list[Row]:
-        """Per live mapping: publishable labels, accurate ones, variants due."""
-        return list(self._call("esl_accuracy", shop=shop)["mappings"])
+    def accuracy(
+        self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
+    ) -> list[Row]:
+        """Per live mapping (of a shop, of some shops): publishable labels, accurate ones, variants due."""
+        return list(self._call("esl_accuracy", shop=shop, shops=shops)["mappings"])
 
     # Housekeeping
 
@@ -328,10 +330,15 @@ class Buffer:
         return list(answer["findings"])
 
     def preview(
-        self, *, store: str | None = None, shop: Mapping[str, str] | None = None, limit: int = 20
+        self,
+        *,
+        store: str | None = None,
+        shop: Mapping[str, str] | None = None,
+        shops: Sequence[Mapping[str, str]] | None = None,
+        limit: int = 20,
     ) -> list[Row]:
-        """How each mapping's labels stand and which differ from the label server, old beside new."""
-        return list(self._call("esl_preview", store=store, shop=shop, limit=limit)["mappings"])
+        """How each mapping's labels stand and which differ from the label server, old beside new; `limit` of each."""
+        return list(self._call("esl_preview", store=store, shop=shop, shops=shops, limit=limit)["mappings"])
 
     def changes_approve(self, *, store: str, by: str) -> Row:
         """Let the drastic changes of a store that wait for approval go on -> {removals, prices}."""
