@@ -374,7 +374,8 @@ class Settings(BaseSettings):
         30,
         ge=1,
         le=3650,
-        description="Days after which Dagster's record of a successful event_sync run is deleted.",
+        description="Days after which Dagster's record of a run is deleted, with its logs; three times as many for one "
+        "that failed or was cancelled. The newest of each asset and shop stays.",
     )
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
