@@ -24,6 +24,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.printable import printable
 from esl_pipeline.settings import Settings, SettingsError, load_settings
+from esl_pipeline.shop_names import shop_named
 
 app = typer.Typer(
     help="Shopify products to Hipoink electronic shelf labels, through Supabase and Dagster.",
@@ -187,6 +188,7 @@ def stores_add(
     """Map a shop to a store; its labels follow at once, or after a preview (--dry-run)."""
     from esl_pipeline.receiver.mappings import NewMapping
 
+    shop = shop_named(shop) or shop
     fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     given = _checked(NewMapping, fields)
@@ -363,7 +365,7 @@ def reconcile(
     from esl_pipeline.connections import open_label_server
     from esl_pipeline.stages.reconcile import compare_store
 
-    settings = _settings()
+    settings, shop = _settings(), shop_named(shop) or shop
     with _buffer() as buffer:
         mappings = [m for m in buffer.mapping_list() if m["source_store_id"] == shop and m["is_active"]]
         if not mappings:
@@ -397,7 +399,12 @@ def status(as_json: AsJson = False) -> None:
     """Inbox, queue, labels and dead letters per store."""
     with _buffer() as buffer:
         found = buffer.status()
-    _print_json(found) if as_json else shown.print_status(out, found)
+    active = [store["source_store_id"] for store in found["stores"] if store["is_active"]]
+    not_readable = _settings().not_readable(active)
+    if as_json:
+        _print_json(found | ({"not_readable": not_readable} if not_readable else {}))
+    else:
+        shown.print_status(out, found, not_readable=not_readable)
 
 
 @app.command()

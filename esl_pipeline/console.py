@@ -83,8 +83,11 @@ def print_tokens(console: Console, tokens: Sequence[Row]) -> None:
     console.print(table(columns, rows))
 
 
-def print_status(console: Console, status: Row) -> None:
-    """Inbox per shop, labels and queue per store, findings by check, and what stands in the way."""
+def print_status(console: Console, status: Row, *, not_readable: Sequence[str] = ()) -> None:
+    """Inbox per shop, labels and queue per store, findings by check, and what stands in the way.
+
+    not_readable: shops that have no Admin API token although others have one.
+    """
     counts = ("deliveries", "waiting", "done", "superseded", "unusable", "dead")
     inbox = (
         [shop["source_store_id"], *(shop[k] for k in counts), _ago(shop["oldest_waiting"])]
@@ -108,7 +111,7 @@ def print_status(console: Console, status: Row) -> None:
     if status["findings"]:
         findings = ([f["check_name"], f["level"], f["n"]] for f in status["findings"])
         console.print(table(("finding", "level", "variants"), findings), "")
-    for line in _obstacles(status):
+    for line in (*_obstacles(status), *map(_not_readable, not_readable)):
         console.print(escape(_text(line)), style="yellow", soft_wrap=True)
 
 
@@ -145,6 +148,13 @@ def _obstacles(status: Row) -> Iterator[str]:
             yield f"store {code}: paused until {_time(store['paused']['until'])}: {store['paused']['reason']}"
         elif queue["last_error"]:
             yield f"store {code}: oldest label waits since {_time(queue['oldest'])}: {queue['last_error']}"
+
+
+def _not_readable(shop: str) -> str:
+    return (
+        f"{shop}: cannot be read, what its webhooks miss stays missed: SHOPIFY_ADMIN_TOKEN has a token for other "
+        "shops only"
+    )
 
 
 def print_preview(console: Console, mappings: Sequence[Row]) -> None:

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +33,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from esl_pipeline.shop_names import shop_named
 from esl_pipeline.webhook_secrets import WebhookSecret, read_secrets
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
@@ -114,7 +115,26 @@ def _shop_tokens(value: SecretStr) -> SecretStr:
         raise ValueError("holds only commas; write the Admin API token, or remove it")
     if len(parts) > 1 and not all("=" in part for part in parts):
         raise ValueError("has several tokens; write each as shop=token, e.g. demo.myshopify.com=shpat_…")
+    shops = set[str | None]()
+    for number, (shop, token) in enumerate(map(_shop_and_token, parts), 1):
+        if shop == "":
+            raise ValueError(f"entry {number} names its shop wrongly; write shop.myshopify.com=token")
+        if not token:
+            raise ValueError(f"entry {number} holds no token; write shop.myshopify.com=token, or remove it")
+        if not re.fullmatch("[!-~]+", token):
+            raise ValueError(f"entry {number} holds a token with characters that no token has; copy it anew")
+        if shop in shops:
+            raise ValueError(f"entry {number} is a second token for {shop}; remove one of them")
+        shops.add(shop)
     return value
+
+
+def _shop_and_token(part: str) -> tuple[str | None, str]:
+    """`[shop=]token`: the shop's domain, None without one, "" for what is no shop's name; and the token."""
+    before, separator, token = part.partition("=")
+    if not separator:
+        return None, part
+    return shop_named(before) or "", token.strip()
 
 
 def _cron(value: str) -> str:
@@ -354,7 +374,8 @@ class Settings(BaseSettings):
         30,
         ge=1,
         le=3650,
-        description="Days after which Dagster's record of a successful event_sync run is deleted.",
+        description="Days after which Dagster's record of a run is deleted, with its logs; three times as many for one "
+        "that failed or was cancelled. The newest of each asset and shop stays.",
     )
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
@@ -432,15 +453,24 @@ class Settings(BaseSettings):
             return ()
         return read_secrets(_split(self.shopify_webhook_secret))
 
+    @property
+    def admin_tokens(self) -> Mapping[str | None, SecretStr]:
+        """Admin API tokens by their shop's domain; None is every shop (there is one token then, or none)."""
+        if self.shopify_admin_token is None:
+            return {}
+        pairs = map(_shop_and_token, _split(self.shopify_admin_token))
+        return {shop: SecretStr(token) for shop, token in pairs}
+
     def admin_token(self, shop: str) -> SecretStr | None:
         """The Admin API token of a shop's domain; None when there is none."""
-        if self.shopify_admin_token is None:
-            return None
-        parts = _split(self.shopify_admin_token)
-        if "=" not in parts[0]:
-            return SecretStr(parts[0])
-        pairs = dict(part.split("=", 1) for part in parts)
-        return SecretStr(pairs[shop]) if shop in pairs else None
+        tokens = self.admin_tokens
+        return tokens.get(shop) or tokens.get(None)
+
+    def not_readable(self, shops: Iterable[str]) -> list[str]:
+        """Those of these shops (domains) that have no Admin API token although others have one; sorted, each once."""
+        if not self.admin_tokens:
+            return []  # then there is no reconciliation at all, on purpose
+        return sorted({shop for shop in shops if self.admin_token(shop) is None})
 
     @property
     def frames_url(self) -> str:

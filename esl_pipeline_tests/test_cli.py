@@ -249,6 +249,43 @@ def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None
     assert run("stores", "list", "--json").json == [changed | shop_says]
 
 
+@pytest.mark.parametrize("written", ["https://Corner-Shop.myshopify.com/admin", "corner-shop"])
+def test_field_29_a_shop_is_mapped_and_reconciled_under_its_domain(
+    run: Run, sandbox: Sandbox, written: str
+) -> None:
+    (mapping,) = run("stores", "add", written, STORE, "--json").json
+    assert mapping["source_store_id"] == SHOP
+    assert run("reconcile", "--shop", written, "--json").json[0]["store_code"] == STORE
+
+
+def test_field_29_a_name_that_is_no_shop_is_refused(refused: Callable[..., str], configured: None) -> None:
+    assert "must be the shop's domain" in refused("stores", "add", "www.corner-shop.example", STORE)
+
+
+def test_field_29_shops_that_cannot_be_read_are_said(
+    run: Run, sandbox: Sandbox, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(buffer)
+    map_shop(buffer, "other.myshopify.com", "S2")
+    map_shop(buffer, "left.myshopify.com", "S3", is_active=False)
+    assert "not_readable" not in run("status", "--json").json
+    monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", "https://Other.myshopify.com/=shpat_1,misspelt=shpat_2")
+    monkeypatch.setenv("SHOPIFY_WEBHOOK_SECRET", "other.myshopify.com=secret,typo.myshopify.com=secret")
+
+    assert run("status", "--json").json["not_readable"] == [SHOP]
+    assert f"{SHOP}: cannot be read" in run("status").out
+    said = run("doctor", "--json").json
+    found = {
+        (check["what"], check["says"].split(":")[0]) for check in said if check["what"].startswith("shop ")
+    }
+    assert found == {
+        (f"shop {SHOP}", "cannot be read"),
+        (f"shop {SHOP}", "cannot send webhooks"),
+        ("shop misspelt.myshopify.com", "has an entry in SHOPIFY_ADMIN_TOKEN, but feeds no store"),
+        ("shop typo.myshopify.com", "has an entry in SHOPIFY_WEBHOOK_SECRET, but feeds no store"),
+    }
+
+
 def test_the_history_of_mappings_says_who_changed_what(
     run: Run, configured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, load_settings
+from esl_pipeline.shop_names import shop_named
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name.upper() for name in Settings.model_fields]
@@ -175,6 +176,62 @@ def test_admin_tokens_are_one_for_all_shops_or_one_for_each() -> None:
     assert token("a.myshopify.com", "shpat_1") == "shpat_1"
     both = "a.myshopify.com=shpat_1, b.myshopify.com=shpat_2"
     assert [token(f"{shop}.myshopify.com", both) for shop in "abc"] == ["shpat_1", "shpat_2", None]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Corner-Market.myshopify.com",
+        "https://corner-market.myshopify.com/",
+        "https://Corner-Market.myshopify.com/admin/products",
+        "https://admin.shopify.com/store/corner-market/settings",
+        "corner-market.myshopify.com.",
+        "corner-market",
+    ],
+)
+def test_field_29_a_shop_has_one_name_however_it_is_written(written: str) -> None:
+    assert shop_named(written) == "corner-market.myshopify.com"
+    for given in (f"{written}=shpat_1", f" {written} = shpat_1 , other=shpat_2"):
+        settings = load_settings(shopify_admin_token=given)
+        token = settings.admin_token("corner-market.myshopify.com")
+        assert token and token.get_secret_value() == "shpat_1"
+        assert settings.admin_token("third.myshopify.com") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("a=shpat_canary,A.myshopify.com=shpat_canary2", "entry 2 is a second token for a.myshopify.com"),
+        ("a=shpat_canary,b=", "entry 2 holds no token"),
+        ("www.corner-market.example=shpat_canary", "entry 1 names its shop wrongly"),
+        ("a=shpat_canary,=shpat_canary", "entry 2 names its shop wrongly"),
+        ("cornér=shpat_canary", "entry 1 names its shop wrongly"),
+        ("a=shpat canary", "entry 1 holds a token with characters that no token has"),
+    ],
+)
+def test_field_29_what_names_no_shop_or_holds_no_token_is_refused(written: str, says: str) -> None:
+    said = problems(shopify_admin_token=written)["SHOPIFY_ADMIN_TOKEN"]
+    assert says in said and "canary" not in said
+
+
+def test_field_29_webhook_secrets_take_the_domain_only_and_refuse_what_is_near_it() -> None:
+    secret = "shpss_" + "c0ffee" * 6
+    (found,) = load_settings(shopify_webhook_secret=f"Corner-Market.myshopify.com={secret}").webhook_secrets
+    assert (found.shop, found.key) == ("corner-market.myshopify.com", secret.encode())
+    for near in (
+        "corner-market",
+        "https://corner-market.myshopify.com/",
+        "admin.shopify.com/store/corner-market",
+    ):
+        said = problems(shopify_webhook_secret=f"{near}={secret}")["SHOPIFY_WEBHOOK_SECRET"]
+        assert "entry 1 names its shop wrongly" in said and secret not in said
+
+
+def test_field_29_shops_without_a_token_are_told_from_shops_that_need_none() -> None:
+    shops = ["b.myshopify.com", "a.myshopify.com", "b.myshopify.com"]
+    assert load_settings().not_readable(shops) == []
+    assert load_settings(shopify_admin_token="shpat_1").not_readable(shops) == []
+    assert load_settings(shopify_admin_token="a=shpat_1").not_readable(shops) == ["b.myshopify.com"]
 
 
 @pytest.mark.parametrize(

@@ -264,9 +264,11 @@ class Buffer:
         """Keep how a comparison ended: complete, reason, listed, ledger, skipped, given_up."""
         self._call("esl_drift_end", store=store, at=at, run_id=run_id, **result)
 
-    def accuracy(self, *, shop: Mapping[str, str] | None = None) -> list[Row]:
-        """Per live mapping: publishable labels, accurate ones, variants due."""
-        return list(self._call("esl_accuracy", shop=shop)["mappings"])
+    def accuracy(
+        self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
+    ) -> list[Row]:
+        """Per live mapping (of a shop, of some shops): publishable labels, accurate ones, variants due."""
+        return list(self._call("esl_accuracy", shop=shop, shops=shops)["mappings"])
 
     # Housekeeping
 
@@ -349,10 +351,15 @@ class Buffer:
         return list(answer["findings"])
 
     def preview(
-        self, *, store: str | None = None, shop: Mapping[str, str] | None = None, limit: int = 20
+        self,
+        *,
+        store: str | None = None,
+        shop: Mapping[str, str] | None = None,
+        shops: Sequence[Mapping[str, str]] | None = None,
+        limit: int = 20,
     ) -> list[Row]:
-        """How each mapping's labels stand and which differ from the label server, old beside new."""
-        return list(self._call("esl_preview", store=store, shop=shop, limit=limit)["mappings"])
+        """How each mapping's labels stand and which differ from the label server, old beside new; `limit` of each."""
+        return list(self._call("esl_preview", store=store, shop=shop, shops=shops, limit=limit)["mappings"])
 
     def changes_approve(self, *, store: str, by: str) -> Row:
         """Let the drastic changes of a store that wait for approval go on -> {removals, prices}."""

@@ -139,6 +139,19 @@ def to_frames(
     return labels[LABEL_COLUMNS].reset_index(drop=True), findings[FINDING_COLUMNS]
 
 
+def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What evaluate returns for variants that it could not judge; value: what stood in the way."""
+    found = pd.DataFrame({"row": range(len(variants))}).assign(
+        check_name="not_judged",
+        level="error",
+        column_name="variant_id",
+        value=value,
+        reason="the variant could not be judged: something in it is not as we know it",
+        action="report it to us",
+    )
+    return to_frames(variants, store, [_HELD] * len(variants), found)
+
+
 def _rows(variants: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows by column name, null as None."""
     names = [str(name) for name in variants.columns]

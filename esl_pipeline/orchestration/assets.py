@@ -11,10 +11,11 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
-from esl_pipeline.orchestration.failures import release_claims_of_parent, stop_retries
+from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts
 from esl_pipeline.orchestration.resources import LabelServer, ShopifyAdmin
 from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.shop_names import shop_domain, shop_named
 from esl_pipeline.stages.push import RESULT_COLUMNS, push_batch
 from esl_pipeline.stages.read import VARIANT_COLUMNS, due_variants, read_inbox
 from esl_pipeline.stages.reconcile import Drift, compare_store, read_snapshot
@@ -100,7 +101,7 @@ def shopify_products(
     buffer.check_version()
     release_claims_of_parent(context.run, buffer)
     started = time.monotonic()
-    shop = shop_of(context.partition_key)
+    shop = _shop(context)
     events: list[dict[str, Any]] = []
     while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
         events += read
@@ -173,7 +174,7 @@ def hipoink_sync_results(
     full_reconciliation then compares the server's own list with the ledger and pushes what has drifted (esl.drift).
     """
     started = time.monotonic()
-    shop = shop_of(context.partition_key)
+    shop = _shop(context)
     results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
     _push_all(context, buffer, label_server, shop, results)
     report: dict[str, Any] = {"push (s)": round(time.monotonic() - started, 3)}
@@ -185,14 +186,31 @@ def hipoink_sync_results(
             and not mapping["is_dry_run"]
             and shop_key(mapping) == context.partition_key
         }
-        drifts = [
-            _compared(buffer, label_server, store, mapping, run_id=context.run.run_id)
-            for store, mapping in sorted(stores.items())
-        ]
+        drifts, failures = list[Drift](), dict[str, Exception]()
+        for store, mapping in sorted(stores.items()):
+            try:
+                drifts.append(_compared(buffer, label_server, store, mapping, run_id=context.run.run_id))
+            except Exception as error:
+                failures[store] = error
         report |= reports.drift_report(drifts)
         _push_all(context, buffer, label_server, shop, results)
+        if failures:
+            raise several_failed(f"{len(failures)} of {len(stores)} stores could not be compared", failures)
     report |= reports.results_report(results) | reports.cost_report(started)
     return dg.Output(results, metadata=report)
+
+
+def _shop(context: dg.AssetExecutionContext) -> Shop:
+    """The shop of the partition. Partitions come from mappings; one that is added by hand may name no shop."""
+    shop = shop_of(context.partition_key)
+    name = shop["source_store_id"]
+    if shop_domain(name) != name:
+        raise dg.Failure(
+            f"{context.partition_key} is not a shop's partition: they are called like "
+            f"{shop['source_system']}:{shop_named(name) or 'my-shop.myshopify.com'}",
+            allow_retries=False,
+        )
+    return shop
 
 
 def _is_reconciliation(context: dg.AssetExecutionContext) -> bool:

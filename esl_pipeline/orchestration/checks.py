@@ -1,7 +1,7 @@
 """Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,11 +11,13 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
 from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.shops import shop_key, shop_of
 
-VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
+PRODUCTS, VARIANTS, RESULTS = "shopify_products", "validated_variants", "hipoink_sync_results"
+NOT_READABLE = "SHOPIFY_ADMIN_TOKEN has a token for other shops only"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
 
@@ -130,6 +132,17 @@ def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> d
     )
 
 
+def shop_is_read(problem: str | None) -> dg.AssetCheckResult:
+    """Whether the shop can be read, so that what its webhooks miss comes all the same; evaluated by catch_up too."""
+    return dg.AssetCheckResult(
+        passed=problem is None,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"what webhooks miss stays missed: {problem}"
+        if problem
+        else "nothing stands in the way of reading",
+    )
+
+
 def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
     """How many webhooks and labels of a shop wait, how long the oldest has, and what stands in the way."""
 
@@ -172,17 +185,49 @@ def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
 VARIANT_CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
 
 
-def evaluations(buffer: Buffer, shop: str) -> list[dg.AssetCheckEvaluation]:
-    """The checks of what changes all day as events, for runs that are not of the asset itself: three calls."""
-    mappings = buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS)
-    return [
-        *(
-            as_event(check(mappings), asset=VARIANTS, name=name, shop=shop)
-            for name, check in VARIANT_CHECKS.items()
-        ),
-        as_event(_accuracy(buffer, shop), asset=RESULTS, name=label_accuracy.__name__, shop=shop),
-        as_event(_backlog(buffer, shop), asset=RESULTS, name=backlog.__name__, shop=shop),
-    ]
+def evaluations(
+    buffer: Buffer, keys: Sequence[str], *, say: Callable[[str], None]
+) -> list[dg.AssetCheckEvaluation]:
+    """The checks of what changes all day as events, for runs that are not of the asset itself.
+
+    Three calls for all shops (their keys). What fails is said, and its checks are left out.
+    """
+    shops, now = [shop_of(key) for key in keys], datetime.now(UTC)
+    found: list[dg.AssetCheckEvaluation] = []
+
+    def judge(
+        asset: str,
+        names: Iterable[str],
+        ask: Callable[[], Any],
+        of: Callable[[Any, str, str], dg.AssetCheckResult],
+    ) -> None:
+        try:
+            answer = ask()
+            for name in names:
+                found.extend(
+                    as_event(of(answer, key, name), asset=asset, name=name, shop=key) for key in keys
+                )
+        except Exception as error:
+            say(f"the checks {', '.join(names)} could not be made: {reason_of(error)}")
+
+    judge(
+        VARIANTS,
+        VARIANT_CHECKS,
+        lambda: buffer.preview(shops=shops, limit=reports.PREVIEW_ROWS),
+        lambda mappings, key, name: VARIANT_CHECKS[name](_of(key, mappings)),
+    )
+    judge(
+        RESULTS,
+        [label_accuracy.__name__],
+        lambda: buffer.accuracy(shops=shops),
+        lambda mappings, key, _: label_accuracy(_of(key, mappings)),
+    )
+    judge(RESULTS, [backlog.__name__], buffer.status, lambda status, key, _: backlog(status, key, now=now))
+    return found
+
+
+def _of(key: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if shop_key(row) == key]
 
 
 def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -> dg.AssetCheckEvaluation:
@@ -196,6 +241,11 @@ def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -
         metadata=result.metadata,
         partition=shop,
     )
+
+
+def _readable(_: Buffer, shop: str) -> dg.AssetCheckResult:
+    missing = load_settings().not_readable([shop_of(shop)["source_store_id"]])
+    return shop_is_read(NOT_READABLE if missing else None)
 
 
 def _variants(check: Callable[[Sequence[Row]], dg.AssetCheckResult]) -> Judge:
@@ -234,7 +284,8 @@ with warnings.catch_warnings():
         *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
         _definition(RESULTS, label_accuracy, _accuracy),
         _definition(RESULTS, backlog, _backlog),
-        _definition("shopify_products", webhooks_arrive, _silence),
+        _definition(PRODUCTS, webhooks_arrive, _silence),
+        _definition(PRODUCTS, shop_is_read, _readable),
     ]
 
 

@@ -112,17 +112,16 @@ def drain(
                         continue
                     if time.monotonic() - last_work > limits.idle:
                         break
-                    _wait_for_work(buffer, limits.idle, last_work, stop, on_idle)
+                    until = min(last_work + limits.idle, started + limits.age)
+                    _wait_for_work(buffer, until, stop, on_idle)
         finally:
             buffer.lease_release(name=LEASE, holder=holder)
     return True
 
 
-def _wait_for_work(
-    buffer: Buffer, idle: float, last_work: float, stop: threading.Event, on_idle: Callable[[], None]
-) -> None:
-    """Return when something is due, the idle time is over or the drain shall stop: one round trip a look."""
-    while time.monotonic() - last_work <= idle:
+def _wait_for_work(buffer: Buffer, until: float, stop: threading.Event, on_idle: Callable[[], None]) -> None:
+    """Return when something is due, the time is over or the drain shall stop: one round trip a look."""
+    while time.monotonic() <= until:
         on_idle()
         if stop.wait(_POLL_SECONDS) or buffer.due()["due"]:
             return

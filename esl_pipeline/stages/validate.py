@@ -1,6 +1,7 @@
 """Stage 2: variants become labels under each store's policy, and the differences are queued."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate, held_back
 from esl_pipeline.labels.policy import Policy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,7 +53,7 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
             shop_currency=mapping.get("currency"),
             shop_taxes_included=mapping.get("taxes_included"),
         )
-        evaluated = evaluate(ours, store)
+        evaluated = _evaluated(ours, store)
         labels.append(evaluated[0])
         findings.append(evaluated[1])
     evaluation = Evaluation(problems=problems)
@@ -58,6 +61,20 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
         evaluation.labels = pd.concat(labels, ignore_index=True)
         evaluation.findings = pd.concat(findings, ignore_index=True)
     return evaluation
+
+
+def _evaluated(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As evaluate, which should never raise. Where it does, only the rows that make it raise are held back."""
+    try:
+        return evaluate(variants, store)
+    except Exception as error:
+        half = len(variants) // 2
+        if not half:
+            log.exception("a variant cannot be evaluated")
+            return held_back(variants, store, type(error).__name__)
+        halves = [_evaluated(part, store) for part in (variants.iloc[:half], variants.iloc[half:])]
+        labels, findings = zip(*halves, strict=True)
+        return pd.concat(labels, ignore_index=True), pd.concat(findings, ignore_index=True)
 
 
 def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dict[str, int]:

@@ -46,6 +46,7 @@ class Pipeline:
     buffer: Buffer
     dsn: str
     sandbox: Sandbox
+    dagster_dsn: str = ""
 
     def materialize(
         self, *names: str, shop: str = KEY, raise_on_error: bool = True, **resources: Any

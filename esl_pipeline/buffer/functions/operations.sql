@@ -197,8 +197,8 @@ language sql volatile security definer set search_path = '' as $$
         order by f.level, f.check_name, f.variant_id, f.mapping_id limit (p ->> 'limit')::int) t
 $$;
 
--- {store?, shop?, limit} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, is_active,
---   is_dry_run, max_held_share_pct, to_evaluate, published, held, duplicates, guarded, new, changed, removed,
+-- {store?, shop?, shops?, limit} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code,
+--   is_active, is_dry_run, max_held_share_pct, to_evaluate, published, held, duplicates, guarded, new, changed, removed,
 --   changes: [{store_code, code, variant_id, title, variant_title, operation, state, before, after}]}]}
 -- How each mapping's labels stand, and what of them differs from the label server: what a push would change.
 create or replace function public.esl_preview(p jsonb) returns jsonb
@@ -208,6 +208,8 @@ language sql volatile security definer set search_path = '' as $$
         where (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
           and (p -> 'shop' is null
                or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+          and (p -> 'shops' is null or (m.source_system, m.source_store_id) in (
+               select * from jsonb_to_recordset(p -> 'shops') as w (source_system text, source_store_id text)))
     ), differences as (
         select q.mapping_id, q.store_code, q.code, q.variant_id, q.operation, q.state, s.label as before,
                q.label as after, q.priority, q.created_at

@@ -456,8 +456,8 @@ begin
     return '{}';
 end $$;
 
--- {shop?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, publishable, accurate, due}]}
--- of every active mapping that is not in dry run. accurate: of the publishable labels, those that the label server
+-- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, publishable,
+--   accurate, due}]} of every active mapping that is not in dry run. accurate: of the publishable labels, those that the label server
 -- accepted as they should be now. due: variants of the shop that are not evaluated yet.
 create or replace function public.esl_accuracy(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
@@ -480,5 +480,7 @@ begin
         where m.is_active and not m.is_dry_run
           and (p -> 'shop' is null or (m.source_system, m.source_store_id)
                = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+          and (p -> 'shops' is null or (m.source_system, m.source_store_id) in (
+               select * from jsonb_to_recordset(p -> 'shops') as w (source_system text, source_store_id text)))
         group by m.id) t);
 end $$;
