@@ -465,7 +465,8 @@ def esl_due(api: Api) -> None:
 @contract
 def esl_mapping_create(api: Api) -> None:
     mapping = api.mapping(settings={"expected_currency": "EUR"})
-    assert mapping | {"id": 0, "created_at": 0, "updated_at": 0} == {
+    assert mapping["activated_at"] == mapping["created_at"]
+    assert mapping | {"id": 0, "created_at": 0, "activated_at": 0, "updated_at": 0} == {
         **api.shop_key,
         "id": 0,
         "hipoink_store_code": api.store,
@@ -473,6 +474,8 @@ def esl_mapping_create(api: Api) -> None:
         "is_dry_run": False,
         "settings": {"expected_currency": "EUR"},
         "created_at": 0,
+        "activated_at": 0,
+        "switched_off": None,
         "updated_at": 0,
     }
     with pytest.raises(BufferError) as refused:

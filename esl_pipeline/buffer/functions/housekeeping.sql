@@ -6,7 +6,7 @@ language sql stable set search_path = '' as $$
     select greatest(
         (select max(i.said_at) from esl.webhook_inbox i
          where i.source_store_id = p_shop and i.source_system = p_system and i.said_at is not null
-           and i.topic <> 'app/uninstalled'),
+           and i.topic <> 'app/uninstalled' and i.state <> 'unusable'),
         (select max(s.as_of) from esl.snapshots s
          where s.source_store_id = p_shop and s.source_system = p_system and s.state = 'finished'))
 $$;
@@ -43,7 +43,8 @@ begin
             where m.source_system = p_system and m.source_store_id = p_shop and m.is_active
         loop
             perform public.esl_mapping_update(jsonb_build_object('id', v_mapping, 'is_active', false, 'by', p_topic));
-            update esl.store_mappings set switched_off = format('%s of %s', p_topic, esl.utc(p_said_at)) where id = v_mapping;
+            update esl.store_mappings set switched_off = format('%s of %s', p_topic, esl.utc(p_said_at))
+            where id = v_mapping;
         end loop;
     end if;
     update esl.webhook_inbox set state = 'superseded', reason = v_void where id = p_id and v_void is not null;
@@ -101,8 +102,8 @@ language sql stable set search_path = '' as $$
     select r.finished_at is null and r.confirmed_at is not null and not esl.is_active(r) and esl.redaction_void(r) is null
 $$;
 
--- {id, token_works} -> {confirmed}: whether the shop still takes our Admin token (false too where there is none). If it does,
--- the shop has not left, and the order is void.
+-- {id, token_works} -> {confirmed}: whether the shop still takes our Admin token (false too where there is none). If it
+-- does, the shop has not left, and the order is void.
 create or replace function public.esl_redaction_decide(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
