@@ -396,7 +396,7 @@ def test_dagster_retries_a_killed_run_until_the_labels_are_right(stack: Stack, m
     staying, before = change_the_shop(stack), stack.runs()
     run_id = stack.webserver.launch(JOB, partition=SHOP)
     with moment.hold(stack) as is_reached:
-        eventually(is_reached, 200, "the moment")
+        eventually(is_reached, 30, "the moment")
         (snapshot,) = stack.sql("select state from esl.snapshots order by started_at desc limit 1")
         stack.kill(run_id)
 
