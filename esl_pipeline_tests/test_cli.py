@@ -501,6 +501,23 @@ def test_status(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
     assert "nobody.myshopify.com: no store is mapped, its deliveries wait" in said
 
 
+def test_reconcile_says_what_it_leaves_alone(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer, settings={"owns_store": True})
+    arrive(buffer, product(1))
+    drained(buffer)
+    sandbox.http.put(f"/sandbox/labels/{STORE}/0", json={"pn": "?", "pp": "1.00"}).raise_for_status()
+    sandbox.faults({"kind": "hidden", "hides": ["C-1"]})
+    for _ in range(3):
+        assert run("reconcile", "--shop", SHOP, "--json").json[0]["requeued"] == 1
+        drained(buffer)
+    said = run("reconcile", "--shop", SHOP)
+    assert f"{STORE}: 1 came back after three repairs and are left as they are: C-1 (missing)" in said.out
+    assert f"{STORE}: 1 have codes that no label of ours could have and are left: 0" in said.out
+    (told,) = run("reconcile", "--shop", SHOP, "--dry-run", "--json").json
+    assert (told["missing"], told["odd"], told["requeued"]) == (["C-1"], ["0"], 0)
+    assert f"{STORE}: 1 have codes" in told["remarks"][0]
+
+
 def test_trace_from_the_label_back_to_the_webhook(
     run: Run, sandbox: Sandbox, buffer: Buffer, buffer_dsn: str
 ) -> None:
