@@ -123,6 +123,11 @@ def _obstacles(status: Row) -> Iterator[str]:
             yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
         if shop["replays"]:
             yield f"{shop['source_store_id']}: {shop['replays']} deliveries are suspected replays and were not used"
+        if shop["refused_in_a_row"] >= 5:
+            yield (
+                f"{shop['source_store_id']}: none of its last {shop['refused_in_a_row']} deliveries could be used: "
+                f"{shop['last_refusal']}"
+            )
         if shop["variants_to_fetch"]:
             yield (
                 f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants beyond the first 100 of their "
@@ -269,6 +274,8 @@ def _trace(place: Row) -> Group:
             f"{escape(delivery['webhook_id'])} {delivery['topic']}, received {_time(delivery['received_at'])}, "
             f"{delivery['state']} by run {escape(_text(delivery['run_id']))}"
         )
+    if place["forgotten"]:
+        deliveries.add(f"{place['forgotten']} more are no longer kept")
     return Group(label, pushes, variants, deliveries)
 
 

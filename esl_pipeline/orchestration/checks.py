@@ -18,6 +18,8 @@ from esl_pipeline.stages.shops import shop_key, shop_of
 VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
+# A bad delivery or two is an accident, so many and not one good between are a wrong name, secret or mapping.
+_REFUSED_IN_A_ROW = 5
 
 Row = Mapping[str, Any]
 # What a check says of a shop (its key), from the buffer.
@@ -108,19 +110,20 @@ def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> dg.AssetCheckResult:
-    """Whether a shop that normally sends webhooks has sent one lately."""
-    last = [
-        datetime.fromisoformat(row["last_received_at"]) for row in status["shops"] if shop_key(row) == shop
-    ]
+    """Whether a shop that normally sends webhooks has sent one lately, and one that could be used."""
+    rows = [row for row in status["shops"] if shop_key(row) == shop]
+    last = [datetime.fromisoformat(row["last_received_at"]) for row in rows]
     silent = bool(last) and now - last[0] > timedelta(hours=hours)
+    refused = [row for row in rows if row["refused_in_a_row"] >= _REFUSED_IN_A_ROW]
+    says = [f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"] if silent else []
+    says += [
+        f"none of the last {row['refused_in_a_row']} webhooks could be used: {row['last_refusal']}"
+        for row in refused
+    ]
     return dg.AssetCheckResult(
-        passed=not silent,
+        passed=not says,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"
-        if silent
-        else "webhooks arrive"
-        if last
-        else "no webhook has come yet",
+        description="; ".join(says) or ("webhooks arrive" if last else "no webhook has come yet"),
     )
 
 
@@ -201,12 +204,12 @@ def _accuracy(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
 
 
 def _backlog(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
-    return backlog(buffer.status(), shop, now=datetime.now(UTC))
+    return backlog(buffer.status(shops=[shop_of(shop)]), shop, now=datetime.now(UTC))
 
 
 def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
     hours = load_settings().esl_silence_hours
-    return webhooks_arrive(buffer.status(), shop, hours=hours, now=datetime.now(UTC))
+    return webhooks_arrive(buffer.status(shops=[shop_of(shop)]), shop, hours=hours, now=datetime.now(UTC))
 
 
 def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.AssetChecksDefinition:

@@ -19,15 +19,19 @@ def tidy_up(
     """In batches; what is left when the run is stopped goes with the next one."""
     buffer.check_version()
     settings, now = load_settings(), datetime.now(UTC)
-    bodies = redacted = 0
+    bodies = deliveries = redacted = 0
     more = True
     while more:
-        done = buffer.housekeep(keep_bodies_days=settings.esl_keep_bodies_days)
+        done = buffer.housekeep(
+            keep_bodies_days=settings.esl_keep_bodies_days,
+            keep_deliveries_days=settings.esl_keep_deliveries_days,
+        )
         bodies, redacted, more = bodies + done["bodies"], redacted + done["redacted"], done["more"]
+        deliveries += done["deliveries"]
     pruned = frames.prune(now - timedelta(days=settings.esl_keep_bodies_days))
     runs = delete_runs(context.instance, now - timedelta(days=settings.esl_keep_runs_days))
     context.log.info(
-        f"deleted {bodies} webhook bodies, {redacted} rows of shops that left, {pruned} frames, {runs} run records"
+        f"deleted {bodies} webhook bodies, {deliveries} old deliveries, {redacted} rows of shops that left, {pruned} frames, {runs} run records"
     )
 
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError, BufferVersionError
-from esl_pipeline.buffer.migrate import code_version, functions_digest
+from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import Gateway
@@ -164,7 +164,8 @@ def contract(function: Callable[[Api], None]) -> Callable[[Api], None]:
 
 @contract
 def esl_version(api: Api) -> None:
-    assert api("esl_version") == {"version": code_version(), "functions": functions_digest()}
+    version, build = code_build()
+    assert api("esl_version") == {"version": version, "build": build, "functions": functions_digest()}
 
 
 @contract
@@ -251,16 +252,18 @@ def esl_housekeep(api: Api) -> None:
         m["is_active"] for m in api("esl_mapping_list")["mappings"] if m["source_store_id"] == api.shop
     ] == [False]
     done = api("esl_housekeep", keep_bodies_days=0, limit=1_000)
-    # inbox, version, two variants, two labels, two rows of the queue
-    assert (done["redacted"], done["more"]) == (8, True)
-    assert done["bodies"] >= 1
-    assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == {
-        "bodies": 0,
-        "redacted": 0,
-        "more": False,
-    }
-    (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
-    assert (shop["deliveries"], shop["done"]) == (1, 1)
+    # inbox, version, two variants, the counts of its deliveries, two labels, two rows of the queue
+    assert (done["redacted"], done["more"]) == (9, True)
+    assert done["bodies"] >= 1 and done["deliveries"] == 0
+    nothing = {"bodies": 0, "deliveries": 0, "redacted": 0, "more": False}
+    assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == nothing
+    assert api("esl_status", shops=[api.shop_key])["shops"] == []
+    with psycopg.connect(api.dsn) as connection:
+        kept = "select topic, state from esl.webhook_inbox where source_store_id = %s"
+        assert connection.execute(kept, [api.shop]).fetchall() == [("shop/redact", "done")]
+    api("esl_inbox_add", deliveries=[api.delivery(b"old", state="unusable", reason="no")])
+    forgotten = api("esl_housekeep", keep_bodies_days=0, keep_deliveries_days=0, limit=1_000)
+    assert forgotten["deliveries"] >= 1
     api.answers.clear()  # the counts of all other contracts
 
 
@@ -575,6 +578,9 @@ def esl_status(api: Api) -> None:
     assert (store["queue"]["waiting"], store["queue"]["failed"], store["queue"]["dead"]) == (1, 0, 0)
     (shop,) = [s for s in status["shops"] if s["source_store_id"] == api.shop]
     assert (shop["deliveries"], shop["waiting"], shop["mapped"]) == (1, 1, True)
+    only = api("esl_status", shops=[api.shop_key])
+    assert (only["shops"], only["stores"], only["findings"]) == ([shop], [store], [])
+    assert api("esl_status", shops=[]) == {"stores": [], "shops": [], "findings": [], "outages": []}
     api.answers.clear()  # the counts of all other contracts
 
 
@@ -1045,7 +1051,9 @@ def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("insert into esl.schema_migrations (version, name) values (9999, 'x')", "newer than this code"),
+        ("insert into esl.schema_migrations (version, name) values (9999, 'x')", "update esl_pipeline here"),
+        ("comment on schema esl is '999999 of a later build'", "update esl_pipeline here"),
+        ("comment on schema esl is '0 of an earlier build'", "run `esl-pipeline migrate`"),
         ("delete from esl.schema_migrations where version > 1", "run `esl-pipeline migrate`"),
         ("comment on schema esl is 'of another build'", "run `esl-pipeline migrate`"),
         ("drop function public.esl_version(jsonb)", "run `esl-pipeline migrate`"),
