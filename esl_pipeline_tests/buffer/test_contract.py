@@ -21,6 +21,7 @@ from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import Gateway
+from esl_pipeline_tests.stock import through
 
 VERSIONS = (16, 18)
 NOW = "2026-03-01T10:00:00+00:00"
@@ -884,9 +885,9 @@ def esl_accuracy(api: Api) -> None:
 
 
 class Pair:
-    """The same empty buffer twice, once for each transport."""
+    """The same empty buffer twice, once for each transport; port: of the pooler that psycopg goes through."""
 
-    def __init__(self, server: EmbeddedPostgres, stack: ExitStack) -> None:
+    def __init__(self, server: EmbeddedPostgres, stack: ExitStack, port: int | None = None) -> None:
         dsns = []
         for _ in range(2):
             name = f"contract{next(_numbers)}"
@@ -894,7 +895,7 @@ class Pair:
             dsns.append(server.dsn(name))
         self.gateway = stack.enter_context(Gateway.start(dsns[1]))
         transports = (
-            PsycopgTransport(SecretStr(dsns[0])),
+            PsycopgTransport(SecretStr(through(port, dsns[0]) if port else dsns[0])),
             SupabaseTransport(self.gateway.url, SecretStr(Gateway.service_key)),
         )
         self.apis = [
@@ -904,10 +905,15 @@ class Pair:
         self.dsn = dsns[1]
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=[*VERSIONS, "transaction", pytest.param("session", marks=pytest.mark.slow)])
 def pair(request: pytest.FixtureRequest, start_postgres: Callable[[int], EmbeddedPostgres]) -> Iterator[Pair]:
+    """On each embedded version; and on a stock Postgres with JIT, psycopg by way of a pooler in this mode."""
     with ExitStack() as stack:
-        yield Pair(start_postgres(request.param), stack)
+        if request.param in VERSIONS:
+            yield Pair(start_postgres(request.param), stack)
+        else:
+            port = request.getfixturevalue("pooler")(request.param)
+            yield Pair(request.getfixturevalue("stock"), stack, port)
 
 
 def _names(pattern: str, value: Any, seen: dict[str, str]) -> Any:
@@ -1036,6 +1042,7 @@ def test_a_finish_whose_lease_went_to_another_worker_is_refused(pair: Pair) -> N
         assert [row["outcome"] for row in place["log"][::-1]] == [None, "lost", None, "accepted", "accepted"]
 
 
+@pytest.mark.parametrize("pair", VERSIONS, indirect=True)
 def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
     for api in pair.apis:
         api.start("five_thousand")
