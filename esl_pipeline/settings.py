@@ -371,7 +371,7 @@ class Settings(BaseSettings):
         ge=1,
         le=3650,
         description="Days after which a finished webhook is forgotten, hash and all, where the signed time in its body "
-        "protects against a replay. Not less than ESL_KEEP_BODIES_DAYS.",
+        "protects against a replay; at least ESL_KEEP_BODIES_DAYS.",
     )
     esl_keep_runs_days: int = Field(
         30,
@@ -441,11 +441,7 @@ class Settings(BaseSettings):
     @field_validator("esl_keep_deliveries_days")
     @classmethod
     def _deliveries_outlive_their_bodies(cls, days: int, info: ValidationInfo) -> int:
-        if days < info.data.get("esl_keep_bodies_days", 0):
-            raise ValueError(
-                "is less than ESL_KEEP_BODIES_DAYS; a body cannot be kept without its delivery: raise it"
-            )
-        return days
+        return max(days, info.data.get("esl_keep_bodies_days", days))
 
     @property
     def uses_public_sign(self) -> bool:
