@@ -70,7 +70,7 @@ bench-reconcile: $(VENV)/.runtime
 bench-jit: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.jit
 
-# HISTORY finished deliveries beside which status must be as fast as beside 10,000; 5 million take about 3 GB.
+# HISTORY finished deliveries beside which status must be as fast as beside 10,000; 5 million take about 3.5 GB.
 bench-status: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.status $(HISTORY)
 
