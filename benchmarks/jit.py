@@ -8,13 +8,11 @@ nothing. Exits 1 when the first takes more than 1.3 times the second.
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from pydantic import SecretStr

@@ -26,7 +26,8 @@ PART = 250_000
 
 CATALOGUE = """
 with m as (select id from esl.store_mappings), v as (select n::text as id from generate_series(1, %(labels)s) n), p as (
-    insert into esl.products (source_system, source_store_id, variant_id, product_id, source_updated_at, content_hash, due)
+    insert into esl.products (source_system, source_store_id, variant_id, product_id, source_updated_at, content_hash,
+                              due)
     select 'shopify', 'corner-shop.myshopify.com', id, id, now(), 'x', false from v
 ), l as (
     insert into esl.labels (mapping_id, variant_id, store_code, code, label, label_hash, state)
@@ -38,19 +39,21 @@ select 'S1', v.id, m.id, v.id, '{}', 'x', gen_random_uuid() from m, v"""
 # As deliveries look when housekeeping has taken their bodies. Without triggers: what they would count comes after.
 HISTORY = """
 with d as (
-    insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, triggered_at, order_key, body_sha256,
-                                   received_at, state, attempts, run_id, finished_at)
+    insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, triggered_at, order_key,
+                                   body_sha256, received_at, state, attempts, run_id, finished_at)
     select 'shopify', 'corner-shop.myshopify.com', 'products/update', lpad(n::text, 36, '0'), t.at,
            'product:' || n %% 1000, lpad(to_hex(n), 64, '0'), t.at,
            case when n %% 10 = 0 then 'superseded' else 'done' end, 1, 'run', t.at
-    from generate_series(%(first)s::bigint, %(last)s::bigint) n, lateral (select now() - make_interval(secs => 1e7 - n::float8) as at) t
+    from generate_series(%(first)s::bigint, %(last)s::bigint) n
+    cross join lateral (select now() - make_interval(secs => 1e7 - n::float8) as at) t
 ), a as (
     insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, outcome)
     select 'result', gen_random_uuid(), 'S1', (n %% 1000)::text, m.id, (n %% 1000)::text, 'upsert', 'accepted'
     from generate_series(%(first)s::bigint, %(last)s::bigint, 10) n, esl.store_mappings m
 ), f as (
     insert into esl.findings (mapping_id, variant_id, check_name, level, reason, resolved_at)
-    select m.id, 'old' || n, 'c', 'error', 'r', now() from generate_series(%(first)s::bigint, %(last)s::bigint, 10) n, esl.store_mappings m
+    select m.id, 'old' || n, 'c', 'error', 'r', now()
+    from generate_series(%(first)s::bigint, %(last)s::bigint, 10) n, esl.store_mappings m
 )
 insert into esl.drift (store_code, code, kind)
 select 'S1', (n %% 1000)::text, 'missing' from generate_series(%(first)s::bigint, %(last)s::bigint, 10) n"""
@@ -100,7 +103,9 @@ def _measure(buffer: Buffer) -> dict[str, float]:
 
 def main() -> None:
     many = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000_000
-    with EmbeddedPostgres.temporary(settings={"max_wal_size": "8GB", "maintenance_work_mem": "256MB"}) as postgres:
+    with EmbeddedPostgres.temporary(
+        settings={"max_wal_size": "8GB", "maintenance_work_mem": "256MB"}
+    ) as postgres:
         postgres.create_database("buffer")
         dsn = postgres.dsn("buffer")
         migrate(dsn)
@@ -114,7 +119,9 @@ def main() -> None:
             began = time.monotonic()
             _fill(dsn, FEW + 1, many)
             with psycopg.connect(dsn) as connection:
-                (size,) = connection.execute("select pg_size_pretty(pg_database_size('buffer'))").fetchone() or ("?",)
+                (size,) = connection.execute(
+                    "select pg_size_pretty(pg_database_size('buffer'))"
+                ).fetchone() or ("?",)
             print(f"{many:,} finished deliveries, {size}, filled in {time.monotonic() - began:.0f} s")
             counted = buffer.status()["shops"][0]["deliveries"]
             if counted != many:

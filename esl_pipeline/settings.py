@@ -441,7 +441,7 @@ class Settings(BaseSettings):
     @field_validator("esl_keep_deliveries_days")
     @classmethod
     def _deliveries_outlive_their_bodies(cls, days: int, info: ValidationInfo) -> int:
-        return max(days, info.data.get("esl_keep_bodies_days", days))
+        return max(days, int(info.data.get("esl_keep_bodies_days", days)))
 
     @property
     def uses_public_sign(self) -> bool:
@@ -496,8 +496,8 @@ class Settings(BaseSettings):
         said += self._ending_secrets(datetime.now(UTC))
         if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in _ports(self.esl_dagster_database_url):
             said.append(
-                f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no LISTEN, "
-                "no session state. Use the session pooler or the direct address (port 5432)."
+                f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
+                "LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
             )
         for name in ("esl_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)

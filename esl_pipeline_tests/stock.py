@@ -1,4 +1,4 @@
-"""A stock Postgres as Debian packages it (JIT compiled in and on, settings of its own cluster), and pgbouncer before it.
+"""A stock Postgres as Debian packages it (JIT compiled in and on, a cluster's defaults), and pgbouncer before it.
 
 Both run as users of their own, on a Unix socket and loopback, in folders that go at the end; where a program is not
 installed, the test that asks for it is skipped with the reason.
@@ -61,7 +61,9 @@ def stock_postgres() -> Iterator[EmbeddedPostgres]:
             os.environ["ESL_PG_BINDIR"] = before
     try:
         with psycopg.connect(server.dsn()) as connection:
-            (jit,) = connection.execute("select current_setting('jit')::bool and pg_jit_available()").fetchone()  # type: ignore[misc]
+            (jit,) = connection.execute(
+                "select current_setting('jit')::bool and pg_jit_available()"
+            ).fetchone()  # type: ignore[misc]
         if not jit:
             pytest.skip(f"the Postgres in {bindir} has no JIT: install its package of LLVM")
         yield server

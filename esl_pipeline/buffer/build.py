@@ -1,4 +1,4 @@
-"""Gives the functions' build its next number: `python -m esl_pipeline.buffer.build`, after every change of functions/*.sql.
+"""Numbers the functions' build: `python -m esl_pipeline.buffer.build`, after every change of functions/*.sql.
 
 functions/BUILD holds the number and the digest that it stands for. Of two builds with one version of the tables the
 higher number is the newer one: code of the lower neither works with its functions nor replaces them. Where two branches
@@ -15,7 +15,9 @@ FILE = Path(__file__).parent / "functions" / "BUILD"
 
 def next_build(text: str, digest: str) -> str:
     """What the file must say for functions of this digest, by what it says now."""
-    numbered = {int(number): of for number, of in re.findall(r"^([0-9]+) ([0-9a-f]{64})$", text, re.MULTILINE)}
+    numbered = {
+        int(number): of for number, of in re.findall(r"^([0-9]+) ([0-9a-f]{64})$", text, re.MULTILINE)
+    }
     last = max(numbered, default=0)
     return f"{last if numbered.get(last) == digest else last + 1} {digest}\n"
 

@@ -1,6 +1,7 @@
 """What can go wrong between us and the buffer, in one error type, and the table that sorts it.
 
-Both transports raise what they got as a Failure for `classify`, so that a fault reads the same over PostgREST and psycopg.
+Both transports raise what they got as a Failure for `classify`, so that a fault reads the same over PostgREST and
+psycopg.
 """
 
 import re
@@ -72,8 +73,8 @@ class Version(NamedTuple):
 def newer_buffer(found: Version, wanted: Version) -> BufferVersionError:
     """The error for a buffer that older code neither uses nor changes."""
     return BufferVersionError(
-        f"the buffer is at {found.beside(wanted)}, newer than this code ({wanted.beside(found)}), which leaves it as it "
-        "is: update esl_pipeline here to the release that migrated the buffer, or a later one"
+        f"the buffer is at {found.beside(wanted)}, newer than this code ({wanted.beside(found)}), which leaves it as "
+        "it is: update esl_pipeline here to the release that migrated the buffer, or a later one"
     )
 
 

@@ -17,9 +17,8 @@ from esl_pipeline.buffer.errors import Version, newer_buffer
 
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 # The build that the schema's comment tells (see esl_version); 0: of a release that did not number them.
-_FOUND_BUILD = (
-    "coalesce(substring(pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace') from '^([0-9]{1,9}) ')::int, 0)"
-)
+_COMMENT = "pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace')"
+_FOUND_BUILD = f"coalesce(substring({_COMMENT} from '^([0-9]{{1,9}}) ')::int, 0)"
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ def _functions_and_build() -> str:
 def _refuse_newer() -> str:
     # Nested: the inner query cannot even be read where the table is missing.
     wanted = code_build()
+    is_newer = f"select (max(version), {_FOUND_BUILD}) > {tuple(wanted)} from esl.schema_migrations"  # noqa: S608
     return (
-        "do $$ begin if to_regclass('esl.schema_migrations') is not null then "
-        f"if (select (max(version), {_FOUND_BUILD}) > {tuple(wanted)} from esl.schema_migrations) then "
+        f"do $$ begin if to_regclass('esl.schema_migrations') is not null then if ({is_newer}) then "
         f"raise exception 'the buffer is newer than this file, which is of version {wanted.tables}, build "
         f"{wanted.build}: print the file with the newest esl_pipeline'; end if; end if; end $$;"
     )
@@ -144,9 +143,7 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
                 connection.execute(_record(migration).encode())
                 done.append(str(migration))
         if up_to is None:
-            found_functions = connection.execute(
-                "select obj_description('esl'::regnamespace, 'pg_namespace')"
-            ).fetchone()
+            found_functions = connection.execute(f"select {_COMMENT}").fetchone()
             if done or found_functions != (f"{functions_build()} {functions_digest()}",):
                 connection.execute(_functions_and_build().encode())
                 done.append("functions")

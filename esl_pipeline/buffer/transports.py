@@ -204,9 +204,9 @@ class PsycopgTransport(_RetryingTransport):
         self._count()
         query = sql.SQL("select public.{}(%s::jsonb)::text").format(sql.Identifier(function))
         try:
-            # One round trip and, as far as the server is concerned, one transaction: the bound holds for this call alone.
-            # A start parameter is refused by poolers, a plain SET leaks through them to other clients, and what a
-            # function sets for itself comes too late for the statement that calls it.
+            # One round trip and, for the server, one transaction: the bound holds for this call alone. A start
+            # parameter is refused by poolers, a plain SET leaks through them to other clients, and what a function sets
+            # for itself comes too late for the statement that calls it.
             with connection.pipeline():
                 connection.execute(_BOUND, [str(int(self._timeout_seconds * 1000))])
                 answer = connection.execute(query, [body.decode()])
@@ -225,8 +225,8 @@ class PsycopgTransport(_RetryingTransport):
         parameters = _connection_parameters(self._dsn)
         if parameters is None:
             raise BufferError(
-                "ESL_DATABASE_URL is not a valid Postgres connection string (special characters in the password must be "
-                "percent-encoded, for instance @ as %40, and parameters after the ? be ones that libpq knows)"
+                "ESL_DATABASE_URL is not a valid Postgres connection string (special characters in the password must "
+                "be percent-encoded, for instance @ as %40, and parameters after the ? be ones that libpq knows)"
             )
         if parameters.get("host", "").endswith((".supabase.co", ".supabase.com")):
             parameters.setdefault("sslmode", "require")
@@ -281,8 +281,8 @@ def _connection_parameters(dsn: SecretStr) -> dict[str, Any] | None:
     return None
 
 
-# A refused connection carries no SQLSTATE in libpq, only the words of the server, of a pooler (Supavisor, pgbouncer) or of
-# libpq itself. What is not here may pass; what waiting does not mend must be.
+# A refused connection carries no SQLSTATE in libpq, only the words of the server, of a pooler (Supavisor, pgbouncer) or
+# of libpq itself. What is not here may pass; what waiting does not mend must be.
 _CONNECTION_REFUSALS = {
     re.compile(pattern, re.IGNORECASE): code
     for pattern, code in {

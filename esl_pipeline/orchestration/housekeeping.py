@@ -31,7 +31,8 @@ def tidy_up(
     pruned = frames.prune(now - timedelta(days=settings.esl_keep_bodies_days))
     runs = delete_runs(context.instance, now - timedelta(days=settings.esl_keep_runs_days))
     context.log.info(
-        f"deleted {bodies} webhook bodies, {deliveries} old deliveries, {redacted} rows of shops that left, {pruned} frames, {runs} run records"
+        f"deleted {bodies} webhook bodies, {deliveries} old webhooks, {redacted} rows of shops that left, "
+        f"{pruned} frames, {runs} run records"
     )
 
 

@@ -905,7 +905,9 @@ class Pair:
         self.dsn = dsns[1]
 
 
-@pytest.fixture(scope="module", params=[*VERSIONS, "transaction", pytest.param("session", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[*VERSIONS, "transaction", pytest.param("session", marks=pytest.mark.slow)]
+)
 def pair(request: pytest.FixtureRequest, start_postgres: Callable[[int], EmbeddedPostgres]) -> Iterator[Pair]:
     """On each embedded version; and on a stock Postgres with JIT, psycopg by way of a pooler in this mode."""
     with ExitStack() as stack:

@@ -8,8 +8,8 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.buffer.errors import BufferVersionError
 from esl_pipeline.buffer.build import FILE, next_build
+from esl_pipeline.buffer.errors import BufferVersionError
 from esl_pipeline.buffer.migrate import (
     as_one_file,
     code_version,
@@ -146,7 +146,9 @@ def test_f37_older_code_does_not_migrate_a_newer_buffer(buffer_dsn: str) -> None
         connection.execute("comment on schema esl is 'functions of a later release'")
     before = describe(buffer_dsn)
 
-    with pytest.raises(BufferVersionError, match=r"at version 9999, newer than this code .* update esl_pipeline here"):
+    with pytest.raises(
+        BufferVersionError, match=r"at version 9999, newer than this code .* update esl_pipeline here"
+    ):
         migrate(buffer_dsn)
     with pytest.raises(psycopg.errors.RaiseException, match="newer than this file"):
         paste(buffer_dsn)

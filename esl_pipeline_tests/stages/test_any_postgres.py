@@ -24,7 +24,8 @@ KEPT = {"keep_bodies_days": 30, "keep_deliveries_days": 90}
 # What esl_status counted before, for comparison.
 COUNTED = """
 select source_system, source_store_id, count(*) filter (where state = 'done') as done,
-       count(*) filter (where state = 'superseded') as superseded, count(*) filter (where state = 'unusable') as unusable,
+       count(*) filter (where state = 'superseded') as superseded,
+       count(*) filter (where state = 'unusable') as unusable,
        count(*) filter (where state = 'unusable' and reason like 'replay suspected%%') as replays,
        count(*) filter (where state = 'dead') as dead, max(received_at) as last_received_at
 from esl.webhook_inbox where state not in ('ready', 'leased') group by 1, 2 order by 1, 2"""
@@ -104,8 +105,9 @@ def test_field_35_status_reads_nothing_that_is_over(world: World) -> None:
     world.map()
     world.settle(product(1))
     world.sql(
-        "insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, body_sha256, state, finished_at)"
-        " select 'shopify', %s, 'products/update', 'w' || n, 's' || n, 'done', now() from generate_series(1, 20000) n",
+        "insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, body_sha256, state,"
+        " finished_at) select 'shopify', %s, 'products/update', 'w' || n, 's' || n, 'done', now()"
+        " from generate_series(1, 20000) n",
         SHOP,
     )
     world.sql("insert into esl.drift (store_code, code, kind) select 'S1', 'c' || n, 'missing'"
