@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from esl_pipeline.buffer.errors import BufferVersionError, Version, newer_buffer
+from esl_pipeline.buffer.errors import BufferVersionError, Version, newer_buffer, older_buffer
 from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import Transport
 
@@ -46,13 +46,10 @@ class Buffer:
         if found > wanted:
             raise newer_buffer(found, wanted)
         if found < wanted:
-            raise BufferVersionError(
-                f"the buffer is at {found.beside(wanted)}, this code needs {wanted.beside(found)}: "
-                "run `esl-pipeline migrate`"
-            )
+            raise older_buffer(found, wanted)
         if answer.get("functions") != functions_digest():
             raise BufferVersionError(
-                f"the buffer's functions are not those of {wanted.beside(found)}, though they go by that name: "
+                f"the buffer's functions go by the name of build {wanted.build} and are others: "
                 "run `esl-pipeline migrate`"
             )
 

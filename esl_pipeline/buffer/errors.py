@@ -64,18 +64,26 @@ class Version(NamedTuple):
     tables: int
     build: int
 
-    def beside(self, other: "Version") -> str:
-        """Its name, as far as needed to tell it from the other."""
-        same = self.tables == other.tables
-        return f"build {self.build} of version {self.tables}" if same else f"version {self.tables}"
+    def against(self, other: "Version") -> tuple[str, int]:
+        """Its name, as far as it takes to tell it from the other, and the other's number in the same place."""
+        if self.tables == other.tables:
+            return f"build {self.build} of version {self.tables}", other.build
+        return f"version {self.tables}", other.tables
 
 
 def newer_buffer(found: Version, wanted: Version) -> BufferVersionError:
     """The error for a buffer that older code neither uses nor changes."""
+    there, here = found.against(wanted)
     return BufferVersionError(
-        f"the buffer is at {found.beside(wanted)}, newer than this code ({wanted.beside(found)}), which leaves it as "
-        "it is: update esl_pipeline here to the release that migrated the buffer, or a later one"
+        f"the buffer is at {there}, newer than this code ({here}), which leaves it as it is: update esl_pipeline here "
+        "to the release that migrated the buffer, or a later one"
     )
+
+
+def older_buffer(found: Version, wanted: Version) -> BufferVersionError:
+    """The error for a buffer that newer code does not use before it is migrated."""
+    there, here = found.against(wanted)
+    return BufferVersionError(f"the buffer is at {there}, this code needs {here}: run `esl-pipeline migrate`")
 
 
 class Failure(Exception):  # noqa: N818 - what a transport was told, before it is sorted

@@ -199,7 +199,9 @@ class PsycopgTransport(_RetryingTransport):
         return self._execute(self._connect(), function, body)
 
     def _execute(self, connection: "psycopg.Connection", function: str, body: bytes) -> Any:
+        import psycopg
         from psycopg import errors, sql
+        from psycopg.pq import TransactionStatus
 
         self._count()
         query = sql.SQL("select public.{}(%s::jsonb)::text").format(sql.Identifier(function))
@@ -214,6 +216,12 @@ class PsycopgTransport(_RetryingTransport):
         except errors.ReadOnlySqlTransaction:
             connection.close()  # perhaps a demoted primary: the next call looks up the host again
             raise
+        except psycopg.OperationalError:
+            if connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            # The wait has ended, not the call; what psycopg says then is about its own pipeline.
+            waited = self._timeout_seconds + _NETWORK_SECONDS
+            raise psycopg.OperationalError(f"no answer within {waited:g} s") from None
         finally:
             self._put_back(connection)
         return None if row is None or row[0] is None else orjson.loads(row[0])

@@ -10,13 +10,13 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.doctor import examine
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.settings import load_settings
-from esl_pipeline_tests.reliability.chaos import ChaosProxy
+from esl_pipeline_tests.reliability.chaos import ChaosProxy, Timeout
 from esl_pipeline_tests.stock import Pooling, through
 
 MODES: tuple[Pooling, ...] = ("transaction", "session")
@@ -92,6 +92,21 @@ def test_field_37_the_acknowledgement_is_one_round_trip_on_the_wire(buffer_dsn: 
                 before = proxy.round_trips
                 kept = buffer.inbox_add([_delivery(size)])
                 assert (kept["inserted"], proxy.round_trips - before) == (1, 1)
+
+
+def test_field_37_a_call_that_is_never_answered_ends_and_says_so(buffer_dsn: str) -> None:
+    socket = Path(str(conninfo_to_dict(buffer_dsn)["host"])) / ".s.PGSQL.5432"
+    database = conninfo_to_dict(buffer_dsn)["dbname"]
+    with ChaosProxy(socket) as proxy:
+        dsn = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable&gssencmode=disable"
+        with PsycopgTransport(dsn, timeout_seconds=0.2, attempts=1) as transport:
+            buffer = Buffer(transport)
+            buffer.ping()
+            proxy.toxics = (Timeout(),)
+            with pytest.raises(BufferUnavailable, match=r"no answer within 2\.2 s"):
+                buffer.ping()
+            proxy.toxics = ()
+            buffer.ping()
 
 
 def _delivery(size: int) -> dict[str, Any]:
