@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import psycopg
 from pydantic import SecretStr
@@ -25,17 +24,11 @@ from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.stages.drain import drain_round
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
+from esl_pipeline_tests.stock import stock_bindir
 from esl_pipeline_tests.world import World, product, variant
 
 LABELS, ROUNDS, RATIO = 30, 40, 1.3
 SHOP, STORE = "corner-shop.myshopify.com", "S1"
-
-
-def _bindir() -> Path:
-    for version in (17, 16, 15):
-        if (folder := Path(f"/usr/lib/postgresql/{version}/bin")).is_dir():
-            return folder
-    sys.exit("there is no stock Postgres here: apt-get install postgresql")
 
 
 @contextmanager
@@ -49,7 +42,10 @@ def _buffer(postgres: EmbeddedPostgres, name: str, jit: str) -> Iterator[tuple[B
 
 
 def main() -> None:
-    os.environ["ESL_PG_BINDIR"] = str(_bindir())
+    bindir = stock_bindir()
+    if bindir is None:
+        sys.exit("there is no stock Postgres here: apt-get install postgresql")
+    os.environ["ESL_PG_BINDIR"] = str(bindir)
     with ExitStack() as stack:
         postgres = stack.enter_context(EmbeddedPostgres.temporary())
         with psycopg.connect(postgres.dsn()) as connection:

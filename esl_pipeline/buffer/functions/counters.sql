@@ -1,7 +1,7 @@
 -- Small counters instead of counting what is over.
 
--- Keeps esl.shop_deliveries after each statement that adds or changes deliveries: one row per shop that it touched, in
--- one order, so that two of them never wait for each other. What is deleted has been counted and stays so.
+-- Keeps esl.shop_deliveries after each statement that adds or changes deliveries: one row per shop of which it finished
+-- some, in one order, so that no two wait for each other in a circle. What is deleted has been counted and stays so.
 create or replace function esl.count_deliveries() returns trigger language plpgsql set search_path = '' as $$
 declare v_ended jsonb;
 begin
