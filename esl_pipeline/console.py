@@ -116,22 +116,36 @@ def print_status(console: Console, status: Row, *, not_readable: Sequence[str] =
 
 
 def _obstacles(status: Row) -> Iterator[str]:
+    """What stands in the way: of label servers, of shops, of stores."""
     for outage in status["outages"]:
         yield (
             f"label server {outage['server']}: down since {_time(outage['since'])}, next try at "
             f"{_time(outage['probe_at'])}: {outage['reason']}"
         )
-    for shop in status["shops"]:
+    yield from _obstacles_of_shops(status["shops"])
+    yield from _obstacles_of_stores(status["stores"])
+
+
+def _obstacles_of_shops(shops: Sequence[Row]) -> Iterator[str]:
+    for shop in shops:
         if not shop["mapped"]:
             yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
         if shop["replays"]:
             yield f"{shop['source_store_id']}: {shop['replays']} deliveries are suspected replays and were not used"
+        if shop["refused_in_a_row"] >= 5:
+            yield (
+                f"{shop['source_store_id']}: none of its last {shop['refused_in_a_row']} deliveries could be used: "
+                f"{shop['last_refusal']}"
+            )
         if shop["variants_to_fetch"]:
             yield (
                 f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants were named by webhooks, not told: "
                 "those beyond the first 100 of their product, or all of a body without any"
             )
-    for store in status["stores"]:
+
+
+def _obstacles_of_stores(stores: Sequence[Row]) -> Iterator[str]:
+    for store in stores:
         code, queue = store["hipoink_store_code"], store["queue"]
         if store["switched_off"]:
             yield (
@@ -286,6 +300,8 @@ def _trace(place: Row) -> Group:
             f"{escape(delivery['webhook_id'])} {delivery['topic']}, received {_time(delivery['received_at'])}, "
             f"{delivery['state']} by run {escape(_text(delivery['run_id']))}"
         )
+    if place["forgotten"]:
+        deliveries.add(f"{place['forgotten']} more are no longer kept")
     return Group(label, pushes, variants, deliveries)
 
 

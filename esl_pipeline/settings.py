@@ -80,11 +80,27 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     try:
         conninfo_to_dict(dsn)
     except (psycopg.Error, UnicodeError):
+        if unknown := _unknown_parameters(dsn):
+            raise ValueError(
+                f"has {' and '.join(unknown)} after the '?', which Postgres does not know as a parameter; leave it out "
+                "(a pooler needs none of its own)"
+            ) from None
         raise ValueError(
             "cannot be read as a Postgres address; write postgresql://user:password@host:5432/database and"
             " percent-encode special characters in the password (@ is %40, / is %2F, # is %23, % is %25)"
         ) from None
     return value
+
+
+def _unknown_parameters(dsn: str) -> list[str]:
+    """The names of parameters that libpq does not have; none where what follows a '?' may be part of a password."""
+    place, _, query = dsn.partition("?")
+    authority = place.partition("://")[2].partition("/")[0]
+    if "@" in query or not ("@" in authority or re.fullmatch(r"[^:]*(:[0-9]+)?", authority)):
+        return []
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+    names = [part.partition("=")[0] for part in query.split("&")]
+    return [name for name in names if name not in known and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)]
 
 
 def _dagster_url(value: SecretStr) -> SecretStr:
@@ -273,7 +289,7 @@ class Settings(BaseSettings):
     )
     esl_database_url: PostgresUrl | None = Field(
         None,
-        description="Postgres address of the buffer (direct or session pooler, port 5432). Overrides "
+        description="Postgres address of the buffer, direct or through a pooler of either kind. Overrides "
         "SUPABASE_URL and SUPABASE_SERVICE_KEY.",
     )
     supabase_url: HttpUrl | None = Field(
@@ -370,6 +386,13 @@ class Settings(BaseSettings):
         le=3650,
         description="Days after which the body of a finished webhook is deleted (its hash stays), and a frame.",
     )
+    esl_keep_deliveries_days: int = Field(
+        90,
+        ge=1,
+        le=3650,
+        description="Days after which a finished webhook is forgotten, hash and all, where the signed time in its body "
+        "protects against a replay; at least ESL_KEEP_BODIES_DAYS.",
+    )
     esl_keep_runs_days: int = Field(
         30,
         ge=1,
@@ -436,6 +459,11 @@ class Settings(BaseSettings):
             )
         return age
 
+    @field_validator("esl_keep_deliveries_days")
+    @classmethod
+    def _deliveries_outlive_their_bodies(cls, days: int, info: ValidationInfo) -> int:
+        return max(days, int(info.data.get("esl_keep_bodies_days", days)))
+
     @property
     def uses_public_sign(self) -> bool:
         """Whether the label server is addressed with the documented default sign, which is no secret."""
@@ -496,13 +524,13 @@ class Settings(BaseSettings):
                 "SHOPIFY_WEBHOOK_SECRET is not set: no webhook can be verified, so all are refused (401)."
             )
         said += self._ending_secrets(datetime.now(UTC))
+        if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in _ports(self.esl_dagster_database_url):
+            said.append(
+                f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
+                "LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
+            )
         for name in ("esl_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)
-            if dsn and TRANSACTION_POOLER_PORT in _ports(dsn):
-                said.append(
-                    f"{name.upper()} uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: "
-                    "no LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
-                )
             if dsn and _may_be_overheard(dsn):
                 said.append(
                     f"{name.upper()} reaches another machine without sslmode: who sits between can pretend to be the "

@@ -75,6 +75,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_FRAMES_URL",
             "ESL_WEBHOOK_BODY_LIMIT_BYTES",
             "ESL_KEEP_BODIES_DAYS",
+            "ESL_KEEP_DELIVERIES_DAYS",
             "ESL_KEEP_RUNS_DAYS",
         ]
     )
@@ -103,6 +104,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "esl_home": Path(".esl"),
         "esl_webhook_body_limit_bytes": 5_000_000,
         "esl_keep_bodies_days": 30,
+        "esl_keep_deliveries_days": 90,
         "esl_keep_runs_days": 30,
     }
 
@@ -601,11 +603,43 @@ def test_s22_a_database_that_can_be_impersonated_is_said(name: str, place: str, 
     assert all(sentence.startswith(name.upper()) and "canary" not in sentence for sentence in said)
 
 
-@pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
-def test_the_transaction_pooler_is_said(name: str) -> None:
+def test_the_transaction_pooler_is_said_where_it_matters() -> None:
     dsn = "postgres://u:canary@aws.pooler.supabase.com:6543/postgres?sslmode=require"
-    (said,) = load_settings(**COMPLETE | {name: dsn}).warnings()
-    assert said.startswith(name.upper()) and "6543" in said and "canary" not in said
+    (said,) = load_settings(**COMPLETE | {"esl_dagster_database_url": dsn}).warnings()
+    assert said.startswith("ESL_DAGSTER_DATABASE_URL") and "6543" in said and "canary" not in said
+    assert load_settings(**COMPLETE | {"esl_database_url": dsn}).warnings() == []
+
+
+@pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("u:canary@pooler.example.com:6543/postgres?pgbouncer=true", "pgbouncer"),
+        ("u:canary@h/db?sslmode=require&connection_limit=1&schema=canary", "connection_limit and schema"),
+        ("h/db?pgbouncer=true", "pgbouncer"),
+        # What follows the '?' is, or may be, a part of the password.
+        ("u:ca@x?canary=1@h/db", None),
+        ("u:ca?canary=1", None),
+        ("u:ca/x?canary=1", None),
+    ],
+)
+def test_field_34_a_parameter_that_postgres_does_not_know_is_named(
+    name: str, place: str, named: str | None
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**COMPLETE | {name: f"postgresql://{place}"})
+    (said,) = refused.value.problems
+    assert said.startswith(f"{name.upper()}: ") and "canary" not in said
+    if named is None:
+        assert "percent-encode" in said
+    else:
+        assert f"has {named} after the '?'" in said and "password" not in said
+
+
+def test_field_42_a_delivery_outlives_its_body() -> None:
+    kept = load_settings(**COMPLETE | {"esl_keep_bodies_days": 120, "esl_keep_deliveries_days": 100})
+    assert kept.esl_keep_deliveries_days == 120
+    assert load_settings(**COMPLETE | {"esl_keep_bodies_days": 365}).esl_keep_deliveries_days == 365
 
 
 def test_a_misspelt_variable_is_said_wherever_it_stands(

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from esl_pipeline.buffer.errors import BufferVersionError, newer_buffer
-from esl_pipeline.buffer.migrate import code_version, functions_digest
+from esl_pipeline.buffer.errors import BufferVersionError, Version, newer_buffer, older_buffer
+from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import Transport
 
 Row = dict[str, Any]
@@ -39,18 +39,18 @@ class Buffer:
         self.transport.call("esl_version", {})
 
     def check_version(self) -> None:
-        """Raise BufferVersionError unless the buffer is exactly at the version of this code."""
+        """Raise BufferVersionError unless tables and functions are exactly those of this code."""
         answer = self.transport.call("esl_version", {})
-        found, wanted = answer["version"], code_version()
-        if found < wanted:
-            raise BufferVersionError(
-                f"the buffer is at version {found}, this code needs {wanted}: run `esl-pipeline migrate`"
-            )
+        # No build: the functions of a release that did not number them.
+        found, wanted = Version(answer["version"], answer.get("build", 0)), code_build()
         if found > wanted:
             raise newer_buffer(found, wanted)
+        if found < wanted:
+            raise older_buffer(found, wanted)
         if answer.get("functions") != functions_digest():
             raise BufferVersionError(
-                f"the buffer's functions are of another build of version {found}: run `esl-pipeline migrate`"
+                f"the buffer's functions go by the name of build {wanted.build} and are others: "
+                "run `esl-pipeline migrate`"
             )
 
     # Inbox
@@ -272,14 +272,22 @@ class Buffer:
 
     # Housekeeping
 
-    def housekeep(self, *, keep_bodies_days: int, limit: int = 10_000) -> Row:
-        """One batch of deleting what is no longer kept -> {bodies, redacted, more}; call again while more.
+    def housekeep(
+        self, *, keep_bodies_days: int, keep_deliveries_days: int | None = None, limit: int = 10_000
+    ) -> Row:
+        """One batch of deleting what is no longer kept -> {bodies, deliveries, redacted, more}; call again while more.
 
-        Bodies of finished deliveries go, their hashes stay. Of a shop that asked to be forgotten, once that is
+        Bodies of finished deliveries go, their hashes stay; later the deliveries go whose bodies carry a signed time
+        (None: never), because a copy of them would be superseded. Of a shop that asked to be forgotten, once that is
         confirmed, everything goes but the audit and ledger of what labels showed, its inactive mappings, and the rows
         of app/uninstalled and shop/redact themselves.
         """
-        return self._call("esl_housekeep", keep_bodies_days=keep_bodies_days, limit=limit)
+        return self._call(
+            "esl_housekeep",
+            keep_bodies_days=keep_bodies_days,
+            keep_deliveries_days=keep_deliveries_days,
+            limit=limit,
+        )
 
     def redaction_list(self) -> list[Row]:
         """Orders to erase a shop that wait to be decided -> [{id, source_system, source_store_id, requested_at}]."""
@@ -334,9 +342,9 @@ class Buffer:
 
     # For people
 
-    def status(self) -> Row:
-        """Counts per store and shop, open findings by check, label servers that are down."""
-        return self._call("esl_status")
+    def status(self, *, shops: Sequence[Mapping[str, str]] | None = None) -> Row:
+        """Counts per store and shop, open findings by check, label servers that are down; of all shops or of these."""
+        return self._call("esl_status", shops=None if shops is None else list(shops))
 
     def findings(
         self,

@@ -20,6 +20,8 @@ PRODUCTS, VARIANTS, RESULTS = "shopify_products", "validated_variants", "hipoink
 NOT_READABLE = "SHOPIFY_ADMIN_TOKEN has a token for other shops only"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
+# A bad delivery or two is an accident, so many and not one good between are a wrong name, secret or mapping.
+_REFUSED_IN_A_ROW = 5
 
 Row = Mapping[str, Any]
 # What a check says of a shop (its key), from the buffer.
@@ -110,25 +112,29 @@ def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> dg.AssetCheckResult:
-    """Whether a shop that normally sends webhooks has sent one lately, and none of them has switched it off."""
+    """Whether a shop that normally sends webhooks has sent one lately, one that could be used and did not end it."""
     stores = [row for row in status["stores"] if shop_key(row) == shop]
+    rows = [row for row in status["shops"] if shop_key(row) == shop]
+    last = [datetime.fromisoformat(row["last_received_at"]) for row in rows]
     off = sorted({row["switched_off"] for row in stores if row["switched_off"]})
-    last = [
-        datetime.fromisoformat(row["last_received_at"]) for row in status["shops"] if shop_key(row) == shop
-    ]
     is_active = any(row["is_active"] for row in stores)
-    silent = is_active and bool(last) and now - last[0] > timedelta(hours=hours)
+    says = []
+    if off:
+        says.append(
+            f"switched off by {', '.join(off)}: nothing is pushed. `esl-pipeline stores set` with --active, or with "
+            "--inactive if that is right"
+        )
+    if is_active and last and now - last[0] > timedelta(hours=hours):
+        says.append(f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?")
+    says += [
+        f"none of the last {row['refused_in_a_row']} webhooks could be used: {row['last_refusal']}"
+        for row in rows
+        if is_active and row["refused_in_a_row"] >= _REFUSED_IN_A_ROW
+    ]
     return dg.AssetCheckResult(
-        passed=not (off or silent),
+        passed=not says,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"switched off by {', '.join(off)}: nothing is pushed. `esl-pipeline stores set` with "
-        "--active, or with --inactive if that is right"
-        if off
-        else f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"
-        if silent
-        else "webhooks arrive"
-        if last
-        else "no webhook has come yet",
+        description="; ".join(says) or ("webhooks arrive" if last else "no webhook has come yet"),
     )
 
 
@@ -257,12 +263,12 @@ def _accuracy(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
 
 
 def _backlog(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
-    return backlog(buffer.status(), shop, now=datetime.now(UTC))
+    return backlog(buffer.status(shops=[shop_of(shop)]), shop, now=datetime.now(UTC))
 
 
 def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
     hours = load_settings().esl_silence_hours
-    return webhooks_arrive(buffer.status(), shop, hours=hours, now=datetime.now(UTC))
+    return webhooks_arrive(buffer.status(shops=[shop_of(shop)]), shop, hours=hours, now=datetime.now(UTC))
 
 
 def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.AssetChecksDefinition:

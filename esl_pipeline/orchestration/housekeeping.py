@@ -68,14 +68,19 @@ def tidy_up(
 
 def _tidy_buffer(buffer: Buffer, shopify: ShopifyAdmin, settings: Settings) -> str:
     judged = judge_redactions(buffer, lambda shop: _token_works(shopify, shop))
-    bodies = redacted = 0
+    bodies = deliveries = redacted = 0
     more = True
     while more:
-        done = buffer.housekeep(keep_bodies_days=settings.esl_keep_bodies_days)
+        done = buffer.housekeep(
+            keep_bodies_days=settings.esl_keep_bodies_days,
+            keep_deliveries_days=settings.esl_keep_deliveries_days,
+        )
         bodies, redacted, more = bodies + done["bodies"], redacted + done["redacted"], done["more"]
+        deliveries += done["deliveries"]
     return (
-        f"{bodies} webhook bodies, {redacted} rows of shops that left (of the shops that asked to be forgotten "
-        f"{judged['confirmed']} have left, {judged['void']} have not, {judged['undecided']} could not be asked now)"
+        f"{bodies} webhook bodies, {deliveries} old webhooks, {redacted} rows of shops that left (of the shops that "
+        f"asked to be forgotten {judged['confirmed']} have left, {judged['void']} have not, "
+        f"{judged['undecided']} could not be asked now)"
     )
 
 

@@ -133,52 +133,79 @@ begin
     return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
 end $$;
 
--- {} -> {stores: [...], shops: [...], findings: [...], outages: [...]}: counts for operators.
+-- {shops?: [{source_system, source_store_id}]} -> {stores: [...], shops: [...], findings: [...], outages: [...]}: counts
+-- for operators, of all shops or of these. Reads what is open, the catalogue and esl.shop_deliveries, nothing that is over.
 create or replace function public.esl_status(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
+    with wanted as (
+        select * from jsonb_to_recordset(p -> 'shops') as w (source_system text, source_store_id text)
+    ), mappings as (
+        select m.* from esl.store_mappings m
+        where p -> 'shops' is null or (m.source_system, m.source_store_id) in (select * from wanted)
+    ), shown as (
+        select mapping_id, count(*) as on_labels, max(accepted_at) as last_accepted_at
+        from esl.hipoink_products where mapping_id in (select id from mappings) group by 1
+    ), held as (
+        select mapping_id, count(*) as held_back
+        from esl.labels where (state = 'held' or collides) and mapping_id in (select id from mappings) group by 1
+    ), queues as (
+        select mapping_id, jsonb_build_object(
+                   'waiting', count(*) filter (where state in ('ready', 'leased')),
+                   'guarded', count(*) filter (where state = 'guarded'),
+                   'failed', count(*) filter (where state = 'failed'),
+                   'dead', count(*) filter (where state = 'dead'),
+                   'oldest', min(created_at) filter (where state in ('ready', 'leased')),
+                   'last_error', max(last_error)) as queue
+        from esl.sync_queue where mapping_id in (select id from mappings) group by 1
+    ), open_deliveries as (
+        select source_system, source_store_id, count(*) as waiting, min(received_at) as oldest_waiting,
+               max(received_at) as last_received_at
+        from esl.webhook_inbox
+        where state in ('ready', 'leased')
+          and (p -> 'shops' is null or (source_system, source_store_id) in (select * from wanted))
+        group by 1, 2
+    ), ended as (
+        select * from esl.shop_deliveries
+        where p -> 'shops' is null or (source_system, source_store_id) in (select * from wanted)
+    ), to_fetch as (
+        select source_system, source_store_id, sum(missing_variants) as variants
+        from esl.product_versions where missing_variants > 0 and not deleted group by 1, 2
+    )
     select jsonb_build_object(
         'stores', (select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
             select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active,
                 m.activated_at, m.switched_off,
-                (select count(*) from esl.hipoink_products s where s.mapping_id = m.id) as on_labels,
-                (select count(*) from esl.labels l
-                 where l.mapping_id = m.id and (l.state = 'held' or l.collides)) as held_back,
-                m.is_dry_run,
-                (select jsonb_build_object(
-                    'waiting', count(*) filter (where q.state in ('ready', 'leased')),
-                    'guarded', count(*) filter (where q.state = 'guarded'),
-                    'failed', count(*) filter (where q.state = 'failed'),
-                    'dead', count(*) filter (where q.state = 'dead'),
-                    'oldest', min(q.created_at) filter (where q.state in ('ready', 'leased')),
-                    'last_error', max(q.last_error))
-                 from esl.sync_queue q where q.mapping_id = m.id) as queue,
+                m.is_dry_run, coalesce(s.on_labels, 0) as on_labels, coalesce(h.held_back, 0) as held_back,
+                coalesce(q.queue, '{"waiting": 0, "guarded": 0, "failed": 0, "dead": 0, "oldest": null, "last_error": null}')
+                    as queue,
                 (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_pauses s
                  where s.store_code = m.hipoink_store_code and s.until > now()) as paused,
-                (select max(s.accepted_at) from esl.hipoink_products s where s.mapping_id = m.id) as last_accepted_at
-            from esl.store_mappings m) t),
+                s.last_accepted_at
+            from mappings m left join shown s on s.mapping_id = m.id left join held h on h.mapping_id = m.id
+            left join queues q on q.mapping_id = m.id) t),
         'shops', (select coalesce(jsonb_agg(to_jsonb(t) order by t.source_system, t.source_store_id), '[]') from (
-            select i.source_system, i.source_store_id,
-                count(*) as deliveries,
-                count(*) filter (where i.state in ('ready', 'leased')) as waiting,
-                count(*) filter (where i.state = 'done') as done,
-                count(*) filter (where i.state = 'superseded') as superseded,
-                count(*) filter (where i.state = 'unusable') as unusable,
-                count(*) filter (where i.state = 'unusable' and i.reason like 'replay suspected%') as replays,
-                count(*) filter (where i.state = 'dead') as dead,
-                min(i.received_at) filter (where i.state in ('ready', 'leased')) as oldest_waiting,
-                max(i.received_at) as last_received_at,
-                exists (select from esl.store_mappings m where m.source_system = i.source_system
-                        and m.source_store_id = i.source_store_id) as mapped,
-                (select coalesce(sum(v.missing_variants), 0) from esl.product_versions v
-                 where v.source_system = i.source_system and v.source_store_id = i.source_store_id
-                   and not v.deleted) as variants_to_fetch
-            from esl.webhook_inbox i group by 1, 2) t),
+            select source_system, source_store_id,
+                coalesce(o.waiting, 0) + coalesce(e.done + e.superseded + e.unusable + e.dead, 0) as deliveries,
+                coalesce(o.waiting, 0) as waiting, coalesce(e.done, 0) as done,
+                coalesce(e.superseded, 0) as superseded, coalesce(e.unusable, 0) as unusable,
+                coalesce(e.replays, 0) as replays, coalesce(e.dead, 0) as dead, o.oldest_waiting,
+                greatest(o.last_received_at, e.last_received_at) as last_received_at,
+                coalesce(e.refused_in_a_row, 0) as refused_in_a_row, e.last_refusal,
+                exists (select from esl.store_mappings m where m.source_system = k.source_system
+                        and m.source_store_id = k.source_store_id) as mapped,
+                coalesce(f.variants, 0) as variants_to_fetch
+            from (select source_system, source_store_id from ended
+                  union select source_system, source_store_id from open_deliveries) k
+            left join ended e using (source_system, source_store_id)
+            left join open_deliveries o using (source_system, source_store_id)
+            left join to_fetch f using (source_system, source_store_id)) t),
         'outages', (select coalesce(jsonb_agg(jsonb_build_object('server', server, 'since', down_since,
                         'probe_at', probe_at, 'reason', last_error) order by server), '[]')
                     from esl.label_servers where down_since is not null),
         'findings', (select coalesce(jsonb_agg(to_jsonb(t) order by t.level, t.n desc, t.check_name), '[]') from (
             select f.check_name, f.level, count(*) as n from esl.findings f
-            where f.resolved_at is null group by 1, 2) t))
+            where f.resolved_at is null and (p -> 'shops' is null or f.mapping_id in (select id from mappings))
+            group by 1, 2) t))
 $$;
 
 -- {mapping_id?, store?, limit, after?: [level, check_name, variant_id, mapping_id]} -> {findings: [...]}: the open ones
@@ -264,8 +291,8 @@ begin
     return jsonb_build_object('removals', v_removals, 'prices', v_prices);
 end $$;
 
--- {code, store?, limit} -> {places: [{store_code, ledger, queue, variants, log, deliveries}]}: from a label back to
--- its pushes, runs, variant and webhooks. Newest log rows first.
+-- {code, store?, limit} -> {places: [{store_code, ledger, queue, variants, log, deliveries, forgotten}]}: from a label
+-- back to its pushes, runs, variant and webhooks. Newest log rows first. forgotten: how many webhooks are no longer kept.
 create or replace function public.esl_trace(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with places as (
@@ -308,6 +335,9 @@ language sql volatile security definer set search_path = '' as $$
                                'triggered_at', i.triggered_at, 'received_at', i.received_at, 'state', i.state,
                                'run_id', i.run_id) order by i.id desc), '[]')
                        from esl.webhook_inbox i where i.id in (
-                           select unnest(l.event_ids) from log l where l.store_code = s.store_code))
+                           select unnest(l.event_ids) from log l where l.store_code = s.store_code)),
+        'forgotten', (select count(distinct e.id) from log l cross join lateral unnest(l.event_ids) e (id)
+                      where l.store_code = s.store_code
+                        and not exists (select from esl.webhook_inbox i where i.id = e.id))
         ) order by s.store_code), '[]')) from places s
 $$;
