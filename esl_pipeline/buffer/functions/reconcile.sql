@@ -346,6 +346,9 @@ begin
     )
     select array_agg(code), array_agg(v_store) into v_codes, v_stores from taken;
     perform esl.requeue(v_stores, v_codes);
+    if v_codes is not null then  -- the server may hold what it never confirmed, and its labels not show it
+        perform esl.want_refresh(v_store);
+    end if;
 
     return (select jsonb_build_object('requeued', count(*))
             from jsonb_to_recordset(p -> 'labels') as d (code text)
