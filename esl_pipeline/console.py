@@ -118,17 +118,7 @@ def _obstacles(status: Row) -> Iterator[str]:
             f"label server {outage['server']}: down since {_time(outage['since'])}, next try at "
             f"{_time(outage['probe_at'])}: {outage['reason']}"
         )
-    for server in status["refreshes"]["unknown"]:
-        yield (
-            f"label server {server['server']}: does not know esl/bind_task, so its labels must change by themselves; "
-            f"asked again at {_time(server['again_at'])}"
-        )
-    for store in status["refreshes"]["waiting"]:
-        if store["attempts"]:
-            yield (
-                f"store {store['store_code']}: its labels wait since {_time(store['since'])} to be refreshed, next try "
-                f"at {_time(store['next_at'])}: {store['last_error']}"
-            )
+    yield from _not_refreshed(status["refreshes"])
     for shop in status["shops"]:
         if not shop["mapped"]:
             yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
@@ -151,6 +141,20 @@ def _obstacles(status: Row) -> Iterator[str]:
             yield f"store {code}: paused until {_time(store['paused']['until'])}: {store['paused']['reason']}"
         elif queue["last_error"]:
             yield f"store {code}: oldest label waits since {_time(queue['oldest'])}: {queue['last_error']}"
+
+
+def _not_refreshed(refreshes: Row) -> Iterator[str]:
+    for server in refreshes["unknown"]:
+        yield (
+            f"label server {server['server']}: does not know esl/bind_task, so its labels must change by themselves; "
+            f"asked again at {_time(server['again_at'])}"
+        )
+    for store in refreshes["waiting"]:
+        if store["attempts"]:
+            yield (
+                f"store {store['store_code']}: its labels wait since {_time(store['since'])} to be refreshed, next try "
+                f"at {_time(store['next_at'])}: {store['last_error']}"
+            )
 
 
 def print_preview(console: Console, mappings: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""A label server for machines that have none: its product API and refresh trigger over real HTTP, with a page to look at.
+"""A label server for machines that have none: product API and refresh trigger over real HTTP, with a page to look at.
 
 It follows what is publicly known of the Hipoink API (the client's room says what that is). Where
 nothing is known it makes a choice, each marked "our choice" below; no real server need agree.

@@ -111,7 +111,7 @@ class LabelStore:
                     " change = excluded.change, updated_at = excluded.updated_at",
                     [store, record["pc"], text, search, change, now, now],
                 )
-                self._queue(store, record["pc"], text, search, change, now)
+                self._queue(store, record["pc"], text, search=search, change=change, now=now)
 
     def delete(self, store: str, codes: Iterable[str], action: str) -> int:
         """Delete labels; returns how many there were."""
@@ -122,7 +122,7 @@ class LabelStore:
                 if found.rowcount:
                     now = _now()
                     change = self._log(store, code, now, action, None)
-                    self._queue(store, code, None, "", change, now)
+                    self._queue(store, code, None, search="", change=change, now=now)
                     deleted += 1
         return deleted
 
@@ -145,7 +145,7 @@ class LabelStore:
         return int(row["n"])
 
     def _queue(
-        self, store: str, code: str, record: str | None, search: str, change: int, now: str
+        self, store: str, code: str, record: str | None, *, search: str, change: int, now: str
     ) -> None:
         """Put the physical label of a changed product into the refresh queue, or refresh it at once."""
         if not self._auto_trigger:
@@ -246,7 +246,9 @@ class LabelStore:
         with self._lock:
             labels = self._all("select store, code, record from label order by id")
             shown = self._all("select store, code, record from physical where record is not null order by id")
-            changes = self._all("select * from change where action not in (?, ?) order by id", [_BY_HAND, _REFRESH])
+            changes = self._all(
+                "select * from change where action not in (?, ?) order by id", [_BY_HAND, _REFRESH]
+            )
             refreshes = self._all("select store, at from change where action = ? order by id", [_REFRESH])
             pushes = self._all("select store, code, times from push")
             calls = self._all("select action, times from call")

@@ -126,7 +126,9 @@ def drain(
                         continue
                     if time.monotonic() - last_work > limits.idle:
                         break
-                    _wait_for_work(buffer, limits.idle, last_work, stop, on_idle, refresher)
+                    _wait_for_work(
+                        buffer, limits.idle, last_work, stop=stop, on_idle=on_idle, refresher=refresher
+                    )
         finally:
             buffer.lease_release(name=LEASE, holder=holder)
     return True
@@ -136,6 +138,7 @@ def _wait_for_work(
     buffer: Buffer,
     idle: float,
     last_work: float,
+    *,
     stop: threading.Event,
     on_idle: Callable[[], None],
     refresher: Refresher,

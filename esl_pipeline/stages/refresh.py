@@ -135,9 +135,7 @@ class Refresher:
     def _work(self) -> None:
         while self._is_asked():
             try:
-                refresh_stores(
-                    self._buffer, self._client, self._rules, run_id=self._run_id, shop=self._shop
-                )
+                refresh_stores(self._buffer, self._client, self._rules, run_id=self._run_id, shop=self._shop)
             except Exception as error:  # the marks stand, and the run meets the same trouble itself
                 _log.warning("the label server was not told to refresh: %s", type(error).__name__)
             with self._changed:
