@@ -122,6 +122,7 @@ def _obstacles(status: Row) -> Iterator[str]:
             f"label server {outage['server']}: down since {_time(outage['since'])}, next try at "
             f"{_time(outage['probe_at'])}: {outage['reason']}"
         )
+    yield from _not_refreshed(status["refreshes"])
     yield from _obstacles_of_shops(status["shops"])
     yield from _obstacles_of_stores(status["stores"])
 
@@ -169,6 +170,20 @@ def _not_readable(shop: str) -> str:
         f"{shop}: cannot be read, what its webhooks miss stays missed: SHOPIFY_ADMIN_TOKEN has a token for other "
         "shops only"
     )
+
+
+def _not_refreshed(refreshes: Row) -> Iterator[str]:
+    for server in refreshes["unknown"]:
+        yield (
+            f"label server {server['server']}: does not know esl/bind_task, so its labels must change by themselves; "
+            f"asked again at {_time(server['again_at'])}"
+        )
+    for store in refreshes["waiting"]:
+        if store["attempts"]:
+            yield (
+                f"store {store['store_code']}: its labels wait since {_time(store['since'])} to be refreshed, next try "
+                f"at {_time(store['next_at'])}: {store['last_error']}"
+            )
 
 
 def print_preview(console: Console, mappings: Sequence[Row]) -> None:
@@ -263,6 +278,8 @@ def _trace(place: Row) -> Group:
         label.add(f"accepted {_time(ledger['accepted_at'])}: {_fields(ledger['label'])}")
     else:
         label.add("none: the label server holds nothing for this code")
+    if refresh := place["refresh"]:
+        label.add(_refresh(refresh))
     if queue:
         wanted = _fields(queue["label"]) if queue["label"] else "removal"
         label.add(
@@ -303,6 +320,22 @@ def _trace(place: Row) -> Group:
     if place["forgotten"]:
         deliveries.add(f"{place['forgotten']} more are no longer kept")
     return Group(label, pushes, variants, deliveries)
+
+
+def _refresh(refresh: Row) -> str:
+    """Whether the label server was told to refresh the store's labels since it accepted this one."""
+    if done := refresh["triggered"]:
+        return (
+            f"refreshed {_time(done['at'])} (esl/bind_task accepted in {_text(done['duration_ms'])} ms) by run "
+            f"{escape(_text(done['run_id']))}"
+        )
+    if not refresh["wanted"]:
+        return "not refreshed by us: policy refresh is never, or the store is not live"
+    waiting = refresh["waiting"]
+    if waiting is None:
+        return "not refreshed since"
+    why = f": {escape(_text(waiting['last_error']))}" if waiting["last_error"] else ""
+    return f"[yellow]waits to be refreshed[/] since {_time(waiting['since'])}{why}"
 
 
 def _by_push(log: Sequence[Row]) -> dict[str, dict[str, Row]]:

@@ -156,6 +156,31 @@ class Buffer:
             result |= {"label_server": self.label_server, "server_failed": server_failed}
         return self._call("esl_push_finish", **result)
 
+    def refresh_claim(
+        self,
+        *,
+        run_id: str,
+        lease_seconds: float,
+        settle_seconds: float,
+        shop: Mapping[str, str] | None = None,
+    ) -> Row:
+        """Lease one store whose labels wait for their trigger -> {claim_id, store_code}; None: nothing is due."""
+        claim_id = str(uuid4())
+        claim = self._call(
+            "esl_refresh_claim",
+            claim_id=claim_id,
+            run_id=run_id,
+            lease_seconds=lease_seconds,
+            settle_seconds=settle_seconds,
+            shop=shop,
+            label_server=self.label_server,
+        )
+        return {"claim_id": claim_id, **claim}
+
+    def refresh_finish(self, **result: Any) -> Row:
+        """Record the outcome of a claimed trigger -> {more}: whether another one is due."""
+        return self._call("esl_refresh_finish", **result, label_server=self.label_server)
+
     def claims_release(self, *, run_id: str) -> Row:
         """For the retry of a run that has ended: what it had claimed is due at once -> {labels, deliveries}."""
         return self._call("esl_claims_release", run_id=run_id)
@@ -168,7 +193,7 @@ class Buffer:
     # The drain run
 
     def due(self) -> Row:
-        """What the sensor asks -> {due, inbox, variants, queue, outage, drain, shops}."""
+        """What the sensor asks -> {due, inbox, variants, queue, refresh, outage, drain, shops}."""
         return self._call("esl_due", label_server=self.label_server)
 
     def lease_take(self, *, name: str, holder: str, seconds: float) -> Row:
@@ -343,7 +368,8 @@ class Buffer:
     # For people
 
     def status(self, *, shops: Sequence[Mapping[str, str]] | None = None) -> Row:
-        """Counts per store and shop, open findings by check, label servers that are down; of all shops or of these."""
+        """Counts per store and shop, open findings, label servers that are down, triggers that wait; of all shops or of
+        these."""
         return self._call("esl_status", shops=None if shops is None else list(shops))
 
     def findings(

@@ -1,4 +1,4 @@
-"""The client of one label server: its product actions, over one kept-alive connection pool."""
+"""The client of one label server: its product actions and its refresh trigger, over one kept-alive connection pool."""
 
 import time
 from collections import Counter
@@ -50,7 +50,7 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.
 
 
 class HipoinkClient:
-    """Talks to `{base_url}/api/{client_id}/product/...`; use it as a context manager.
+    """Talks to `{base_url}/api/{client_id}/...`; use it as a context manager.
 
     Each action is tried up to `retries` times within about ten seconds, as long as its failure is
     transient or its outcome unknown; every try takes a slot of `limiter`. A server that asks for a
@@ -115,7 +115,7 @@ class HipoinkClient:
     def create(self, store_code: str, product: Mapping[str, object]) -> Answer:
         """Create or replace one product; `product` holds the request codes (`pc`, `pn`, `pp`, ...)."""
         (record,) = _records([product])
-        return self._post("create", store_code, record)
+        return self._post("product/create", store_code, record)
 
     def create_multiple(self, store_code: str, products: Sequence[Mapping[str, object]]) -> Answer:
         """Create or replace several products in one call.
@@ -123,20 +123,24 @@ class HipoinkClient:
         The same record twice is sent once. Raises ValueError for an empty or "0" code, and for two
         different records with one code: which of them is right is not the client's to guess.
         """
-        return self._post("create_multiple", store_code, {"f1": _filled(_records(products))})
+        return self._post("product/create_multiple", store_code, {"f1": _filled(_records(products))})
 
     def del_multiple(self, store_code: str, codes: Sequence[str]) -> Answer:
         """Delete products by code; unknown codes are no failure. Labels bound to them are unbound."""
         once = list(dict.fromkeys(map(_code, codes)))
-        return self._post("del_multiple", store_code, {"f1": _filled(once)})
+        return self._post("product/del_multiple", store_code, {"f1": _filled(once)})
+
+    def bind_task(self, store_code: str) -> Answer:
+        """Start the store's refresh queue: without auto-trigger its physical labels change only then."""
+        return self._post("esl/bind_task", store_code, {})
 
     def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
         """One page of the store's products, with response field names (`product_code`, ...); page from 1."""
-        return self._get("query", store_code, {"f1": str(page), "f2": str(size)}, Judge.rows)
+        return self._get("product/query", store_code, {"f1": str(page), "f2": str(size)}, Judge.rows)
 
     def query_count(self, store_code: str) -> int:
         """How many products the server holds for the store."""
-        return self._get("query_count", store_code, {}, Judge.count)
+        return self._get("product/query_count", store_code, {}, Judge.count)
 
     def query_with_code(self, store_code: str, codes: Sequence[str]) -> list[dict[str, object]]:
         """The rows of those of the codes that the store has. Older servers do not know this call (RejectedError)."""
@@ -171,7 +175,7 @@ class HipoinkClient:
             )
 
     def _post(self, action: str, store_code: str, arguments: Mapping[str, object]) -> Answer:
-        judge = Judge(f"{action} for store {store_code}", True, self._redact)
+        judge = Judge(_call(action, store_code), True, self._redact)
         try:
             body = orjson.dumps({**arguments, **_common(store_code)})
         except orjson.JSONEncodeError as error:
@@ -186,13 +190,13 @@ class HipoinkClient:
         arguments: Mapping[str, str],
         read: Callable[[Judge, Reply], T],
     ) -> T:
-        judge = Judge(f"{action} for store {store_code}", False, self._redact)
+        judge = Judge(_call(action, store_code), False, self._redact)
         params = {**_common(store_code), **arguments}
         request = self._http.build_request("GET", self._url(action), params=params)
         return self._tried(judge, request, read)
 
     def _url(self, action: str) -> str:
-        return f"{self._base_url}/api/{quote(self._client_id, safe='')}/product/{action}"
+        return f"{self._base_url}/api/{quote(self._client_id, safe='')}/{action}"
 
     def _tried(self, judge: Judge, request: httpx.Request, read: Callable[[Judge, Reply], T]) -> T:
         """The judged reply of the first attempt that gets one."""
@@ -259,6 +263,11 @@ def _is_plain_address(base_url: str) -> bool:
         return False
     extras = url.userinfo or url.query or url.fragment
     return url.scheme in ("http", "https") and bool(url.host) and not extras
+
+
+def _call(action: str, store_code: str) -> str:
+    """How messages name a call: resource and action are told apart by the action alone."""
+    return f"{action.rpartition('/')[2]} for store {store_code}"
 
 
 def _common(store_code: str) -> dict[str, str]:

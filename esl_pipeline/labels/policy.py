@@ -218,6 +218,10 @@ class Policy(_Strict):
     max_held_share_pct: Percent = Field(
         default=20, description="A larger share of variants held back fails the asset check."
     )
+    refresh: Literal["after_push", "never"] = Field(
+        default="after_push",
+        description="Tell the label server to refresh the store's labels after pushes (`esl/bind_task`), or never.",
+    )
     owns_store: bool = Field(
         default=False,
         description="Nobody else keeps labels in this store: those that are not ours are removed at night.",

@@ -19,6 +19,7 @@ from esl_pipeline.shop_names import shop_domain, shop_named
 from esl_pipeline.stages.push import RESULT_COLUMNS, push_batch
 from esl_pipeline.stages.read import VARIANT_COLUMNS, due_variants, read_inbox
 from esl_pipeline.stages.reconcile import Drift, compare_store, read_snapshot
+from esl_pipeline.stages.refresh import Refresher, RefreshRules
 from esl_pipeline.stages.shops import Shop, shop_key, shop_of
 from esl_pipeline.stages.validate import stage, validate
 
@@ -56,6 +57,8 @@ _LABEL_TYPES = {"revision": "int64", "event_ids": "list[int64]"}
 _RESULT_TYPES = {"attempt": "int64", "duration_ms": "int64", "event_ids": "list[int64]"}
 _BATCHES_PER_PART = 50
 _LISTINGS = 3
+# A run's own bursts are two at most, and it does not wait for the gap between them.
+_REFRESH_RULES = RefreshRules(gap=0)
 
 
 def _schema(columns: dict[str, str]) -> dg.TableSchema:
@@ -239,19 +242,22 @@ def _push_all(
 ) -> None:
     """Push what is due of a shop, and add the results: some batches at a time, for a part is worth a few rows."""
     waiting: list[pd.DataFrame] = []
-    while True:
-        pushed = push_batch(
-            buffer,
-            label_server.client,
-            label_server.rules,
-            run_id=context.run.run_id,
-            asset="hipoink_sync_results",
-            shop=shop,
-        )
-        if len(pushed):
-            waiting.append(pushed)
-        if waiting and (pushed.empty or len(waiting) == _BATCHES_PER_PART):
-            results.add(pd.concat(waiting, ignore_index=True))
-            waiting = []
-        if pushed.empty:
-            return
+    run_id = context.run.run_id
+    with Refresher(buffer, label_server.client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher:
+        while True:
+            pushed = push_batch(
+                buffer,
+                label_server.client,
+                label_server.rules,
+                run_id=run_id,
+                asset="hipoink_sync_results",
+                shop=shop,
+            )
+            if len(pushed):
+                refresher.ask()
+                waiting.append(pushed)
+            if waiting and (pushed.empty or len(waiting) == _BATCHES_PER_PART):
+                results.add(pd.concat(waiting, ignore_index=True))
+                waiting = []
+            if pushed.empty:
+                return

@@ -425,6 +425,50 @@ def esl_push_finish(api: Api) -> None:
     ]
 
 
+def _claim_refresh(api: Api, **fields: Any) -> Any:
+    wanted = {"run_id": "r", "lease_seconds": 60, "settle_seconds": 5, "shop": api.shop_key}
+    return api("esl_refresh_claim", **wanted | {"claim_id": str(uuid.uuid4())} | fields)["store_code"]
+
+
+def _finish_refresh(api: Api, claim: str, outcome: str = "accepted", **fields: Any) -> None:
+    rules = {"gap_seconds": 0, "initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99}
+    told = {"claim_id": claim, "store_code": api.store, "run_id": "r", "outcome": outcome, "message": "m"}
+    api("esl_refresh_finish", **rules | told | {"duration_ms": 7} | fields)
+    api.answers.pop()  # `more` is also of the stores of other tests
+
+
+@contract
+def esl_refresh_claim(api: Api) -> None:
+    api.queued(2)
+    assert _claim_refresh(api) is None
+    api.finish(api.claim(limit=1))
+    assert _claim_refresh(api) is None, "the other one comes first"
+    assert _claim_refresh(api, settle_seconds=0, shop=api.shop_key | {"source_store_id": "x"}) is None
+    claim = str(uuid.uuid4())
+    assert _claim_refresh(api, claim_id=claim, settle_seconds=0) == api.store
+    assert _claim_refresh(api, claim_id=claim) == api.store, "repeated, because the first answer was lost"
+    assert _claim_refresh(api, settle_seconds=0) is None, "somebody is at it"
+
+
+@contract
+def esl_refresh_finish(api: Api) -> None:
+    api.queued(2)
+    api.finish(api.claim(limit=1))
+    claim = str(uuid.uuid4())
+    _claim_refresh(api, claim_id=claim, settle_seconds=0)
+    api.finish(api.claim())  # accepted after it was claimed
+    for _ in range(2):
+        _finish_refresh(api, claim)
+    claim = str(uuid.uuid4())
+    assert _claim_refresh(api, claim_id=claim) == api.store
+    _finish_refresh(api, claim, "rejected")
+    assert _claim_refresh(api) is None, "it waits for its next attempt"
+    (place,) = api("esl_trace", code="C-2", store=api.store, limit=9)["places"]
+    refresh = place["refresh"]
+    assert (refresh["wanted"], refresh["triggered"]) == (True, None)
+    assert (refresh["waiting"]["attempts"], refresh["waiting"]["last_error"]) == (1, "m")
+
+
 @contract
 def esl_rate_take(api: Api) -> None:
     waits = [api("esl_rate_take", server=api.store, rate_per_second=0.5, slots=n) for n in (1, 3, 1)]
@@ -1112,6 +1156,8 @@ def test_every_table_has_row_level_security(pair: Pair) -> None:
         "update esl.mapping_changes set by = 'x'",
         "delete from esl.mapping_changes",
         "truncate esl.mapping_changes",
+        "update esl.refreshes set outcome = 'accepted'",
+        "delete from esl.refreshes",
     ],
 )
 def test_the_audit_log_cannot_be_changed(pair: Pair, statement: str) -> None:

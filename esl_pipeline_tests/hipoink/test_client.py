@@ -94,6 +94,31 @@ def test_batches_are_native_arrays():
     ]
 
 
+def test_field_41_the_refresh_trigger_carries_the_common_fields_alone():
+    with scripted(SUCCESS) as server, client_of(server.url, sign="s3") as client:
+        answer = client.bind_task("001")
+    assert sent(server.requests[0]) == (
+        "POST /api/default/esl/bind_task HTTP/1.1",
+        {"store_code": "001", "is_base64": "0", "sign": "s3"},
+    )
+    assert (answer.error_code, answer.body) == (0, '{"error_code":0,"error_msg":""}')
+
+
+def test_the_refresh_trigger_is_judged_paced_and_redacted_as_every_change():
+    refusal = http_answer(b'{"error_code":1,"error_msg":"no such sign s3cret"}')
+    limiter = FreeLimiter()
+    with (
+        scripted(refusal, http_answer(b"<html>", status="502 Bad Gateway"), SUCCESS) as server,
+        client_of(server.url, sign="s3cret", limiter=limiter) as client,
+    ):
+        with pytest.raises(RejectedError) as refused:
+            client.bind_task("001")
+        assert "bind_task for store 001" in str(refused.value)
+        assert "s3cret" not in f"{refused.value} {refused.value.answer}"
+        client.bind_task("001")  # the second try of a lost answer
+    assert limiter.taken == 3
+
+
 def test_queries_are_gets_with_the_common_fields():
     with scripted(http_answer(b"[]")) as server, client_of(server.url, sign="a&b=c/ü") as client:
         client.query("001", 3, 50)

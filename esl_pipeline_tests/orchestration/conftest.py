@@ -74,6 +74,11 @@ class Pipeline:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(query.encode())
 
+    def rows(self, query: str) -> list[Any]:
+        """Look behind the functions."""
+        with psycopg.connect(self.dsn) as connection:
+            return connection.execute(query.encode()).fetchall()
+
     def sql_elsewhere(self, query: str) -> None:
         """The same, from another database of the server."""
         with psycopg.connect(self.dsn, dbname="postgres", autocommit=True) as connection:

@@ -101,7 +101,8 @@ begin
         where state = 'dead' and body is not null;
         get diagnostics v_deliveries = row_count;
         delete from esl.store_pauses;
-        update esl.label_servers set probe_at = now() where probe_at > now();
+        update esl.refresh_marks set lease_until = now() where lease_until is not null;
+    update esl.label_servers set probe_at = now() where probe_at > now();
     end if;
     return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
 end $$;
@@ -112,6 +113,7 @@ create or replace function esl.release_claims() returns void
 language sql set search_path = '' as $$
     update esl.webhook_inbox set lease_until = now() where state = 'leased';
     update esl.sync_queue set lease_until = now() where state = 'leased';
+    update esl.refresh_marks set lease_until = now() where lease_until is not null;
     update esl.label_servers set probe_at = now() where probe_at > now();
     delete from esl.leases;
 $$;
@@ -127,14 +129,16 @@ begin
       and exists (select from esl.sync_log l
                   where l.push_id = q.push_id and l.kind = 'intent' and l.run_id = p ->> 'run_id');
     get diagnostics v_labels = row_count;
+    update esl.refresh_marks set lease_until = now() where lease_until > now() and run_id = p ->> 'run_id';
     update esl.webhook_inbox set lease_until = now()
     where state = 'leased' and lease_until > now() and run_id = p ->> 'run_id';
     get diagnostics v_deliveries = row_count;
     return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
 end $$;
 
--- {shops?: [{source_system, source_store_id}]} -> {stores: [...], shops: [...], findings: [...], outages: [...]}: counts
--- for operators, of all shops or of these. Reads what is open, the catalogue and esl.shop_deliveries, nothing that is over.
+-- {shops?: [{source_system, source_store_id}]} -> {stores: [...], shops: [...], findings: [...], outages: [...],
+-- refreshes: {...}}: counts for operators, of all shops or of these. Reads what is open, the catalogue and
+-- esl.shop_deliveries, nothing that is over.
 create or replace function public.esl_status(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with wanted as (
@@ -202,6 +206,7 @@ language sql volatile security definer set search_path = '' as $$
         'outages', (select coalesce(jsonb_agg(jsonb_build_object('server', server, 'since', down_since,
                         'probe_at', probe_at, 'reason', last_error) order by server), '[]')
                     from esl.label_servers where down_since is not null),
+        'refreshes', esl.refresh_state(),
         'findings', (select coalesce(jsonb_agg(to_jsonb(t) order by t.level, t.n desc, t.check_name), '[]') from (
             select f.check_name, f.level, count(*) as n from esl.findings f
             where f.resolved_at is null and (p -> 'shops' is null or f.mapping_id in (select id from mappings))
@@ -313,6 +318,8 @@ language sql volatile security definer set search_path = '' as $$
         'store_code', s.store_code,
         'ledger', (select to_jsonb(h) from esl.hipoink_products h
                    where h.store_code = s.store_code and h.code = p ->> 'code'),
+        'refresh', (select esl.refresh_after(h.store_code, h.accepted_at) from esl.hipoink_products h
+                    where h.store_code = s.store_code and h.code = p ->> 'code'),
         'queue', (select to_jsonb(q) from esl.sync_queue q
                   where q.store_code = s.store_code and q.code = p ->> 'code'),
         'variants', (select coalesce(jsonb_agg(to_jsonb(o) || jsonb_build_object(

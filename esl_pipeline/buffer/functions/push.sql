@@ -261,6 +261,7 @@ begin
             lease_until = null, last_error = null
         where q.store_code = v_store and q.code = any (v_mine);
         perform esl.requeue(array_fill(v_store, array[cardinality(v_mine)]), v_mine);
+        perform esl.want_refresh(v_store);
     else
         -- A label that changed while it was on its way starts afresh. Neither a batch that has to be halved nor
         -- refused credentials nor a server that is down count as an attempt of the label.
@@ -354,8 +355,8 @@ language sql volatile security definer set search_path = '' as $$
     ) select jsonb_build_object('released', exists (select from gone))
 $$;
 
--- {label_server?} -> {due, inbox, variants, queue, outage, drain, shops}: what the sensor asks. due: a drain run would
--- find work now. outage: {since, probe_at, reason} while the label server is down.
+-- {label_server?} -> {due, inbox, variants, queue, refresh, outage, drain, shops}: what the sensor asks. due: a drain run
+-- would find work now. outage: {since, probe_at, reason} while the label server is down.
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with mapped as (
@@ -367,10 +368,12 @@ language sql volatile security definer set search_path = '' as $$
                     where i.state = 'ready' or (i.state = 'leased' and i.lease_until < now())) as inbox,
             exists (select from mapped s join esl.products o using (source_system, source_store_id)
                     where s.is_active and o.due) as variants,
-            not esl.is_down(p ->> 'label_server') and exists (select from esl.pushable) as queue
+            not esl.is_down(p ->> 'label_server') and exists (select from esl.pushable) as queue,
+            exists (select from esl.refreshable(p ->> 'label_server')) as refresh
     )
     select jsonb_build_object(
-        'due', f.inbox or f.variants or f.queue, 'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue,
+        'due', f.inbox or f.variants or f.queue or f.refresh,
+        'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh,
         'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
                    from esl.label_servers where server = p ->> 'label_server' and down_since is not null),
         'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases

@@ -435,6 +435,9 @@ begin
     select array_agg(code) filter (where repairs < 3), coalesce(array_agg(code) filter (where repairs >= 3), '{}')
     into v_codes, v_given_up from found;
     perform esl.requeue(array_fill(v_store, array[coalesce(cardinality(v_codes), 0)]), v_codes);
+    if v_codes is not null then  -- the server may hold what it never confirmed, and its labels not show it
+        perform esl.want_refresh(v_store);
+    end if;
 
     return (select jsonb_build_object('requeued', count(*), 'given_up', to_jsonb(v_given_up))
             from (select distinct d.code from jsonb_to_recordset(p -> 'labels') as d (code text)) d
