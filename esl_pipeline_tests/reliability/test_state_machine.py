@@ -490,7 +490,7 @@ class Machine(RuleBasedStateMachine):
     def _end_back_off(self) -> None:
         self.parts.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
         self.parts.sql("update esl.label_servers set probe_at = now() where probe_at > now()")
-        self.parts.sql("delete from esl.store_pauses")
+        self.parts.sql("update esl.store_health set until = now() where until > now()")
 
     def _break_connections(self) -> None:
         self.parts.sql(
