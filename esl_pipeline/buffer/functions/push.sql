@@ -142,9 +142,10 @@ declare
     v_until   timestamptz := clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8);
     v_probes  boolean;
     v_doubted boolean;
+    v_limit   int;
     v_claimed int := 0;
     v_head    esl.sync_queue;
-    m         esl.store_mappings;
+    v_mapping esl.store_mappings;
 begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
         perform esl.take_back_lost(p);
@@ -158,18 +159,28 @@ begin
         end if;
 
         if v_head.code is not null then
-            select * into m from esl.store_mappings where id = v_head.mapping_id;
+            select * into v_mapping from esl.store_mappings where id = v_head.mapping_id;
             v_doubted := exists (
                 select from esl.store_health h where h.store_code = v_head.store_code and esl.is_doubted(h));
-            with batch as (
-                select q.store_code, q.code from esl.sync_queue q
-                where q.state = 'ready' and q.mapping_id = v_head.mapping_id and q.store_code = v_head.store_code
-                  and q.priority >= v_head.priority and q.operation = v_head.operation
-                  and q.max_batch = v_head.max_batch and q.next_attempt_at <= now()
-                  and (q.code = v_head.code or not (v_probes or v_doubted))
-                  and esl.may_push(q, m)
-                order by q.priority, q.next_attempt_at, q.created_at, q.code collate "C"
-                limit least((p ->> 'limit')::int, v_head.max_batch) for update of q skip locked
+            v_limit := least((p ->> 'limit')::int, case when v_probes or v_doubted then 1 else v_head.max_batch end);
+            -- Label after label, so that whatever the planner believes of the queue, it walks along the index; then locked.
+            with recursive chosen as (
+                select q.ctid as at, q.priority, q.next_attempt_at, q.created_at, q.code, 1 as place
+                from esl.sync_queue q where q.code = v_head.code and q.store_code = v_head.store_code
+                union all
+                select n.*, c.place + 1 from chosen c cross join lateral (
+                    select q.ctid, q.priority, q.next_attempt_at, q.created_at, q.code from esl.sync_queue q
+                    where q.state = 'ready' and q.mapping_id = v_head.mapping_id and q.store_code = v_head.store_code
+                      and (q.priority, q.next_attempt_at, q.created_at, q.code collate "C")
+                          > (c.priority, c.next_attempt_at, c.created_at, c.code collate "C")
+                      and q.operation = v_head.operation and q.max_batch = v_head.max_batch
+                      and q.next_attempt_at <= now() and esl.may_push(q, v_mapping)
+                    order by q.priority, q.next_attempt_at, q.created_at, q.code collate "C" limit 1) n
+                where c.place < v_limit
+            ), batch as (
+                select q.store_code, q.code from chosen c join esl.sync_queue q on q.ctid = c.at
+                where c.place <= v_limit and q.state = 'ready' and q.operation = v_head.operation
+                for update of q skip locked
             )
             update esl.sync_queue q
             set state = 'leased', push_id = v_push, attempts = q.attempts + 1, in_doubt = true, lease_until = v_until
@@ -181,7 +192,8 @@ begin
             select 'intent', v_push, q.store_code, q.code, q.mapping_id, q.variant_id, q.operation, q.label,
                    q.label_hash, q.attempts, p ->> 'run_id', p ->> 'asset',
                    m.source_system || ':' || m.source_store_id, q.event_ids
-            from esl.sync_queue q where q.push_id = v_push and q.state = 'leased';
+            from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
+            where q.push_id = v_push and q.state = 'leased';
             if v_doubted and v_claimed > 0 then
                 update esl.store_health set until = v_until where store_code = v_head.store_code;
             end if;
@@ -194,9 +206,9 @@ begin
         'push_id', v_push, 'store_code', min(q.store_code), 'operation', min(q.operation),
         'rows', coalesce(jsonb_agg(jsonb_build_object(
             'code', q.code, 'label', q.label, 'generation', q.generation, 'attempt', q.attempts,
-            'source_system', m2.source_system, 'source_store_id', m2.source_store_id, 'variant_id', q.variant_id,
+            'source_system', m.source_system, 'source_store_id', m.source_store_id, 'variant_id', q.variant_id,
             'event_ids', q.event_ids) order by q.code collate "C"), '[]'))
-        from esl.sync_queue q join esl.store_mappings m2 on m2.id = q.mapping_id
+        from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
         where q.push_id = v_push and q.state = 'leased');
 end $$;
 
