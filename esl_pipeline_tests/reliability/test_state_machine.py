@@ -70,7 +70,15 @@ FATES: st.SearchStrategy[Fate] = st.sampled_from(["go"] * 5 + ["repeat", "lose",
 TOPICS = ("products/create", "products/update", "products/delete")
 FOREIGN = "FOREIGN"
 # What failed waits until the machine says that time has passed, so that an example does not depend on the clock.
-SLOW = replace(RULES, initial_delay=600, max_delay=600, pause=600)
+SLOW = replace(
+    RULES,
+    initial_delay=600,
+    max_delay=600,
+    refused_delay=600,
+    max_refused_delay=600,
+    pause=600,
+    max_pause=600,
+)
 PREFIX = "New: "
 
 
