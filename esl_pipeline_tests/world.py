@@ -28,7 +28,18 @@ ASSET = "hipoink_sync_results"
 
 # Fast, with no jitter worth waiting for.
 RULES = PushRules(
-    initial_delay=0.01, multiplier=1, max_delay=0.02, max_attempts=5, pause=0.3, probe=0.02, max_probe=0.05
+    initial_delay=0.01,
+    multiplier=1,
+    max_delay=0.02,
+    max_attempts=5,
+    max_refusals=1,
+    refused_delay=0.01,
+    refused_multiplier=1,
+    max_refused_delay=0.02,
+    pause=0.3,
+    max_pause=0.5,
+    probe=0.02,
+    max_probe=0.05,
 )
 
 # Shopify's times must be in the past and its deliveries at most 48 h old.

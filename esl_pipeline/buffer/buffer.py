@@ -156,6 +156,10 @@ class Buffer:
             result |= {"label_server": self.label_server, "server_failed": server_failed}
         return self._call("esl_push_finish", **result)
 
+    def push_again(self, *, shop: Mapping[str, str]) -> Row:
+        """Make the shop's failed and dead pushes due once more -> {labels}."""
+        return self._call("esl_push_again", shop=shop)
+
     def refresh_claim(
         self,
         *,

@@ -174,11 +174,14 @@ def hipoink_sync_results(
 
     Each push has its intent and its result in esl.sync_log; accepted labels are in esl.hipoink_products. What the
     server did not accept stays queued with growing delays, or is failed with the server's words. A
-    full_reconciliation then compares the server's own list with the ledger and pushes what has drifted (esl.drift).
+    full_reconciliation tries those once more, then compares the server's own list with the ledger and pushes what has
+    drifted (esl.drift).
     """
     started = time.monotonic()
     shop = _shop(context)
     results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
+    if _is_reconciliation(context):
+        buffer.push_again(shop=shop)
     _push_all(context, buffer, label_server, shop, results)
     report: dict[str, Any] = {"push (s)": round(time.monotonic() - started, 3)}
     if _is_reconciliation(context):

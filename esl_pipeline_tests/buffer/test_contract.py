@@ -147,7 +147,9 @@ class Api:
 
     def finish(self, claim: dict[str, Any], outcome: str = "accepted", **fields: Any) -> Any:
         rows = [{"code": row["code"], "generation": row["generation"]} for row in claim["rows"]]
-        rules = {"initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99, "pause_seconds": 9}
+        rules = {"initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99}
+        rules |= {"refused_delay_seconds": 9, "refused_multiplier": 2, "max_refused_delay_seconds": 99}
+        rules |= {"max_refusals": 1, "pause_seconds": 9, "max_pause_seconds": 99}
         return self(
             "esl_push_finish",
             **rules
@@ -397,12 +399,14 @@ def esl_claims_release(api: Api) -> None:
     assert api("esl_claims_release", run_id=f"{api.store} dead") == {"labels": 2, "deliveries": 1}
     assert api("esl_claims_release", run_id=f"{api.store} dead") == {"labels": 0, "deliveries": 0}
     again = api.claim(run_id=f"{api.store} retry")
-    assert [(row["code"], row["attempt"]) for row in again["rows"]] == [("C-1", 2), ("C-2", 2)]
+    assert [(row["code"], row["attempt"]) for row in again["rows"]] == [
+        ("C-1", 1)
+    ]  # lost in company, so halved
     assert [event["webhook_id"] for event in api.claim_inbox()["events"]] == [
         api.delivery(b"1")["webhook_id"]
     ]
     assert api.finish(dead)["stale"] == 2  # it was alive after all: a worker that is late
-    assert api.finish(again)["accepted"] == 2
+    assert api.finish(again)["accepted"] == 1
 
 
 @contract
@@ -641,14 +645,30 @@ def esl_mapping_update(api: Api) -> None:
 
 
 @contract
-def esl_redrive(api: Api) -> None:
+def esl_push_again(api: Api) -> None:
     api.queued(2)
+    assert api("esl_push_again", shop=api.shop_key) == {"labels": 0}
+    api.finish(api.claim(limit=1))
+    api.finish(api.claim(limit=1), "rejected")
+    assert api.claim()["rows"] == []
+    assert api("esl_push_again", shop={"source_system": "shopify", "source_store_id": "other"}) == {
+        "labels": 0
+    }
+    assert api("esl_push_again", shop=api.shop_key) == {"labels": 1}
+    assert api("esl_push_again", shop=api.shop_key) == {"labels": 0}
+    assert api.finish(api.claim(), "rejected")["failed"] == 1
+
+
+@contract
+def esl_redrive(api: Api) -> None:
+    api.queued(3)
     assert api("esl_redrive", store=api.store) == {"labels": 0, "deliveries": 0}
+    api.finish(api.claim(limit=1))
     for _ in range(2):
         api.finish(api.claim(limit=1), "rejected")
     assert api.claim()["rows"] == []
-    assert api("esl_redrive", store=api.store, code="C-2") == {"labels": 1, "deliveries": 0}
-    assert [row["code"] for row in api.claim()["rows"]] == ["C-2"]
+    assert api("esl_redrive", store=api.store, code="C-3") == {"labels": 1, "deliveries": 0}
+    assert [row["code"] for row in api.claim()["rows"]] == ["C-3"]
     assert api("esl_redrive", store=api.store) == {"labels": 1, "deliveries": 0}
     api("esl_inbox_add", deliveries=[api.delivery()])
     api.claim_inbox(lease_seconds=-1)

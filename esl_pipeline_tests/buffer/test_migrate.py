@@ -77,7 +77,7 @@ def test_half_a_migration_is_completed_and_keeps_its_rows(database: str, buffer_
     paste(database)
     assert describe(database) == describe(buffer_dsn)
     with psycopg.connect(database) as connection:
-        assert connection.execute("select reason from esl.store_pauses").fetchall() == [("kept",)]
+        assert connection.execute("select reason from esl.store_health").fetchall() == [("kept",)]
 
 
 def test_the_missing_ones_are_applied(database: str, buffer_dsn: str) -> None:

@@ -232,7 +232,7 @@ def test_a_failed_trigger_fails_no_label_and_is_tried_with_the_next_burst(
     assert (shelf.queue(), shelf.outcomes("C-1"), shelf.prices()) == ({}, ["accepted"], {"C-1": "1.00"})
     due = shelf.buffer.due()
     assert (due["due"], due["outage"]) == (False, None)
-    assert shelf.sql("select * from esl.store_pauses") == []
+    assert shelf.sql("select * from esl.store_health where refusals > 0 or until is not null") == []
     assert refresh(shelf, slow) == 0, "it waits"
     push_all(shelf, product(2))
     assert refresh(shelf, slow) == 1

@@ -165,6 +165,7 @@ begin
     set mapping_id = excluded.mapping_id, variant_id = excluded.variant_id, operation = excluded.operation,
         label = excluded.label, label_hash = excluded.label_hash, priority = excluded.priority,
         is_drastic = excluded.is_drastic, event_ids = excluded.event_ids, generation = nextval('esl.revision'), attempts = 0, max_batch = 1000,
+        refused_at = null, refusals = 0,
         state = case when q.state = 'leased' then 'leased' else 'ready' end, approved = false,
         next_attempt_at = now(), last_error = null
     where (q.operation, q.label_hash, q.mapping_id, q.variant_id)

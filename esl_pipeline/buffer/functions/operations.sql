@@ -87,22 +87,27 @@ language sql volatile security definer set search_path = '' as $$
 $$;
 
 -- {store?, code?} -> {labels, deliveries}: failed and dead pushes, and dead deliveries (without store and code),
--- are due again with a clean count of attempts. A delivery whose body is no longer kept stays dead.
+-- are due again with a clean count of attempts; without code, stores that pause are tried at once. A delivery whose
+-- body is no longer kept stays dead.
 create or replace function public.esl_redrive(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare v_labels int; v_deliveries int := 0;
 begin
-    update esl.sync_queue set state = 'ready', attempts = 0, next_attempt_at = now(), max_batch = 1000
+    update esl.sync_queue
+    set state = 'ready', attempts = 0, refusals = 0, refused_at = null, next_attempt_at = now(), max_batch = 1000
     where state in ('failed', 'dead')
       and (p ->> 'store' is null or store_code = p ->> 'store') and (p ->> 'code' is null or code = p ->> 'code');
     get diagnostics v_labels = row_count;
+    if p ->> 'code' is null then
+        update esl.store_health set refusals = 0, refused_at = null, pauses = 0, until = null, reason = null
+        where p ->> 'store' is null or store_code = p ->> 'store';
+    end if;
     if p ->> 'store' is null and p ->> 'code' is null then
         update esl.webhook_inbox set state = 'ready', attempts = 0, reason = null, finished_at = null
         where state = 'dead' and body is not null;
         get diagnostics v_deliveries = row_count;
-        delete from esl.store_pauses;
         update esl.refresh_marks set lease_until = now() where lease_until is not null;
-    update esl.label_servers set probe_at = now() where probe_at > now();
+        update esl.label_servers set probe_at = now() where probe_at > now();
     end if;
     return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
 end $$;
@@ -182,7 +187,7 @@ language sql volatile security definer set search_path = '' as $$
                 m.is_dry_run, coalesce(s.on_labels, 0) as on_labels, coalesce(h.held_back, 0) as held_back,
                 coalesce(q.queue, '{"waiting": 0, "guarded": 0, "failed": 0, "dead": 0, "oldest": null, "last_error": null}')
                     as queue,
-                (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_pauses s
+                (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_health s
                  where s.store_code = m.hipoink_store_code and s.until > now()) as paused,
                 s.last_accepted_at
             from mappings m left join shown s on s.mapping_id = m.id left join held h on h.mapping_id = m.id

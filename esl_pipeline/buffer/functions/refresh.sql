@@ -55,7 +55,7 @@ begin
         order by coalesce(c.claimed_since, c.since), c.store_code
     loop
         continue when coalesce(r.claimed_since, r.since) > v_now - make_interval(secs => (p ->> 'settle_seconds')::float8)
-            and exists (select from esl.pushable v where v.store_code = r.store_code);
+            and esl.has_push(r.store_code);
         -- Chosen without a lock: somebody else may have been faster.
         select * into r from esl.refresh_marks m
         where m.store_code = r.store_code and (m.lease_until < v_now or (m.lease_until is null and m.since is not null))
