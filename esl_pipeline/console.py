@@ -130,6 +130,8 @@ def _obstacles(status: Row) -> Iterator[str]:
             )
     for store in status["stores"]:
         code, queue = store["hipoink_store_code"], store["queue"]
+        if store["problem"]:
+            yield f"store {code}: {store['problem']}"
         if not store["is_active"]:
             yield f"store {code}: inactive, nothing is pushed"
         if store["is_dry_run"]:

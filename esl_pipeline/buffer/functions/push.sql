@@ -1,46 +1,48 @@
 -- The queue at work: claim a batch (with its intents), finish it (with its results), shared pace and leases.
 
--- Whether prices may rise now: {opens, closes, time_zone}, past midnight when it closes before it opens; null: always.
-create or replace function esl.window_is_open(p_window jsonb, p_now timestamptz default now()) returns boolean
-language sql stable set search_path = '' as $$
-    select case when w.opens is null then true
-                when w.opens <= w.closes then w.here >= w.opens and w.here < w.closes
-                else w.here >= w.opens or w.here < w.closes end
-    from (select (p_window ->> 'opens')::time as opens, (p_window ->> 'closes')::time as closes,
-                 (p_now at time zone coalesce(p_window ->> 'time_zone', 'UTC'))::time as here) w
-$$;
-
--- Whether a queued label of a live mapping may be pushed now. Drastic changes wait until all changes of their shop are
--- judged, so that the guard sees them together; a removal also until its variant's new label is accepted, so that the
--- shelf is never empty between; nothing is written to a store that the mapping has left. Not SQL, which would be
--- inlined: then the planner joins and sorts the whole queue for every batch, instead of walking its index.
+-- Whether a queued label of a live mapping may be pushed now. Not before its variant is evaluated, since it may be of an
+-- older content or policy. Drastic changes wait until all changes of their shop are judged, so that the guard sees them
+-- together; a removal also until its variant's new label is accepted, so that the shelf is never empty between; nothing
+-- is written to a store that the mapping has left. Not SQL, which would be inlined: then the planner joins and sorts the
+-- whole queue for every batch, instead of walking its index.
 create or replace function esl.may_push(q esl.sync_queue, m esl.store_mappings) returns boolean
 language plpgsql stable cost 1000 set search_path = '' as $$
+declare v_is_due boolean;
 begin
-    if q.operation = 'delete' then
-        if exists (select from esl.sync_queue u
-                   where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+    if q.variant_id <> '' then  -- foreign labels have none
+        select o.due into v_is_due from esl.products o
+        where o.variant_id = q.variant_id and o.source_store_id = m.source_store_id
+          and o.source_system = m.source_system;
+        if coalesce(v_is_due, m.awaits_read_since is not null) then
             return false;
         end if;
-    elsif m.hipoink_store_code <> q.store_code then
+        if q.operation = 'delete' and exists (
+                select from esl.sync_queue u
+                where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+            return false;
+        end if;
+    end if;
+    if q.operation = 'upsert' and m.hipoink_store_code <> q.store_code then
         return false;
     end if;
-    if q.is_drastic and not q.approved and exists (
+    if q.drastic is not null and not q.approved and exists (
             select from esl.products o
             where o.source_system = m.source_system and o.source_store_id = m.source_store_id and o.due) then
         return false;
     end if;
-    return q.priority <> 0 or esl.window_is_open(m.settings -> 'raise_window');
+    -- A push since may have put it in doubt: what is not known to be lower is no rise.
+    return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
--- What may be pushed now: nothing of a paused mapping, or one in dry run, or a paused store.
+-- What may be pushed now: nothing of a mapping that is paused, in dry run or not evaluated for its settings, and
+-- nothing of a paused store.
 drop view if exists esl.pushable;
 create view esl.pushable as
 select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.attempts, q.state,
        m.source_system, m.source_store_id
 from esl.sync_queue q
 join esl.store_mappings m on m.id = q.mapping_id
-where m.is_active and not m.is_dry_run
+where m.is_active and not m.is_dry_run and m.problem is null
   and ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased' and q.lease_until < now()))
   and q.store_code not in (select s.store_code from esl.store_pauses s where s.until > now())
   and esl.may_push(q, m);
@@ -228,6 +230,7 @@ begin
     v_probe := esl.note_health(p);
 
     if v_outcome = 'accepted' then
+        perform esl.note_drastic(v_push, v_store, v_mine);
         insert into esl.hipoink_products as s (store_code, code, mapping_id, variant_id, label, label_hash, push_id,
                                                accepted_at)
         select i.store_code, i.code, i.mapping_id, i.variant_id, i.label, i.label_hash, v_push, v_now
@@ -239,11 +242,11 @@ begin
 
         insert into esl.price_history (variant_id, mapping_id, since, price)
         select distinct on (i.variant_id, i.mapping_id)
-               i.variant_id, i.mapping_id, v_now, (i.label ->> 'pp')::numeric
+               i.variant_id, i.mapping_id, v_now, esl.price_of(i.label)
         from esl.sync_log i
         where i.push_id = v_push and i.kind = 'intent' and i.operation = 'upsert' and i.code = any (v_mine)
-          and i.label ->> 'pn' <> '-'  -- a blank label asks no price
-          and (i.label ->> 'pp')::numeric is distinct from (
+          and esl.price_of(i.label) is not null and not esl.is_blank(i.label)  -- which asks no price
+          and esl.price_of(i.label) is distinct from (
               select h.price from esl.price_history h
               where h.variant_id = i.variant_id and h.mapping_id = i.mapping_id order by h.since desc limit 1)
         on conflict do nothing;
