@@ -192,7 +192,7 @@ def stores_add(
     fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     given = _checked(NewMapping, fields)
-    with _buffer() as buffer, _said_of_duplicates():
+    with _buffer() as buffer, _said_of_refusals():
         _show_mappings([buffer.mapping_create(given, by=_cli_user())], as_json)
 
 
@@ -222,7 +222,7 @@ def stores_set(
     if not changes and whole is None and not policy:
         raise CommandError("nothing to change: see `esl-pipeline stores set --help`")
     _checked(MappingChange, changes)
-    with _buffer() as buffer, _said_of_duplicates():
+    with _buffer() as buffer, _said_of_refusals():
         mapping = {mapping["id"]: mapping for mapping in buffer.mapping_list()}.get(mapping_id)
         if mapping is None:
             raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
@@ -531,15 +531,17 @@ def _terminable(*, exit_code: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def _said_of_duplicates() -> Iterator[None]:
+def _said_of_refusals() -> Iterator[None]:
     try:
         yield
     except BufferError as error:
-        if error.code != "23505":
+        if error.code == "23505":
+            says = "this shop is mapped to this store already: see `esl-pipeline stores list`"
+        elif (error.code or "").startswith("22"):  # as in receiver/mappings.py: the data itself is refused
+            says = f"settings: {error.message}"
+        else:
             raise
-        raise CommandError(
-            "this shop is mapped to this store already: see `esl-pipeline stores list`"
-        ) from None
+        raise CommandError(says) from None
 
 
 def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:

@@ -148,6 +148,8 @@ def _obstacles_of_shops(shops: Sequence[Row]) -> Iterator[str]:
 def _obstacles_of_stores(stores: Sequence[Row]) -> Iterator[str]:
     for store in stores:
         code, queue = store["hipoink_store_code"], store["queue"]
+        if store["problem"]:
+            yield f"store {code}: {store['problem']}"
         if store["switched_off"]:
             yield (
                 f"store {code}: switched off by {store['switched_off']}; nothing is pushed: "

@@ -117,11 +117,23 @@ class Buffer:
     # Labels and queue
 
     def labels_stage(
-        self, *, labels: Sequence[Row], findings: Sequence[Row], evaluated: Sequence[Row]
+        self,
+        *,
+        labels: Sequence[Row],
+        findings: Sequence[Row],
+        evaluated: Sequence[Row],
+        problems: Mapping[str, str | None] | None = None,
     ) -> Row:
-        """Store evaluated labels and queue the places that differ from the ledger."""
+        """Store evaluated labels and queue the places that differ from the ledger.
+
+        problems: per mapping that was evaluated, what makes its settings unusable, or None.
+        """
         return self._call(
-            "esl_labels_stage", labels=list(labels), findings=list(findings), evaluated=list(evaluated)
+            "esl_labels_stage",
+            labels=list(labels),
+            findings=list(findings),
+            evaluated=list(evaluated),
+            problems=dict(problems or {}),
         )
 
     def push_claim(
@@ -296,7 +308,8 @@ class Buffer:
     def accuracy(
         self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
     ) -> list[Row]:
-        """Per live mapping (of a shop, of some shops): publishable labels, accurate ones, variants due."""
+        """Per live mapping (of a shop, of some shops): publishable labels, accurate ones, other unsettled places, variants
+        due, its problem."""
         return list(self._call("esl_accuracy", shop=shop, shops=shops)["mappings"])
 
     # Housekeeping

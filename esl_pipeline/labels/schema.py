@@ -356,6 +356,8 @@ _RULES = [
     ),
 ]
 RULES = {rule.name: rule for rule in _RULES}
+# With an error of these the code itself is wrong, or there is none.
+CODE_RULES = frozenset(rule.name for rule in _RULES if rule.checked.startswith("code"))
 
 
 class Facts(NamedTuple):

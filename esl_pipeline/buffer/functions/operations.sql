@@ -8,11 +8,12 @@ language sql set search_path = '' as $$
 $$;
 
 -- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?, by?} -> the mapping.
--- by: who makes it, for esl.mapping_changes. 23505: exists already.
+-- by: who makes it, for esl.mapping_changes. 23505: exists already. 22023: settings that this database cannot carry out.
 create or replace function public.esl_mapping_create(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings;
 begin
+    perform esl.check_settings(p -> 'settings');
     insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, is_dry_run, settings)
     values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
             coalesce((p ->> 'is_active')::boolean, true), coalesce((p ->> 'is_dry_run')::boolean, false),
@@ -23,17 +24,34 @@ begin
     return to_jsonb(m);
 end $$;
 
+-- The places of a mapping that no evaluation of its shop comes to: of foreign labels, also those that other mappings of
+-- its store have adopted, and of variants that the shop does not have (while it awaits its first read they stay as
+-- they are).
+create or replace function esl.strays(m esl.store_mappings) returns table (store_code text, code text)
+language sql stable set search_path = '' as $$
+    select k.store_code, k.code
+    from (select s.store_code, s.code, s.mapping_id, s.variant_id from esl.hipoink_products s
+          union select q.store_code, q.code, q.mapping_id, q.variant_id from esl.sync_queue q) k
+    where case when k.variant_id = '' then k.mapping_id = m.id or k.store_code = m.hipoink_store_code
+               else k.mapping_id = m.id and m.awaits_read_since is null and not exists (
+                   select from esl.products o where o.variant_id = k.variant_id
+                     and o.source_store_id = m.source_store_id and o.source_system = m.source_system) end
+$$;
+
 -- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?, by?} -> the mapping,
 -- or null. Another store: its labels are written there, then removed from the one before (see esl.guard).
--- Another shop: the labels of the one before leave the store.
--- Whoever says is_active ends the alarm that a message had switched it off.
+-- Another shop: it may be the same under another name, so the labels stay until it has been read completely (see
+-- esl.shop_was_read). Whatever changes, all places of the mapping are decided and judged again: those of variants when
+-- they are evaluated, the others now. Whoever says is_active ends the alarm that a message had switched it off.
+-- 22023: settings that this database cannot carry out.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings; v_before esl.store_mappings; v_stores text[]; v_codes text[];
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform esl.check_settings(p -> 'settings');
     select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
-    update esl.store_mappings set
+    update esl.store_mappings o set
         source_system = coalesce(p ->> 'source_system', source_system),
         source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
         hipoink_store_code = coalesce(p ->> 'hipoink_store_code', hipoink_store_code),
@@ -43,6 +61,13 @@ begin
         switched_off = case when p ->> 'is_active' is null then switched_off end,
         is_dry_run = coalesce((p ->> 'is_dry_run')::boolean, is_dry_run),
         settings = coalesce(p -> 'settings', settings),
+        -- As long as it is not evaluated again, nothing is pushed anyway.
+        problem = case when p -> 'settings' <> settings then null else problem end,
+        awaits_read_since = case
+            when (coalesce(p ->> 'source_system', source_system), coalesce(p ->> 'source_store_id', source_store_id))
+                 = (source_system, source_store_id) then awaits_read_since
+            when exists (select from esl.labels l where l.mapping_id = o.id)
+              or exists (select from esl.hipoink_products s where s.mapping_id = o.id) then now() end,
         updated_at = now()
     where id = (p ->> 'id')::uuid
     returning * into m;
@@ -50,30 +75,63 @@ begin
         return null;
     end if;
     perform esl.note_change(p ->> 'by', v_before, m);
-    if (v_before.source_system, v_before.source_store_id) <> (m.source_system, m.source_store_id) then
-        with gone as (
-            update esl.labels set state = 'withdrawn' where mapping_id = m.id returning store_code, code
-        )
-        select array_agg(store_code), array_agg(code) into v_stores, v_codes from gone;
-        perform esl.requeue(v_stores, v_codes);
-    end if;
     if v_before.is_active and not m.is_active then
         -- Its own labels are not evaluated while it is paused, but those they collided with are free now.
         select array_agg(store_code), array_agg(code) into v_stores, v_codes
         from esl.labels where mapping_id = m.id and collides;
         perform esl.requeue(v_stores, v_codes);
     end if;
-    if m.is_active and not v_before.is_active then
-        -- Labels that left while the mapping was paused leave the store now.
-        select array_agg(s.store_code), array_agg(s.code) into v_stores, v_codes
-        from esl.labels l join esl.hipoink_products s using (mapping_id, variant_id)
-        where l.mapping_id = m.id and l.state = 'withdrawn';
-        perform esl.requeue(v_stores, v_codes);
-    end if;
+    select array_agg(k.store_code), array_agg(k.code) into v_stores, v_codes
+    from (select * from esl.strays(v_before) union select * from esl.strays(m)) k;
+    perform esl.requeue(v_stores, v_codes);
     if m.is_active then
         perform esl.evaluate_again(m.source_system, m.source_store_id);
     end if;
     return to_jsonb(m);
+end $$;
+
+-- A shop has just been read completely. Mappings that were given its name withdraw the labels of variants that it does
+-- not have; and drastic changes of its stores are counted again, of which some may have left the guard's hours.
+-- Takes the lock of the labels, so it comes before any row of products is locked.
+create or replace function esl.shop_was_read(p_source_system text, p_source_store_id text) returns void
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare m esl.store_mappings; v_guarded text[]; v_stores text[]; v_codes text[];
+begin
+    select array_agg(distinct o.hipoink_store_code) into v_guarded
+    from esl.store_mappings o join esl.sync_queue q on q.store_code = o.hipoink_store_code
+    where o.source_system = p_source_system and o.source_store_id = p_source_store_id and q.drastic is not null
+      and q.state = 'guarded';
+    if v_guarded is null and not exists (
+            select from esl.store_mappings o where o.source_system = p_source_system
+              and o.source_store_id = p_source_store_id and o.awaits_read_since is not null) then
+        return;
+    end if;
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    for m in
+        update esl.store_mappings set awaits_read_since = null
+        where source_system = p_source_system and source_store_id = p_source_store_id and awaits_read_since is not null
+        returning *
+    loop
+        with gone as materialized (
+            select l.variant_id, l.store_code, l.code from esl.labels l
+            where l.mapping_id = m.id and not exists (
+                select from esl.products o where o.variant_id = l.variant_id
+                  and o.source_store_id = m.source_store_id and o.source_system = m.source_system)
+        ), withdrawn as (
+            update esl.labels l
+            set state = 'withdrawn', code = null, label = null, label_hash = null, precedence = null, collides = false
+            from gone g where l.mapping_id = m.id and l.variant_id = g.variant_id
+        ), resolved as (
+            update esl.findings f set resolved_at = now() from gone g
+            where f.mapping_id = m.id and f.variant_id = g.variant_id and f.resolved_at is null
+        ), places as (
+            select g.store_code, g.code from gone g where g.code is not null
+            union select * from esl.strays(m)
+        )
+        select array_agg(store_code), array_agg(code) into v_stores, v_codes from places;
+        perform esl.requeue(v_stores, v_codes);
+    end loop;
+    perform esl.guard(store_code) from unnest(v_guarded) as g (store_code);
 end $$;
 
 -- {id?} -> {mappings: [...]}, with currency and taxes_included as the shop says, where that is known.
@@ -183,7 +241,7 @@ language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object(
         'stores', (select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
             select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active,
-                m.activated_at, m.switched_off,
+                m.activated_at, m.switched_off, esl.mapping_problem(m) as problem,
                 m.is_dry_run, coalesce(s.on_labels, 0) as on_labels, coalesce(h.held_back, 0) as held_back,
                 coalesce(q.queue, '{"waiting": 0, "guarded": 0, "failed": 0, "dead": 0, "oldest": null, "last_error": null}')
                     as queue,
@@ -256,7 +314,7 @@ language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object('mappings', coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]'))
     from (
         select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active, m.is_dry_run,
-               coalesce((m.settings ->> 'max_held_share_pct')::int, 20) as max_held_share_pct,
+               esl.policy_number(m.settings, 'max_held_share_pct', 20, 0, 100) as max_held_share_pct,
                (select count(*) from esl.products o where o.due and o.source_system = m.source_system
                    and o.source_store_id = m.source_store_id) as to_evaluate,
                l.*, d.*,
@@ -290,9 +348,9 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     with released as (
         update esl.sync_queue set state = 'ready', approved = true, next_attempt_at = now()
-        where store_code = p ->> 'store' and is_drastic and state = 'guarded' returning operation
+        where store_code = p ->> 'store' and drastic is not null and state = 'guarded' returning drastic
     )
-    select count(*) filter (where operation = 'delete'), count(*) filter (where operation = 'upsert')
+    select count(*) filter (where drastic = 'removal'), count(*) filter (where drastic = 'price')
     into v_removals, v_prices from released;
     if v_removals + v_prices > 0 then
         insert into esl.approvals (store_code, removals, prices, by)

@@ -1,36 +1,37 @@
 -- The queue at work: claim a batch (with its intents), finish it (with its results), shared pace and leases.
 
--- Whether prices may rise now: {opens, closes, time_zone}, past midnight when it closes before it opens; null: always.
-create or replace function esl.window_is_open(p_window jsonb, p_now timestamptz default now()) returns boolean
-language sql stable set search_path = '' as $$
-    select case when w.opens is null then true
-                when w.opens <= w.closes then w.here >= w.opens and w.here < w.closes
-                else w.here >= w.opens or w.here < w.closes end
-    from (select (p_window ->> 'opens')::time as opens, (p_window ->> 'closes')::time as closes,
-                 (p_now at time zone coalesce(p_window ->> 'time_zone', 'UTC'))::time as here) w
-$$;
-
--- Whether a queued label of a live mapping may be pushed now. Drastic changes wait until all changes of their shop are
--- judged, so that the guard sees them together; a removal also until its variant's new label is accepted, so that the
--- shelf is never empty between; nothing is written to a store that the mapping has left. Not SQL, which would be
--- inlined: then the planner joins and sorts the whole queue for every batch, instead of walking its index.
+-- Whether a queued label of a live mapping may be pushed now. Not before its variant is evaluated, since it may be of an
+-- older content or policy. Drastic changes wait until all changes of their shop are judged, so that the guard sees them
+-- together; a removal also until its variant's new label is accepted, so that the shelf is never empty between; nothing
+-- is written to a store that the mapping has left. Not SQL, which would be inlined: then the planner joins and sorts the
+-- whole queue for every batch, instead of walking its index.
 create or replace function esl.may_push(q esl.sync_queue, m esl.store_mappings) returns boolean
 language plpgsql stable cost 1000 set search_path = '' as $$
+declare v_is_due boolean;
 begin
-    if q.operation = 'delete' then
-        if exists (select from esl.sync_queue u
-                   where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+    if q.variant_id <> '' then  -- foreign labels have none
+        select o.due into v_is_due from esl.products o
+        where o.variant_id = q.variant_id and o.source_store_id = m.source_store_id
+          and o.source_system = m.source_system;
+        if coalesce(v_is_due, m.awaits_read_since is not null) then
             return false;
         end if;
-    elsif m.hipoink_store_code <> q.store_code then
+        if q.operation = 'delete' and exists (
+                select from esl.sync_queue u
+                where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+            return false;
+        end if;
+    end if;
+    if q.operation = 'upsert' and m.hipoink_store_code <> q.store_code then
         return false;
     end if;
-    if q.is_drastic and not q.approved and exists (
+    if q.drastic is not null and not q.approved and exists (
             select from esl.products o
             where o.source_system = m.source_system and o.source_store_id = m.source_store_id and o.due) then
         return false;
     end if;
-    return q.priority <> 0 or esl.window_is_open(m.settings -> 'raise_window');
+    -- A push since may have put it in doubt: what is not known to be lower is no rise.
+    return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
 -- Whether nothing is known to pass at a store: after three refused calls in a row, or a pause, one label alone is tried.
@@ -46,7 +47,7 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- The label whose turn it is, of one shop or of all; its batch is of the same mapping, store, operation and max_batch.
--- Nothing of a paused mapping, or one in dry run, or a paused store. The other stores come first after a slow call, so
+-- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The other stores come first after a slow call, so
 -- that none waits for more than one of them; stores in doubt come last. Among the rest by priority, then by time.
 -- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
 -- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
@@ -68,7 +69,7 @@ begin
             select g.*, p_alone or coalesce(esl.is_doubted(h), false) as alone,
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
             from groups g
-            join esl.store_mappings m on m.id = g.mapping_id and m.is_active and not m.is_dry_run
+            join esl.store_mappings m on m.id = g.mapping_id and m.is_active and not m.is_dry_run and m.problem is null
                 and (p_shop is null or (m.source_system, m.source_store_id)
                      = (p_shop ->> 'source_system', p_shop ->> 'source_store_id'))
             left join esl.store_health h on h.store_code = g.store_code
@@ -105,7 +106,7 @@ create or replace function esl.has_push(p_store text) returns boolean
 language sql stable set search_path = '' as $$
     select not exists (select from esl.store_health h where h.store_code = p_store and h.until > now())
        and exists (select from esl.store_mappings m join esl.sync_queue q on q.mapping_id = m.id
-                   where m.is_active and not m.is_dry_run and q.store_code = p_store and q.state = 'ready'
+                   where m.is_active and not m.is_dry_run and m.problem is null and q.store_code = p_store and q.state = 'ready'
                      and q.next_attempt_at <= now() and esl.may_push(q, m))
 $$;
 
@@ -358,6 +359,7 @@ begin
     v_probe := esl.note_health(p);
 
     if v_outcome = 'accepted' then
+        perform esl.note_drastic(v_push, v_store, v_mine);
         insert into esl.hipoink_products as s (store_code, code, mapping_id, variant_id, label, label_hash, push_id,
                                                accepted_at)
         select i.store_code, i.code, i.mapping_id, i.variant_id, i.label, i.label_hash, v_push, v_now
@@ -369,11 +371,11 @@ begin
 
         insert into esl.price_history (variant_id, mapping_id, since, price)
         select distinct on (i.variant_id, i.mapping_id)
-               i.variant_id, i.mapping_id, v_now, (i.label ->> 'pp')::numeric
+               i.variant_id, i.mapping_id, v_now, esl.price_of(i.label)
         from esl.sync_log i
         where i.push_id = v_push and i.kind = 'intent' and i.operation = 'upsert' and i.code = any (v_mine)
-          and i.label ->> 'pn' <> '-'  -- a blank label asks no price
-          and (i.label ->> 'pp')::numeric is distinct from (
+          and esl.price_of(i.label) is not null and not esl.is_blank(i.label)  -- which asks no price
+          and esl.price_of(i.label) is distinct from (
               select h.price from esl.price_history h
               where h.variant_id = i.variant_id and h.mapping_id = i.mapping_id order by h.since desc limit 1)
         on conflict do nothing;

@@ -163,6 +163,8 @@ begin
         return jsonb_build_object('finished', false, 'removed', 0, 'levels_gone', 0, 'reason', v_reason);
     end if;
 
+    perform esl.shop_was_read(s.source_system, s.source_store_id);
+
     -- Locked first: a webhook that is being merged goes before or after all of this, never between.
     select array_agg(product_id) into v_products from (
         select v.product_id from esl.product_versions v
@@ -459,9 +461,11 @@ begin
     return '{}';
 end $$;
 
--- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, publishable,
---   accurate, due}]} of every active mapping that is not in dry run. accurate: of the publishable labels, those that the label server
--- accepted as they should be now. due: variants of the shop that are not evaluated yet.
+-- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, problem, publishable,
+--   accurate, unsettled, due}]} of every active mapping that is not in dry run.
+-- accurate: of the publishable labels, those that the label server accepted as they should be now, with nothing in doubt.
+-- unsettled: other places where it does not hold, or is not known to hold, what it should: labels that are to go and are
+-- still there, whatever they wait for, and ones that are to be put back. due: variants that are not evaluated yet.
 create or replace function public.esl_accuracy(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
 set statement_timeout = '55s' as $$
@@ -469,14 +473,21 @@ begin
     return (select jsonb_build_object('mappings',
         coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]')) from (
         select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
+               esl.mapping_problem(m) as problem,
                count(l.variant_id) as publishable,
-               count(s.code) filter (where o.variant_id is null) as accurate,
+               count(s.code) filter (where o.variant_id is null and q.code is null) as accurate,
+               (select count(*) from esl.sync_queue w
+                where w.mapping_id = m.id and not exists (
+                    select from esl.labels b
+                    where b.variant_id = w.variant_id and b.mapping_id = m.id and b.state = 'publish' and not b.collides
+                      and b.code = w.code and b.store_code = w.store_code)) as unsettled,
                (select count(*) from esl.products d where d.due and not d.removed
                   and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due
         from esl.store_mappings m
         left join esl.labels l on l.mapping_id = m.id and l.state = 'publish' and not l.collides
         left join esl.hipoink_products s
           on s.code = l.code and s.store_code = l.store_code and s.label_hash = l.label_hash
+        left join esl.sync_queue q on q.code = l.code and q.store_code = l.store_code and q.in_doubt
         left join esl.products o
           on o.due and o.variant_id = l.variant_id and o.source_system = m.source_system
          and o.source_store_id = m.source_store_id
