@@ -308,7 +308,7 @@ class Buffer:
     def accuracy(
         self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
     ) -> list[Row]:
-        """Per live mapping (of a shop, of some shops): publishable labels, accurate ones, other unsettled places, variants
+        """Per live mapping (of a shop, of some shops): publishable and accurate labels, other unsettled places, variants
         due, its problem."""
         return list(self._call("esl_accuracy", shop=shop, shops=shops)["mappings"])
 

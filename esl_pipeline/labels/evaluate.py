@@ -79,8 +79,8 @@ class Store:
 class Outcome(NamedTuple):
     """What becomes of one variant. `label` is canonical JSON text, null unless the state is publish.
 
-    One that is held keeps its claim on its code, where that is right: no other variant takes its place meanwhile. In any
-    other state than these two the rest is null.
+    One that is held keeps its claim on its code, where that is right: no other variant takes its place meanwhile. In
+    any other state than these two the rest is null.
     """
 
     state: State
@@ -153,7 +153,7 @@ def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.Data
         reason="the variant could not be judged: something in it is not as we know it",
         action="report it to us",
     )
-    return to_frames(variants, store, [_HELD] * len(variants), found)
+    return to_frames(variants, store, [Outcome("held")] * len(variants), found)
 
 
 def _rows(variants: pd.DataFrame) -> Iterator[dict[str, Any]]:
