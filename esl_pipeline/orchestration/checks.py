@@ -99,9 +99,7 @@ def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
     stores = [{key: mapping[key] for key in columns} for mapping in mappings]
     return _result(
         passed=share >= 99.9 and not troubles,
-        severity=dg.AssetCheckSeverity.WARN
-        if share >= 98 and not troubles
-        else dg.AssetCheckSeverity.ERROR,
+        severity=dg.AssetCheckSeverity.WARN if share >= 98 and not troubles else dg.AssetCheckSeverity.ERROR,
         says="; ".join([*troubles, f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)"]),
         stores=stores,
         numbers={"label accuracy (%)": round(share, 3), "labels wrong or waiting": wanted - right},
