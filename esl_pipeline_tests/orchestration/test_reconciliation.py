@@ -373,7 +373,8 @@ def test_field_13_a_shop_that_a_message_switched_off_raises_an_alarm_until_someb
     [(1000, True, "WARN"), (999, True, "WARN"), (998, False, "WARN"), (979, False, "ERROR")],
 )
 def test_accuracy_warns_below_999_and_fails_below_980(accurate: int, passed: bool, severity: str) -> None:
-    result = label_accuracy([{"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}])
+    mapping = {"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}
+    result = label_accuracy([mapping | {"unsettled": 0, "problem": None}])
     assert (result.passed, result.severity.value) == (passed, severity)
 
 

@@ -536,12 +536,13 @@ def test_the_label_of_a_variant_that_is_held_back_is_put_back_as_it_was(world: W
 
 def test_foreign_labels_leave_a_store_that_is_ours_alone_under_the_guard(stocked: Market) -> None:
     world, right = stocked.world, stocked.world.labels()
+    (mapping,) = world.buffer.mapping_list()
+    world.buffer.mapping_update(mapping["id"], {"settings": {"owns_store": True}})
+    world.settle()
     stocked.edit_label("FOREIGN", pn="not ours", pp="1.00")
     assert stocked.compare(owns_store=True).requeued == 1
     world.settle()
     assert world.labels() == right
-    (mapping,) = world.buffer.mapping_list()
-    world.buffer.mapping_update(mapping["id"], {"settings": {"owns_store": True}})
     for number in range(40):
         stocked.edit_label(f"F{number}", pn="not ours", pp="")
     assert stocked.compare(dry_run=True).foreign_count == 40

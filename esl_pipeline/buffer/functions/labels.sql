@@ -128,7 +128,7 @@ language sql stable set search_path = '' as $$
         from places p
         left join esl.store_mappings m on m.id = p.owner_mapping
         left join esl.labels o on o.mapping_id = p.owner_mapping and o.variant_id = p.owner_variant
-    ), decided as (
+    ), decided as materialized (  -- or each use of `what` would decide again
         select o.*, case
             when o.wins and (o.in_doubt or o.shown_hash is distinct from o.label_hash) then 'label'
             when o.wins then 'right'
@@ -152,7 +152,7 @@ language sql stable set search_path = '' as $$
                 else 2 end::smallint,
            coalesce(d.what = 'label' and d.is_its_own and not d.in_doubt and not esl.is_blank(d.shown)
                     and esl.price_of(c.label) > esl.price_of(d.shown), false),
-           esl.drastic_kind(c.operation, d.shown, c.label, m.settings)
+           case when c.operation is not null then esl.drastic_kind(c.operation, d.shown, c.label, m.settings) end
     from decided d
     left join lateral (values
         ('label', 'upsert', d.label, d.label_hash, d.mapping_id, d.variant_id, d.event_ids),

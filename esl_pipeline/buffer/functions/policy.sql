@@ -5,7 +5,7 @@
 -- defaults and bounds.)
 create or replace function esl.policy_number(p_settings jsonb, p_name text, p_default int, p_least int, p_most int)
 returns int language sql immutable as $$
-    select coalesce(case when n between p_least and p_most then n::int end, p_default)
+    select coalesce(case when n between p_least and p_most and n = trunc(n) then n::int end, p_default)
     from (select case when jsonb_typeof(p_settings -> p_name) = 'number' then (p_settings ->> p_name)::numeric end as n) x
 $$;
 

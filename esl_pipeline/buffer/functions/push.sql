@@ -4,9 +4,10 @@
 -- older content or policy. Drastic changes wait until all changes of their shop are judged, so that the guard sees them
 -- together; a removal also until its variant's new label is accepted, so that the shelf is never empty between; nothing
 -- is written to a store that the mapping has left. Not SQL, which would be inlined: then the planner joins and sorts the
--- whole queue for every batch, instead of walking its index.
+-- whole queue for every batch, instead of walking its index. Its own lookups are by whole keys, planned once: planned for
+-- each row, as its callers want theirs, they would cost ten times as much.
 create or replace function esl.may_push(q esl.sync_queue, m esl.store_mappings) returns boolean
-language plpgsql stable cost 1000 set search_path = '' as $$
+language plpgsql stable cost 1000 set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare v_is_due boolean;
 begin
     if q.variant_id <> '' then  -- foreign labels have none

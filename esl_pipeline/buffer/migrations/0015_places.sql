@@ -57,6 +57,11 @@ begin
     end loop;
 end $$;
 
+-- Numbers beyond a double's range: no process could read the answer that holds them.
+alter table esl.store_mappings drop constraint if exists store_mappings_settings_numbers;
+alter table esl.store_mappings add constraint store_mappings_settings_numbers check (
+    not jsonb_path_exists(settings, '$.** ? (@.type() == "number" && (@ > 1e300 || @ < -1e300))')) not valid;
+
 -- What mappings left behind in stores that they had left before: its variants are evaluated again, and it goes.
 update esl.products o set due = true, revision = nextval('esl.revision')
 from esl.hipoink_products s join esl.store_mappings m on m.id = s.mapping_id
