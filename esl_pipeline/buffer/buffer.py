@@ -308,8 +308,8 @@ class Buffer:
     def accuracy(
         self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
     ) -> list[Row]:
-        """Per live mapping (of a shop, of some shops): publishable and accurate labels, other unsettled places, variants
-        due, its problem."""
+        """Per live mapping (of a shop, of some shops): publishable and accurate labels, unsettled places, variants due,
+        its problem."""
         return list(self._call("esl_accuracy", shop=shop, shops=shops)["mappings"])
 
     # Housekeeping
