@@ -17,8 +17,11 @@ from esl_pipeline.buffer.errors import Version, newer_buffer
 
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 # The build that the schema's comment tells (see esl_version); 0: of a release that did not number them.
-_COMMENT = "pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace')"
-_FOUND_BUILD = f"coalesce(substring({_COMMENT} from '^([0-9]{{1,9}}) ')::int, 0)"
+_FOUND_BUILD = (
+    "coalesce(substring(pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace') "
+    "from '^([0-9]{1,9}) ')::int, 0)"
+)
+_ASK_BUILD = "select " + _FOUND_BUILD
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,9 @@ def _functions_and_build() -> str:
 def _refuse_newer() -> str:
     # Nested: the inner query cannot even be read where the table is missing.
     wanted = code_build()
-    is_newer = f"select (max(version), {_FOUND_BUILD}) > {tuple(wanted)} from esl.schema_migrations"  # noqa: S608
     return (
-        f"do $$ begin if to_regclass('esl.schema_migrations') is not null then if ({is_newer}) then "
+        "do $$ begin if to_regclass('esl.schema_migrations') is not null then "
+        f"if exists (select from esl.schema_migrations where (version, {_FOUND_BUILD}) > {tuple(wanted)}) then "
         f"raise exception 'the buffer is newer than this file, which is of version {wanted.tables}, build "
         f"{wanted.build}: print the file with the newest esl_pipeline'; end if; end if; end $$;"
     )
@@ -133,9 +136,9 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
         if exists and exists[0] is not None:
             applied = {row[0] for row in connection.execute("select version from esl.schema_migrations")}
         if applied:
-            (build,) = connection.execute(f"select {_FOUND_BUILD}").fetchone() or (0,)
-            if (found := Version(max(applied), build)) > code_build():
-                raise newer_buffer(found, code_build())
+            (build,) = connection.execute(_ASK_BUILD).fetchone() or (0,)
+            if (there := Version(max(applied), build)) > code_build():
+                raise newer_buffer(there, code_build())
         done = []
         for migration in migrations():
             if migration.version not in applied and migration.version <= (up_to or migration.version):
@@ -143,8 +146,10 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
                 connection.execute(_record(migration).encode())
                 done.append(str(migration))
         if up_to is None:
-            found_functions = connection.execute(f"select {_COMMENT}").fetchone()
-            if done or found_functions != (f"{functions_build()} {functions_digest()}",):
+            found = connection.execute(
+                "select obj_description('esl'::regnamespace, 'pg_namespace')"
+            ).fetchone()
+            if done or found != (f"{functions_build()} {functions_digest()}",):
                 connection.execute(_functions_and_build().encode())
                 done.append("functions")
             else:  # a role may have been created, or the database restored, since then
