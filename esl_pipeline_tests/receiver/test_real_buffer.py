@@ -2,6 +2,7 @@
 
 import socket
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import SecretStr
@@ -19,10 +20,14 @@ MAPPING = {"source_system": "shopify", "source_store_id": SHOP, "hipoink_store_c
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_delivery_is_kept_once(buffer: Buffer, topic: str) -> None:
-    app = create_app(make_settings(), buffer)
-    answers = [deliver(app, topic, BODIES[topic], webhook_id=name).json() for name in ("a", "a", "b")]
-    assert [answer["status"] for answer in answers] == ["accepted", "duplicate", "duplicate"]
-    assert buffer.status()["shops"][0]["waiting"] == 1
+    app, now = create_app(make_settings(), buffer), datetime.now(UTC)
+    answers = [
+        deliver(app, topic, BODIES[topic], webhook_id=name, triggered_at=at.isoformat()).json()["status"]
+        for name, at in (("a", now), ("a", now - timedelta(1)), ("b", now), ("c", now - timedelta(1)))
+    ]
+    # The same body that was triggered at another time was said twice.
+    assert answers == ["accepted", "duplicate", "duplicate", "accepted"]
+    assert buffer.status()["shops"][0]["waiting"] == 2
 
 
 def test_whatever_is_signed_is_kept(buffer: Buffer) -> None:
