@@ -483,7 +483,13 @@ def test_findings_on_screen_and_as_a_file(run: Run, sandbox: Sandbox, buffer: Bu
 
 
 def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
-    assert run("status", "--json").json == {"shops": [], "stores": [], "findings": [], "outages": []}
+    assert run("status", "--json").json == {
+        "shops": [],
+        "stores": [],
+        "findings": [],
+        "outages": [],
+        "refreshes": {"waiting": [], "unknown": []},
+    }
     assert run("status").code == 0
 
 
