@@ -46,11 +46,11 @@ def test_field_36_a_claim_reads_little_more_than_its_batch(server: EmbeddedPostg
     server.create_database(name)
     migrate(server.dsn(name))
     queue = (
-        "insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, priority, in_doubt)"
-        " select m.hipoink_store_code, 'C-' || n, m.id, n::text, 'upsert', '{}', n %% 3, false"
-        " from generate_series(%s::int, %s::int) n"
-        " join esl.store_mappings m on m.hipoink_store_code = 'S' || n %% %s"
-    ).encode()
+        b"insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, priority, in_doubt)"
+        b" select m.hipoink_store_code, 'C-' || n, m.id, n::text, 'upsert', '{}', n %% 3, false"
+        b" from generate_series(%s::int, %s::int) n"
+        b" join esl.store_mappings m on m.hipoink_store_code = 'S' || n %% %s"
+    )
     with psycopg.connect(server.dsn(name), autocommit=True) as connection:
         connection.execute("alter table esl.sync_queue set (autovacuum_enabled = false)")
         for number in range(STORES):
