@@ -14,11 +14,20 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import create_supabase_roles
+from esl_pipeline_tests.shared_data import SHARED
 
 _numbers = itertools.count(1)
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose shared data is not here."""
+    for mark in item.iter_markers("shared_data"):
+        for name in mark.args:
+            if not (SHARED / name).exists():
+                pytest.skip(f"the shared test data is not here: {name}")
 
 
 @pytest.fixture(autouse=True)

@@ -3,20 +3,13 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from esl_pipeline.labels.evaluate import Store, evaluate
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.stages.read import VARIANT_COLUMNS
-
-SHARED = Path(__file__).parents[3] / "shared"
-needs_shared_data = pytest.mark.skipif(
-    not (SHARED / "data").is_dir(), reason="the shared test data is not here"
-)
 
 MAPPING = "m"
 LOCATION = "7"

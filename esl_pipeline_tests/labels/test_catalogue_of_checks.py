@@ -20,7 +20,6 @@ from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline_tests.labels.support import (
     LOCATION,
     MAPPING,
-    SHARED,
     Judged,
     frame,
     judge,
@@ -28,6 +27,7 @@ from esl_pipeline_tests.labels.support import (
     judge_each,
     store,
 )
+from esl_pipeline_tests.shared_data import SHARED
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 IMAGE = "https://cdn.shopify.com/s/files/tea.png?v=1"
@@ -588,10 +588,9 @@ TESTS: dict[str, Callable[[], None]] = {
 }
 
 
+@pytest.mark.shared_data("reference/data-quality.md")
 def test_every_row_of_the_table_has_its_test() -> None:
     table = SHARED / "reference" / "data-quality.md"
-    if not table.is_file():
-        pytest.skip("the reference is not here")
     section = table.read_text(encoding="utf-8").split("\n## 2.")[1].split("\n## ")[0]
     rows = re.findall(r"^\| *(.+?) *\|", section, re.MULTILINE)[2:]
     assert len(rows) == len(set(TESTS.values())) == 30

@@ -1,7 +1,6 @@
 """What kind of number a code is."""
 
 import csv
-from pathlib import Path
 from typing import get_args
 
 import hypothesis.strategies as st
@@ -13,8 +12,9 @@ from biip.rcn import Rcn
 from hypothesis import example, given
 
 from esl_pipeline.labels.codes import CodeClass, CodeForm, Kind, classify, in_form, pad_lost_zero
+from esl_pipeline_tests.shared_data import DATA
 
-VECTORS = Path(__file__).parents[2].parent / "shared" / "data" / "gtin" / "gtin_vectors.csv"
+VECTORS = DATA / "gtin" / "gtin_vectors.csv"
 PRODUCTS = VECTORS.with_name("off_1000_products.csv")
 
 FORMS = st.sampled_from(get_args(CodeForm))
@@ -194,7 +194,7 @@ def test_padding_gives_a_valid_code_or_nothing(code: str) -> None:
     assert (classify(padded).kind in PADDABLE) == (padded != code)
 
 
-@pytest.mark.skipif(not VECTORS.is_file(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/gtin/gtin_vectors.csv")
 def test_the_shared_gtin_vectors() -> None:
     with VECTORS.open(encoding="utf-8", newline="") as file:
         vectors = list(csv.DictReader(file))
@@ -226,7 +226,7 @@ def test_the_shared_gtin_vectors() -> None:
                 pytest.fail(f"a vector of an unknown class: {unknown}")
 
 
-@pytest.mark.skipif(not PRODUCTS.is_file(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/gtin/off_1000_products.csv")
 def test_a_thousand_real_codes() -> None:
     with PRODUCTS.open(encoding="utf-8", newline="") as file:
         kinds = [classify(row["code"]).kind for row in csv.DictReader(file)]

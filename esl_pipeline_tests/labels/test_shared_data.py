@@ -18,18 +18,16 @@ from esl_pipeline.labels.policy import Policy
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline_tests.labels.support import (
-    SHARED,
     Judged,
     frame,
     judge_all,
     judge_each,
-    needs_shared_data,
     store,
 )
+from esl_pipeline_tests.shared_data import DATA
 
-pytestmark = needs_shared_data
+pytestmark = pytest.mark.shared_data("data")
 
-DATA = SHARED / "data"
 WEBHOOKS = DATA / "shopify-webhooks" / "metadatas" / "2026-04"
 REST = DATA / "shopify-rest" / "shopify_python_api"
 RECEIVED = "2026-11-22T12:00:00+00:00"

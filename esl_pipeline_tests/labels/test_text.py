@@ -2,7 +2,6 @@
 
 import json
 import unicodedata
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -10,9 +9,10 @@ import regex
 from hypothesis import example, given
 
 from esl_pipeline.labels.text import clean, cut, without_emoji
+from esl_pipeline_tests.shared_data import DATA
 
-NAUGHTY = Path(__file__).parents[2].parent / "shared" / "data" / "security" / "blns.json"
-needs_naughty = pytest.mark.skipif(not NAUGHTY.is_file(), reason="the shared test data is not here")
+NAUGHTY = DATA / "security" / "blns.json"
+needs_naughty = pytest.mark.shared_data("data/security/blns.json")
 
 BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 MARKUP = st.lists(

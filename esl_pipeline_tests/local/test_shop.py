@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from esl_pipeline.local.shopify.shop import Shop
 from esl_pipeline.local.shopify.webhooks import Delivery, Webhooks, as_double, sign
 from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.receiver.signature import verify
+from esl_pipeline_tests.shared_data import DATA
 
-SAMPLES = Path(__file__).parents[2].parent / "shared" / "data" / "shopify-webhooks"
+SAMPLES = DATA / "shopify-webhooks"
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 
 
@@ -46,10 +46,7 @@ def body_of(product: Product, webhooks: Webhooks) -> dict[str, Any]:
 
 
 def sample(path: str) -> dict[str, Any]:
-    file = SAMPLES / path
-    if not file.exists():
-        pytest.skip("Shopify's sample bodies are not on this machine")
-    read: dict[str, Any] = json.loads(file.read_text())
+    read: dict[str, Any] = json.loads((SAMPLES / path).read_text())
     return read
 
 
@@ -67,6 +64,7 @@ def same_shape(ours: Any, theirs: Any, where: str = "") -> None:
         assert type(ours) is type(theirs), where
 
 
+@pytest.mark.shared_data("data/shopify-webhooks")
 def test_product_bodies_have_the_shape_of_shopifys_2026_04_sample() -> None:
     theirs = sample("metadatas/2026-04/products__update.json")["response"]
     shop, webhooks = stocked()
@@ -77,6 +75,7 @@ def test_product_bodies_have_the_shape_of_shopifys_2026_04_sample() -> None:
         assert all(type(v["inventory_item_id"]) is int and type(v["price"]) is str for v in ours["variants"])
 
 
+@pytest.mark.shared_data("data/shopify-webhooks")
 def test_images_media_and_options_have_the_fields_of_shopifys_exemplar() -> None:
     theirs = sample("exemplars/2025-04/products/1.json")
     shop, webhooks = stocked()
@@ -94,6 +93,7 @@ def test_images_media_and_options_have_the_fields_of_shopifys_exemplar() -> None
             assert owners == ([variant["image_id"]] if variant["image_id"] else [])
 
 
+@pytest.mark.shared_data("data/shopify-webhooks")
 def test_deletions_and_levels_have_shopifys_shape() -> None:
     *_, level, deletion = all_kinds()
     assert (

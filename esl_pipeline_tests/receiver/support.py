@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +22,6 @@ from esl_pipeline.receiver.app import create_app
 from esl_pipeline.receiver.webhooks import Limits
 from esl_pipeline.settings import Settings, load_settings
 
-SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SECRET = "current-webhook-secret"
 TOKEN = "an-admin-token-of-32-characters-or-more"
 SHOP = "corner-shop.myshopify.com"

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from esl_pipeline.receiver.deliveries import TOPICS, HeaderError, delivery, shop_domain
-from esl_pipeline_tests.receiver.support import BODIES, LEVEL, PRODUCT, SHARED_DATA, SHOP
+from esl_pipeline_tests.receiver.support import BODIES, LEVEL, PRODUCT, SHOP
+from esl_pipeline_tests.shared_data import DATA
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 # What the body cannot tell apart. A location's id names no product, and a level that ends names no quantity.
@@ -19,8 +20,8 @@ SAME_SHAPE = (
     {"products/delete", "locations/delete"},
     {"inventory_levels/update", "inventory_levels/disconnect"},
 )
-SAMPLES = SHARED_DATA / "shopify-webhooks"
-JSON_CASES = SHARED_DATA / "security" / "json_test_parsing"
+SAMPLES = DATA / "shopify-webhooks"
+JSON_CASES = DATA / "security" / "json_test_parsing"
 
 
 def headers(topic: str, /, **changes: str | None) -> Headers:
@@ -271,7 +272,7 @@ def test_any_time_text_makes_a_delivery(text: str) -> None:
 # Shared test data
 
 
-@pytest.mark.skipif(not JSON_CASES.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/security/json_test_parsing")
 def test_f25_every_file_of_the_json_test_suite_is_kept() -> None:
     files = sorted(JSON_CASES.glob("*.json"))
     assert len(files) == 318
@@ -283,7 +284,7 @@ def test_f25_every_file_of_the_json_test_suite_is_kept() -> None:
             assert ("not JSON:" in found["reason"]) == (file.name[0] == "n"), file.name
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/shopify-webhooks")
 @pytest.mark.parametrize("topic", ["products/create", "products/update", "products/delete"])
 def test_shopifys_sample_bodies_are_ready(topic: str) -> None:
     sample = SAMPLES / "metadatas" / "2026-04" / f"{topic.replace('/', '__')}.json"
@@ -293,7 +294,7 @@ def test_shopifys_sample_bodies_are_ready(topic: str) -> None:
     assert found["order_key"] == f"product:{whole}"
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/shopify-webhooks")
 @pytest.mark.parametrize(
     ("topic", "folder"),
     [("products/update", "products"), ("inventory_levels/update", "inventory_levels")],
@@ -304,7 +305,7 @@ def test_real_bodies_are_ready(topic: str, folder: str) -> None:
     )
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/shopify-webhooks")
 def test_no_other_sample_body_passes_for_one_of_our_topics() -> None:
     for file in (SAMPLES / "metadatas" / "2026-04").glob("*.json"):
         sent_as = file.stem.replace("__", "/")

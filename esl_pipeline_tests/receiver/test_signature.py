@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from esl_pipeline.receiver import signature
 from esl_pipeline.receiver.signature import verify
-from esl_pipeline_tests.receiver.support import SHARED_DATA
+from esl_pipeline_tests.shared_data import DATA
 
 RAW = b'{"id":632910392,"title":"a"}'
 KEY = b"shared secret"
 GOOD = base64.b64encode(hmac.digest(KEY, RAW, "sha256")).decode()
-WYCHEPROOF = SHARED_DATA / "security" / "wycheproof_hmac_sha256_test.json"
+WYCHEPROOF = DATA / "security" / "wycheproof_hmac_sha256_test.json"
 
 
 def test_the_signature_of_the_raw_body_verifies() -> None:
@@ -122,7 +122,7 @@ def test_s02_no_header_text_raises(header: str) -> None:
     assert not verify(RAW, header, [KEY]) or header == GOOD
 
 
-@pytest.mark.skipif(not WYCHEPROOF.is_file(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/security/wycheproof_hmac_sha256_test.json")
 def test_f24_wycheproof_vectors_and_truncated_tags_are_refused() -> None:
     groups = json.loads(WYCHEPROOF.read_text())["testGroups"]
     seen = {"taken": 0, "truncated": 0, "forged": 0}

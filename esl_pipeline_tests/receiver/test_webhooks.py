@@ -19,7 +19,6 @@ from esl_pipeline_tests.receiver.support import (
     BODIES,
     LEVEL,
     PRODUCT,
-    SHARED_DATA,
     SHOP,
     MemoryBuffer,
     call,
@@ -32,6 +31,7 @@ from esl_pipeline_tests.receiver.support import (
     signed,
     wait_until,
 )
+from esl_pipeline_tests.shared_data import DATA
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
@@ -456,9 +456,9 @@ def test_no_signed_request_makes_an_error(raw: bytes, topic: str, changed: dict[
     FUZZED_BUFFER.calls.clear()
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/security")
 def test_f25_every_file_of_the_json_test_suite_is_acknowledged(buffer: MemoryBuffer) -> None:
-    bodies = {file.read_bytes() for file in (SHARED_DATA / "security" / "json_test_parsing").glob("*.json")}
+    bodies = {file.read_bytes() for file in (DATA / "security" / "json_test_parsing").glob("*.json")}
     app = make_app(buffer)
 
     async def send_all() -> list[int]:
@@ -473,10 +473,10 @@ def test_f25_every_file_of_the_json_test_suite_is_acknowledged(buffer: MemoryBuf
     assert len(buffer.rows) == len(bodies) == len(buffer.calls)
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/security")
 def test_s06_hostile_strings_in_the_shop_header_reach_no_buffer(buffer: MemoryBuffer) -> None:
     app = make_app(buffer)
-    for text in json.loads((SHARED_DATA / "security" / "blns.json").read_text()):
+    for text in json.loads((DATA / "security" / "blns.json").read_text()):
         headers: list[tuple[bytes, bytes]] = [
             (name.encode(), value.encode())
             for name, value in signed("products/update", RAW, shop_domain=None).items()

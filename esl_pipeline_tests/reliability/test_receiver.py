@@ -35,7 +35,6 @@ from esl_pipeline_tests.receiver.support import (
     LIFECYCLE_BODIES,
     PRODUCT,
     SECRET,
-    SHARED_DATA,
     MemoryBuffer,
     connected,
     deliver,
@@ -45,6 +44,7 @@ from esl_pipeline_tests.receiver.support import (
     signed,
     wait_until,
 )
+from esl_pipeline_tests.shared_data import DATA
 
 UPDATE = "/webhooks/shopify/products/update"
 
@@ -292,10 +292,10 @@ def test_s12_nothing_about_people_is_in_the_log_or_the_database(empty: Receiver)
     ]
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/security/json_test_parsing")
 @pytest.mark.slow
 def test_f25_no_file_of_the_json_test_suite_is_a_500_anywhere(empty: Receiver) -> None:
-    files = sorted((SHARED_DATA / "security" / "json_test_parsing").glob("*.json"))
+    files = sorted((DATA / "security" / "json_test_parsing").glob("*.json"))
     assert len(files) == 318
     topics = (
         "products/update",

@@ -18,11 +18,11 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import Gateway
-from esl_pipeline_tests.receiver.support import SHARED_DATA
+from esl_pipeline_tests.shared_data import DATA
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted((ROOT / "esl_pipeline").rglob("*.py"))
-NAUGHTY = SHARED_DATA / "security" / "blns.json"
+NAUGHTY = DATA / "security" / "blns.json"
 
 # Inlined by the planner, which a setting of its own would forbid; called from functions that have the empty path.
 WITHOUT_SEARCH_PATH = {"is_revived", "is_moving"}
@@ -152,6 +152,7 @@ def contents(dsn: str) -> dict[str, list[Any]]:
         }  # fmt: skip
 
 
+@pytest.mark.shared_data  # more of them where the naughty strings are
 @pytest.mark.parametrize("way", ["psycopg", "supabase"])
 def test_s18_hostile_values_are_only_values(postgres: EmbeddedPostgres, buffer_dsn: str, way: str) -> None:
     shop = {"source_system": "shopify", "source_store_id": "bystander.myshopify.com"}

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,9 +14,10 @@ from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.stages.read import due_variants
 from esl_pipeline.stages.validate import stage, validate
+from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.world import level, product, variant, when
 
-SAMPLES = Path(__file__).parents[2].parent / "shared" / "data" / "shopify-webhooks"
+SAMPLES = DATA / "shopify-webhooks"
 SHOP = "corner-shop.myshopify.com"
 TOPICS = ("products/create", "products/update", "products/delete", "inventory_levels/update")
 RECEIVED = when(3600)
@@ -222,7 +222,7 @@ def test_stock_that_says_nothing_usable(fields: dict[str, Any], words: str) -> N
 # --- Shopify's own samples
 
 
-needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the shared test data is not here")
+needs_samples = pytest.mark.shared_data("data")
 
 
 @needs_samples

@@ -15,7 +15,7 @@ import regex
 from esl_pipeline.labels.text import clean
 from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.validate import stage, validate
-from esl_pipeline_tests.labels.support import SHARED
+from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant, when
 
 OTHER_SHOP = "other-shop.myshopify.com"
@@ -547,10 +547,10 @@ def test_shops_with_equal_codes_do_not_touch_each_other(world: World) -> None:
 # --- whatever a body holds
 
 
-NAUGHTY = SHARED / "data" / "security" / "blns.json"
+NAUGHTY = DATA / "security" / "blns.json"
 
 
-@pytest.mark.skipif(not NAUGHTY.is_file(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/security/blns.json")
 def test_f28_naughty_titles_are_stored_as_they_are_and_cut_between_characters(world: World) -> None:
     world.map(settings={"title_max_length": 7, "emoji": "keep"})
     titles = dict(enumerate(json.loads(NAUGHTY.read_text(encoding="utf-8")), start=1))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from esl_pipeline.sources.shopify.admin import (
     read_stock,
 )
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.sources.admin.servers import (
     CREATED_AT,
     SHOP,
@@ -39,7 +39,7 @@ from esl_pipeline_tests.sources.admin.servers import (
     shop,
 )
 
-SAMPLES = Path(__file__).parents[3].parent / "shared" / "data" / "shopify-webhooks" / "metadatas" / "2026-04"
+SAMPLES = DATA / "shopify-webhooks" / "metadatas" / "2026-04"
 READ_AT = datetime(2026, 11, 22, 2, tzinfo=UTC)
 # What tells one statement about a product from another; all else is content.
 PROVENANCE = {"triggered_at", "body_sha256", "event_ids"}
@@ -224,7 +224,7 @@ def test_a_changed_variant_has_another_hash(changed: dict[str, Any]) -> None:
     assert now["content_hash"] != of_webhook(TOLD_BY_WEBHOOK).variants[0]["content_hash"]
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the shared test data is not here")
+@pytest.mark.shared_data("data/shopify-webhooks")
 @pytest.mark.parametrize("topic", ["products__update", "products__create"])
 def test_shopifys_own_sample_told_by_the_admin_api(topic: str) -> None:
     body = json.loads((SAMPLES / f"{topic}.json").read_text(encoding="utf-8"))["response"]

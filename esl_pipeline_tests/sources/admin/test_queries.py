@@ -26,10 +26,11 @@ from graphql import (
 )
 
 from esl_pipeline.sources.shopify.admin import queries
+from esl_pipeline_tests.shared_data import DATA
 
 SDL = Path(queries.__file__).with_name("schema.graphql")
-REAL = Path(__file__).parents[3].parent / "shared" / "data" / "shopify-admin-schema" / "admin_2026-10.json.gz"
-needs_real = pytest.mark.skipif(not REAL.is_file(), reason="the shared test data is not here")
+REAL = DATA / "shopify-admin-schema" / "admin_2026-10.json.gz"
+needs_real = pytest.mark.shared_data("data/shopify-admin-schema")
 
 ALL = {
     name: text
