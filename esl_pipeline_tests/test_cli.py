@@ -550,7 +550,7 @@ def test_trace_of_a_refused_label(run: Run, sandbox: Sandbox, buffer: Buffer) ->
     drained(buffer)
     said = run("trace", "C-1").out
     assert "none: the label server holds nothing for this code" in said
-    assert "waiting (failed)" in said and "no such [bold]store[/]" in said
+    assert "waiting (ready)" in said and "no such [bold]store[/]" in said
 
 
 def test_trace_of_nothing(refused: Callable[..., str], configured: None) -> None:

@@ -37,7 +37,6 @@ RULES = PushRules(
     refused_multiplier=1,
     max_refused_delay=0.02,
     pause=0.3,
-    max_pause=0.5,
     probe=0.02,
     max_probe=0.05,
 )

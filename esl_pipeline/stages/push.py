@@ -42,9 +42,10 @@ class PushRules:
     """How pushes are batched and repeated. Delays in seconds; attempt n waits initial x multiplier^(n-1).
 
     A label that is refused for its own fault waits refused_delay x refused_multiplier^(n-1) and is failed after
-    max_refusals. A store that passes nothing pauses, for twice as long each time, up to max_pause. After `down_after`
-    calls in a row that the label server failed, it is down: one label probes it after `probe` seconds, then after twice
-    as many each time, up to `max_probe`.
+    max_refusals. A store that passes nothing pauses, for twice as long each time, up to max_pause.
+
+    After `down_after` calls in a row that the label server failed, it is down: one label probes it after `probe`
+    seconds, then after twice as many each time, up to `max_probe`.
     """
 
     batch_size: int = 100

@@ -131,6 +131,22 @@ def test_labels_edited_behind_our_back_are_found_and_mended(
     assert numbers(reconcile(pipeline))["drift missing"] == 0
 
 
+def test_field_04_a_refused_label_is_tried_once_a_night(pipeline: Pipeline, shopify: ShopifySandbox) -> None:
+    map_shop(pipeline.buffer)
+    code = sorted(wanted(shopify))[0]
+    pipeline.sandbox.faults({"kind": "bad_codes", "codes": [code]})
+    reconcile(pipeline)
+    pipeline.sql("update esl.sync_queue set state = 'failed', refusals = 5")  # the end of hours of refusals
+    before = changing_calls(pipeline)
+    reconcile(pipeline)
+    assert changing_calls(pipeline) - before == 1
+    (store,) = pipeline.buffer.status()["stores"]
+    assert store["queue"]["failed"] == 1 and code not in prices(pipeline)
+    pipeline.sandbox.faults()
+    reconcile(pipeline)
+    assert prices(pipeline) == wanted(shopify)
+
+
 def test_a_truncated_catalogue_removes_nothing_and_says_why(
     pipeline: Pipeline, shopify: ShopifySandbox
 ) -> None:
@@ -388,8 +404,9 @@ def test_the_backlog_tells_how_much_waits_for_how_long_and_why(pipeline: Pipelin
     assert not waiting.passed and "the oldest change waits for 120" in str(waiting.description)
     assert waiting.metadata["webhooks waiting"].value == 2
     assert backlog(pipeline.buffer.status(), KEY, now=datetime.now(UTC)).passed
-    pipeline.sandbox.faults({"kind": "error", "error_msg": "price out of range", "times": 3})
+    pipeline.sandbox.faults({"kind": "error", "error_msg": "price out of range"})
     pipeline.drain()
+    pipeline.sql("update esl.sync_queue set state = 'failed'")  # the end of hours of refusals
     refused = backlog(pipeline.buffer.status(), KEY, now=later)
     assert not refused.passed and "esl-pipeline redrive" in str(refused.description)
     assert (refused.metadata["labels given up"].value, refused.metadata["webhooks waiting"].value) == (2, 0)

@@ -144,7 +144,7 @@ language sql volatile security definer set search_path = '' as $$
     where p ->> 'id' is null or m.id = (p ->> 'id')::uuid
 $$;
 
--- {store?, code?} -> {labels, deliveries}: failed and dead pushes, and dead deliveries (without store and code),
+-- {store?, code?} -> {labels, deliveries}: refused, failed and dead pushes, and dead deliveries (without store and code),
 -- are due again with a clean count of attempts; without code, stores that pause are tried at once. A delivery whose
 -- body is no longer kept stays dead.
 create or replace function public.esl_redrive(p jsonb) returns jsonb
@@ -153,7 +153,7 @@ declare v_labels int; v_deliveries int := 0;
 begin
     update esl.sync_queue
     set state = 'ready', attempts = 0, refusals = 0, refused_at = null, next_attempt_at = now(), max_batch = 1000
-    where state in ('failed', 'dead')
+    where (state in ('failed', 'dead') or (state = 'ready' and refused_at is not null))
       and (p ->> 'store' is null or store_code = p ->> 'store') and (p ->> 'code' is null or code = p ->> 'code');
     get diagnostics v_labels = row_count;
     if p ->> 'code' is null then

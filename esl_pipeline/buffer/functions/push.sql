@@ -253,7 +253,7 @@ end $$;
 
 -- Whose fault a refusal is (a no, or refused credentials), told of one call as esl_push_finish is: 'label', 'store' or
 -- 'server'. Blame needs evidence: it is the label's when it was alone and its neighbours pass, which means that the store
--- accepted something since the label was refused first, or before, and little else was refused since; the server's when
+-- accepted something since the label was refused first, or before, and little was refused since; the server's when
 -- several stores are refused and nothing passes; else the store's. A store that passes nothing is paused with the
 -- server's words, for longer each time: after five refusals, or at the first credentials if it never passed anything.
 -- p_before: when the label was refused first. p_again: it has failed before, so its refusal says nothing new.
@@ -268,7 +268,13 @@ declare
 begin
     insert into esl.store_health (store_code) values (v_store) on conflict do nothing;
     select * into h from esl.store_health where store_code = v_store for update;
-    v_label := p_alone and coalesce(h.accepted_at > p_before or (h.accepted_at is not null and h.refusals < 3), false);
+    -- Several stores and three refusals, this one included, since anything was accepted anywhere.
+    select count(*) > 1 and sum(x.refusals) >= 2 into v_server
+    from esl.store_health x
+    where x.refused_at > coalesce((select max(accepted_at) from esl.store_health), '-infinity')
+       or (x.store_code = v_store and h.pauses = 0);
+    v_label := p_alone and coalesce(
+        h.accepted_at > p_before or (h.accepted_at is not null and h.refusals < 3 and not v_server), false);
     if v_label and p_again then
         update esl.store_health set until = null where store_code = v_store;
         return 'label';
@@ -279,10 +285,8 @@ begin
         refused_at = case when h.pauses = 0 then v_now else refused_at end
     where store_code = v_store;
 
-    v_server := not v_label and (
-        select count(*) > 1 and sum(x.refusals) >= 3 from esl.store_health x
-        where x.refused_at > coalesce((select max(accepted_at) from esl.store_health), '-infinity'));
     -- However many labels are at fault: a store that accepts none of twenty gets a rest as well.
+    v_server := v_server and not v_label;
     if not v_server and (h.refusals >= 20 or (not v_label and (
             h.refusals >= 5 or h.pauses > 0
             or (p ->> 'outcome' = 'authentication' and (h.accepted_at is null or h.refusals > 3))))) then
