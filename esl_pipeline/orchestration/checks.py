@@ -94,19 +94,36 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
-    """Labels whose last accepted content equals Shopify now, of all that should be on the shelf or gone from it."""
+    """Labels whose last accepted content equals Shopify now, of all that should be on the shelf or gone from it.
+
+    What the last comparison with the label server's list gave up is wrong; what it could not judge is counted.
+    """
     wanted = sum(mapping["publishable"] + mapping["unsettled"] for mapping in mappings)
     right = sum(mapping["accurate"] for mapping in mappings)
     share = 100 * right / wanted if wanted else 100.0
     troubles = [f"{m['hipoink_store_code']}: {m['problem']}" for m in mappings if m["problem"]]
+    compared = {m["hipoink_store_code"]: m["comparison"] for m in mappings if m["comparison"]}
+    doubts = [
+        f"{store}: the list of {last['at'][:16]}Z was not whole ({last['reason']})"
+        if not last["complete"]
+        else f"{store}: {last['given_up']} labels at the label server stay wrong however often they are pushed"
+        for store, last in compared.items()
+        if last["given_up"] or not last["complete"]
+    ]
     columns = ("hipoink_store_code", "publishable", "accurate", "unsettled", "problem")
     stores = [{key: mapping[key] for key in columns} for mapping in mappings]
     return _result(
-        passed=share >= 99.9 and not troubles,
+        passed=share >= 99.9 and not troubles and not doubts,
         severity=dg.AssetCheckSeverity.WARN if share >= 98 and not troubles else dg.AssetCheckSeverity.ERROR,
-        says="; ".join([*troubles, f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)"]),
+        says="; ".join(
+            [*troubles, *doubts, f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)"]
+        ),
         stores=stores,
-        numbers={"label accuracy (%)": round(share, 3), "labels wrong or waiting": wanted - right},
+        numbers={
+            "label accuracy (%)": round(share, 3),
+            "labels wrong or waiting": wanted - right,
+            "labels that the last comparison skipped": sum(last["skipped"] for last in compared.values()),
+        },
     )
 
 
@@ -227,7 +244,12 @@ def evaluations(
         lambda: buffer.accuracy(shops=shops),
         lambda mappings, key, _: label_accuracy(_of(key, mappings)),
     )
-    judge(RESULTS, [backlog.__name__], buffer.status, lambda status, key, _: backlog(status, key, now=now))
+    judge(
+        RESULTS,
+        [backlog.__name__],
+        lambda: buffer.status(shops=shops),
+        lambda status, key, _: backlog(status, key, now=now),
+    )
     return found
 
 

@@ -462,10 +462,12 @@ begin
 end $$;
 
 -- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, problem, publishable,
---   accurate, unsettled, due}]} of every active mapping that is not in dry run.
+--   accurate, unsettled, due, comparison: {at, complete, reason, skipped, given_up, …} or null}]} of every active mapping
+--   that is not in dry run.
 -- accurate: of the publishable labels, those that the label server accepted as they should be now, with nothing in doubt.
 -- unsettled: other places where it does not hold, or is not known to hold, what it should: labels that are to go and are
 -- still there, whatever they wait for, and ones that are to be put back. due: variants that are not evaluated yet.
+-- comparison: how the last one of the store with the label server's own list ended.
 create or replace function public.esl_accuracy(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
 set statement_timeout = '55s' as $$
@@ -482,7 +484,8 @@ begin
                     where b.variant_id = w.variant_id and b.mapping_id = m.id and b.state = 'publish' and not b.collides
                       and b.code = w.code and b.store_code = w.store_code)) as unsettled,
                (select count(*) from esl.products d where d.due and not d.removed
-                  and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due
+                  and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due,
+               (select to_jsonb(c) from esl.comparisons c where c.store_code = m.hipoink_store_code) as comparison
         from esl.store_mappings m
         left join esl.labels l on l.mapping_id = m.id and l.state = 'publish' and not l.collides
         left join esl.hipoink_products s
