@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 N ?= 100000
 MINUTES ?= 20
 EXAMPLES ?= 200
+HISTORY ?= 5000000
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak lint types audit sbom bench-validate bench-reconcile lock clean
+.PHONY: demo up test test-slow soak lint types audit sbom bench-validate bench-reconcile bench-jit bench-status lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -64,6 +65,14 @@ bench-validate: $(VENV)/.runtime
 
 bench-reconcile: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.reconcile $(N)
+
+# Needs a Postgres of the system with JIT: apt-get install postgresql
+bench-jit: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.jit
+
+# HISTORY finished deliveries beside which status must be as fast as beside 10,000; 5 million take about 3.5 GB.
+bench-status: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.status $(HISTORY)
 
 # Needs uv. The locks name no registry: pip takes the packages from wherever it is set up to.
 lock:

@@ -24,6 +24,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.printable import printable
 from esl_pipeline.settings import Settings, SettingsError, load_settings
+from esl_pipeline.shop_names import shop_named
 
 app = typer.Typer(
     help="Shopify products to Hipoink electronic shelf labels, through Supabase and Dagster.",
@@ -187,10 +188,11 @@ def stores_add(
     """Map a shop to a store; its labels follow at once, or after a preview (--dry-run)."""
     from esl_pipeline.receiver.mappings import NewMapping
 
+    shop = shop_named(shop) or shop
     fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     given = _checked(NewMapping, fields)
-    with _buffer() as buffer, _said_of_duplicates():
+    with _buffer() as buffer, _said_of_refusals():
         _show_mappings([buffer.mapping_create(given, by=_cli_user())], as_json)
 
 
@@ -220,7 +222,7 @@ def stores_set(
     if not changes and whole is None and not policy:
         raise CommandError("nothing to change: see `esl-pipeline stores set --help`")
     _checked(MappingChange, changes)
-    with _buffer() as buffer, _said_of_duplicates():
+    with _buffer() as buffer, _said_of_refusals():
         mapping = {mapping["id"]: mapping for mapping in buffer.mapping_list()}.get(mapping_id)
         if mapping is None:
             raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
@@ -363,7 +365,7 @@ def reconcile(
     from esl_pipeline.connections import open_label_server
     from esl_pipeline.stages.reconcile import compare_store
 
-    settings = _settings()
+    settings, shop = _settings(), shop_named(shop) or shop
     with _buffer() as buffer:
         mappings = [m for m in buffer.mapping_list() if m["source_store_id"] == shop and m["is_active"]]
         if not mappings:
@@ -385,10 +387,11 @@ def reconcile(
                 )
                 for store, mapping in stores.items()
             ]
+    found = [asdict(drift) | {"remarks": drift.remarks()} for drift in drifts]
     if as_json:
-        _print_json([asdict(drift) for drift in drifts])
+        _print_json(found)
     else:
-        shown.print_drift(out, [asdict(drift) for drift in drifts], dry_run=dry_run)
+        shown.print_drift(out, found, dry_run=dry_run)
 
 
 @app.command()
@@ -396,7 +399,12 @@ def status(as_json: AsJson = False) -> None:
     """Inbox, queue, labels and dead letters per store."""
     with _buffer() as buffer:
         found = buffer.status()
-    _print_json(found) if as_json else shown.print_status(out, found)
+    active = [store["source_store_id"] for store in found["stores"] if store["is_active"]]
+    not_readable = _settings().not_readable(active)
+    if as_json:
+        _print_json(found | ({"not_readable": not_readable} if not_readable else {}))
+    else:
+        shown.print_status(out, found, not_readable=not_readable)
 
 
 @app.command()
@@ -523,15 +531,17 @@ def _terminable(*, exit_code: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def _said_of_duplicates() -> Iterator[None]:
+def _said_of_refusals() -> Iterator[None]:
     try:
         yield
     except BufferError as error:
-        if error.code != "23505":
+        if error.code == "23505":
+            says = "this shop is mapped to this store already: see `esl-pipeline stores list`"
+        elif (error.code or "").startswith("22"):  # as in receiver/mappings.py: the data itself is refused
+            says = f"settings: {error.message}"
+        else:
             raise
-        raise CommandError(
-            "this shop is mapped to this store already: see `esl-pipeline stores list`"
-        ) from None
+        raise CommandError(says) from None
 
 
 def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:

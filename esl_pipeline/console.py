@@ -83,8 +83,11 @@ def print_tokens(console: Console, tokens: Sequence[Row]) -> None:
     console.print(table(columns, rows))
 
 
-def print_status(console: Console, status: Row) -> None:
-    """Inbox per shop, labels and queue per store, findings by check, and what stands in the way."""
+def print_status(console: Console, status: Row, *, not_readable: Sequence[str] = ()) -> None:
+    """Inbox per shop, labels and queue per store, findings by check, and what stands in the way.
+
+    not_readable: shops that have no Admin API token although others have one.
+    """
     counts = ("deliveries", "waiting", "done", "superseded", "unusable", "dead")
     inbox = (
         [shop["source_store_id"], *(shop[k] for k in counts), _ago(shop["oldest_waiting"])]
@@ -108,28 +111,45 @@ def print_status(console: Console, status: Row) -> None:
     if status["findings"]:
         findings = ([f["check_name"], f["level"], f["n"]] for f in status["findings"])
         console.print(table(("finding", "level", "variants"), findings), "")
-    for line in _obstacles(status):
+    for line in (*_obstacles(status), *map(_not_readable, not_readable)):
         console.print(escape(_text(line)), style="yellow", soft_wrap=True)
 
 
 def _obstacles(status: Row) -> Iterator[str]:
+    """What stands in the way: of label servers, of shops, of stores."""
     for outage in status["outages"]:
         yield (
             f"label server {outage['server']}: down since {_time(outage['since'])}, next try at "
             f"{_time(outage['probe_at'])}: {outage['reason']}"
         )
-    for shop in status["shops"]:
+    yield from _not_refreshed(status["refreshes"])
+    yield from _obstacles_of_shops(status["shops"])
+    yield from _obstacles_of_stores(status["stores"])
+
+
+def _obstacles_of_shops(shops: Sequence[Row]) -> Iterator[str]:
+    for shop in shops:
         if not shop["mapped"]:
             yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
         if shop["replays"]:
             yield f"{shop['source_store_id']}: {shop['replays']} deliveries are suspected replays and were not used"
+        if shop["refused_in_a_row"] >= 5:
+            yield (
+                f"{shop['source_store_id']}: none of its last {shop['refused_in_a_row']} deliveries could be used: "
+                f"{shop['last_refusal']}"
+            )
         if shop["variants_to_fetch"]:
             yield (
                 f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants were named by webhooks, not told: "
                 "those beyond the first 100 of their product, or all of a body without any"
             )
-    for store in status["stores"]:
+
+
+def _obstacles_of_stores(stores: Sequence[Row]) -> Iterator[str]:
+    for store in stores:
         code, queue = store["hipoink_store_code"], store["queue"]
+        if store["problem"]:
+            yield f"store {code}: {store['problem']}"
         if store["switched_off"]:
             yield (
                 f"store {code}: switched off by {store['switched_off']}; nothing is pushed: "
@@ -145,6 +165,27 @@ def _obstacles(status: Row) -> Iterator[str]:
             yield f"store {code}: paused until {_time(store['paused']['until'])}: {store['paused']['reason']}"
         elif queue["last_error"]:
             yield f"store {code}: oldest label waits since {_time(queue['oldest'])}: {queue['last_error']}"
+
+
+def _not_readable(shop: str) -> str:
+    return (
+        f"{shop}: cannot be read, what its webhooks miss stays missed: SHOPIFY_ADMIN_TOKEN has a token for other "
+        "shops only"
+    )
+
+
+def _not_refreshed(refreshes: Row) -> Iterator[str]:
+    for server in refreshes["unknown"]:
+        yield (
+            f"label server {server['server']}: does not know esl/bind_task, so its labels must change by themselves; "
+            f"asked again at {_time(server['again_at'])}"
+        )
+    for store in refreshes["waiting"]:
+        if store["attempts"]:
+            yield (
+                f"store {store['store_code']}: its labels wait since {_time(store['since'])} to be refreshed, next try "
+                f"at {_time(store['next_at'])}: {store['last_error']}"
+            )
 
 
 def print_preview(console: Console, mappings: Sequence[Row]) -> None:
@@ -219,6 +260,8 @@ def print_drift(console: Console, drifts: Sequence[Row], *, dry_run: bool) -> No
                 ),
                 style="yellow",
             )
+        for remark in drift["remarks"]:
+            console.print(escape(remark), style="yellow", highlight=False)
     if dry_run:
         console.print("nothing was queued (--dry-run)")
 
@@ -237,6 +280,8 @@ def _trace(place: Row) -> Group:
         label.add(f"accepted {_time(ledger['accepted_at'])}: {_fields(ledger['label'])}")
     else:
         label.add("none: the label server holds nothing for this code")
+    if refresh := place["refresh"]:
+        label.add(_refresh(refresh))
     if queue:
         wanted = _fields(queue["label"]) if queue["label"] else "removal"
         label.add(
@@ -274,7 +319,25 @@ def _trace(place: Row) -> Group:
             f"{escape(delivery['webhook_id'])} {delivery['topic']}, received {_time(delivery['received_at'])}, "
             f"{delivery['state']} by run {escape(_text(delivery['run_id']))}"
         )
+    if place["forgotten"]:
+        deliveries.add(f"{place['forgotten']} more are no longer kept")
     return Group(label, pushes, variants, deliveries)
+
+
+def _refresh(refresh: Row) -> str:
+    """Whether the label server was told to refresh the store's labels since it accepted this one."""
+    if done := refresh["triggered"]:
+        return (
+            f"refreshed {_time(done['at'])} (esl/bind_task accepted in {_text(done['duration_ms'])} ms) by run "
+            f"{escape(_text(done['run_id']))}"
+        )
+    if not refresh["wanted"]:
+        return "not refreshed by us: policy refresh is never, or the store is not live"
+    waiting = refresh["waiting"]
+    if waiting is None:
+        return "not refreshed since"
+    why = f": {escape(_text(waiting['last_error']))}" if waiting["last_error"] else ""
+    return f"[yellow]waits to be refreshed[/] since {_time(waiting['since'])}{why}"
 
 
 def _by_push(log: Sequence[Row]) -> dict[str, dict[str, Row]]:

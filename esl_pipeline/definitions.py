@@ -6,7 +6,7 @@ import dagster as dg
 
 from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_products, validated_variants
 from esl_pipeline.orchestration.checks import asset_checks
-from esl_pipeline.orchestration.event_sync import event_sync
+from esl_pipeline.orchestration.event_sync import event_sync_job
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.housekeeping import housekeeping, housekeeping_schedule
 from esl_pipeline.orchestration.reconciliation import (
@@ -28,6 +28,7 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     """
     settings = load_settings()
     buffer = BufferResource()
+    event_sync = event_sync_job(max_age_seconds=settings.esl_drain_max_age_seconds)
     resources = {
         "buffer": buffer,
         "label_server": LabelServerResource(buffer=buffer),
@@ -44,7 +45,7 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
             housekeeping_schedule,
         ],
         sensors=[
-            inbox_sensor(interval_seconds=settings.sync_worker_interval_seconds),
+            inbox_sensor(event_sync, interval_seconds=settings.sync_worker_interval_seconds),
             silence_sensor(hours=settings.esl_silence_hours),
         ],
         resources=resources | overrides,

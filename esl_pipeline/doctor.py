@@ -1,9 +1,10 @@
 """What `esl-pipeline doctor` looks at: settings, buffer, label server, receiver, Dagster's storage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import psycopg
@@ -15,6 +16,7 @@ from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.connections import open_buffer, open_label_server
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.settings import ENV_FILE, Settings, SettingsError, is_unprotected, without_driver
+from esl_pipeline.webhook_secrets import keys_for
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,37 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
             yield Check(
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
+        yield from _shop_checks(settings, mappings)
         active = {mapping["hipoink_store_code"] for mapping in mappings if mapping["is_active"]}
         yield from _label_server_checks(settings, buffer, sorted(active))
     finally:
         buffer.close()
+
+
+def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+    """Whether tokens and secrets are those of the shops that are mapped."""
+    active = sorted({mapping["source_store_id"] for mapping in mappings if mapping["is_active"]})
+    mapped = {mapping["source_store_id"] for mapping in mappings}
+    for shop in settings.not_readable(active):
+        yield Check(
+            f"shop {shop}", "warning", "cannot be read: SHOPIFY_ADMIN_TOKEN has a token for other shops only"
+        )
+    now, secrets = datetime.now(UTC), settings.webhook_secrets
+    for shop in active if secrets else ():
+        if not keys_for(secrets, shop, now):
+            yield Check(
+                f"shop {shop}",
+                "warning",
+                "cannot send webhooks: SHOPIFY_WEBHOOK_SECRET has no valid secret for it",
+            )
+    for name, shops in {
+        "SHOPIFY_ADMIN_TOKEN": settings.admin_tokens.keys(),
+        "SHOPIFY_WEBHOOK_SECRET": {secret.shop for secret in secrets},
+    }.items():
+        for shop in sorted(shop for shop in shops if shop is not None and shop not in mapped):
+            yield Check(
+                f"shop {shop}", "warning", f"has an entry in {name}, but feeds no store: is it misspelt?"
+            )
 
 
 _LOGIN = """

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +33,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from esl_pipeline.shop_names import shop_named
 from esl_pipeline.webhook_secrets import WebhookSecret, read_secrets
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
@@ -79,11 +80,27 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     try:
         conninfo_to_dict(dsn)
     except (psycopg.Error, UnicodeError):
+        if unknown := _unknown_parameters(dsn):
+            raise ValueError(
+                f"has {' and '.join(unknown)} after the '?', which Postgres does not know as a parameter; leave it out "
+                "(a pooler needs none of its own)"
+            ) from None
         raise ValueError(
             "cannot be read as a Postgres address; write postgresql://user:password@host:5432/database and"
             " percent-encode special characters in the password (@ is %40, / is %2F, # is %23, % is %25)"
         ) from None
     return value
+
+
+def _unknown_parameters(dsn: str) -> list[str]:
+    """The names of parameters that libpq does not have; none where what follows a '?' may be part of a password."""
+    place, _, query = dsn.partition("?")
+    authority = place.partition("://")[2].partition("/")[0]
+    if "@" in query or not ("@" in authority or re.fullmatch(r"[^:]*(:[0-9]+)?", authority)):
+        return []
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+    names = [part.partition("=")[0] for part in query.split("&")]
+    return [name for name in names if name not in known and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)]
 
 
 def _dagster_url(value: SecretStr) -> SecretStr:
@@ -114,7 +131,26 @@ def _shop_tokens(value: SecretStr) -> SecretStr:
         raise ValueError("holds only commas; write the Admin API token, or remove it")
     if len(parts) > 1 and not all("=" in part for part in parts):
         raise ValueError("has several tokens; write each as shop=token, e.g. demo.myshopify.com=shpat_…")
+    shops = set[str | None]()
+    for number, (shop, token) in enumerate(map(_shop_and_token, parts), 1):
+        if shop == "":
+            raise ValueError(f"entry {number} names its shop wrongly; write shop.myshopify.com=token")
+        if not token:
+            raise ValueError(f"entry {number} holds no token; write shop.myshopify.com=token, or remove it")
+        if not re.fullmatch("[!-~]+", token):
+            raise ValueError(f"entry {number} holds a token with characters that no token has; copy it anew")
+        if shop in shops:
+            raise ValueError(f"entry {number} is a second token for {shop}; remove one of them")
+        shops.add(shop)
     return value
+
+
+def _shop_and_token(part: str) -> tuple[str | None, str]:
+    """`[shop=]token`: the shop's domain, None without one, "" for what is no shop's name; and the token."""
+    before, separator, token = part.partition("=")
+    if not separator:
+        return None, part
+    return shop_named(before) or "", token.strip()
 
 
 def _cron(value: str) -> str:
@@ -253,7 +289,7 @@ class Settings(BaseSettings):
     )
     esl_database_url: PostgresUrl | None = Field(
         None,
-        description="Postgres address of the buffer (direct or session pooler, port 5432). Overrides "
+        description="Postgres address of the buffer, direct or through a pooler of either kind. Overrides "
         "SUPABASE_URL and SUPABASE_SERVICE_KEY.",
     )
     supabase_url: HttpUrl | None = Field(
@@ -350,11 +386,19 @@ class Settings(BaseSettings):
         le=3650,
         description="Days after which the body of a finished webhook is deleted (its hash stays), and a frame.",
     )
+    esl_keep_deliveries_days: int = Field(
+        90,
+        ge=1,
+        le=3650,
+        description="Days after which a finished webhook is forgotten, hash and all, where the signed time in its body "
+        "protects against a replay; at least ESL_KEEP_BODIES_DAYS.",
+    )
     esl_keep_runs_days: int = Field(
         30,
         ge=1,
         le=3650,
-        description="Days after which Dagster's record of a successful event_sync run is deleted.",
+        description="Days after which Dagster's record of a run is deleted, with its logs; three times as many for one "
+        "that failed or was cancelled. The newest of each asset and shop stays.",
     )
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
@@ -415,6 +459,11 @@ class Settings(BaseSettings):
             )
         return age
 
+    @field_validator("esl_keep_deliveries_days")
+    @classmethod
+    def _deliveries_outlive_their_bodies(cls, days: int, info: ValidationInfo) -> int:
+        return max(days, int(info.data.get("esl_keep_bodies_days", days)))
+
     @property
     def uses_public_sign(self) -> bool:
         """Whether the label server is addressed with the documented default sign, which is no secret."""
@@ -432,15 +481,24 @@ class Settings(BaseSettings):
             return ()
         return read_secrets(_split(self.shopify_webhook_secret))
 
+    @property
+    def admin_tokens(self) -> Mapping[str | None, SecretStr]:
+        """Admin API tokens by their shop's domain; None is every shop (there is one token then, or none)."""
+        if self.shopify_admin_token is None:
+            return {}
+        pairs = map(_shop_and_token, _split(self.shopify_admin_token))
+        return {shop: SecretStr(token) for shop, token in pairs}
+
     def admin_token(self, shop: str) -> SecretStr | None:
         """The Admin API token of a shop's domain; None when there is none."""
-        if self.shopify_admin_token is None:
-            return None
-        parts = _split(self.shopify_admin_token)
-        if "=" not in parts[0]:
-            return SecretStr(parts[0])
-        pairs = dict(part.split("=", 1) for part in parts)
-        return SecretStr(pairs[shop]) if shop in pairs else None
+        tokens = self.admin_tokens
+        return tokens.get(shop) or tokens.get(None)
+
+    def not_readable(self, shops: Iterable[str]) -> list[str]:
+        """Those of these shops (domains) that have no Admin API token although others have one; sorted, each once."""
+        if not self.admin_tokens:
+            return []  # then there is no reconciliation at all, on purpose
+        return sorted({shop for shop in shops if self.admin_token(shop) is None})
 
     @property
     def frames_url(self) -> str:
@@ -466,13 +524,13 @@ class Settings(BaseSettings):
                 "SHOPIFY_WEBHOOK_SECRET is not set: no webhook can be verified, so all are refused (401)."
             )
         said += self._ending_secrets(datetime.now(UTC))
+        if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in _ports(self.esl_dagster_database_url):
+            said.append(
+                f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
+                "LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
+            )
         for name in ("esl_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)
-            if dsn and TRANSACTION_POOLER_PORT in _ports(dsn):
-                said.append(
-                    f"{name.upper()} uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: "
-                    "no LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
-                )
             if dsn and _may_be_overheard(dsn):
                 said.append(
                     f"{name.upper()} reaches another machine without sslmode: who sits between can pretend to be the "

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time
 
-SHOP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.myshopify\.com")
+from esl_pipeline.shop_names import shop_domain, shop_named
+
+# As Shopify makes them. Only what is bound to such a secret is surely meant as a shop: others may hold '=' themselves.
+_OF_SHOPIFY = re.compile(r"(?:shpss_)?[0-9a-f]{32,}(?:@.*)?")
 _DATE_LIKE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ].*)?")
-
-
-def shop_domain(text: str) -> str | None:
-    """The myshopify.com domain in lower case, None when `text` is not one."""
-    shop = text.lower()
-    return shop if text.isascii() and SHOP.fullmatch(shop) else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def keys_for(secrets: Sequence[WebhookSecret], shop: str | None, now: datetime) 
 def _read(entry: str, name: str) -> WebhookSecret:
     before, separator, rest = entry.partition("=")
     shop = shop_domain(before.strip()) if separator else None
-    if shop is None and separator and ".myshopify." in before.lower():
+    if shop is None and separator and (".myshopify." in before.lower() or _is_near(before, rest)):
         raise ValueError(f"{name} names its shop wrongly; write shop.myshopify.com=secret")
     text = entry if shop is None else rest
     key, separator, end = text.rpartition("@")
@@ -56,6 +53,11 @@ def _read(entry: str, name: str) -> WebhookSecret:
     if not key.strip():
         raise ValueError(f"{name} holds no secret; write [shop=]secret[@not-after]")
     return WebhookSecret(key.strip().encode(), shop, not_after)
+
+
+def _is_near(before: str, rest: str) -> bool:
+    """Whether an entry names a shop in a form that is not the domain, like corner-market=shpss_…"""
+    return shop_named(before) is not None and _OF_SHOPIFY.fullmatch(rest.strip()) is not None
 
 
 def _not_after(text: str, name: str) -> datetime | None:

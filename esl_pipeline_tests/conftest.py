@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import create_supabase_roles
 from esl_pipeline_tests.shared_data import SHARED
+from esl_pipeline_tests.stock import Pooling, pgbouncer, stock_postgres
 
 _numbers = itertools.count(1)
 
@@ -50,13 +52,40 @@ def start_postgres() -> Iterator[Callable[[int], EmbeddedPostgres]]:
         if version not in servers:
             server = running.enter_context(EmbeddedPostgres.temporary(version=version))
             servers[version] = server
-            create_supabase_roles(server.dsn())
-            server.create_database("migrated")
-            create_supabase_roles(server.dsn("migrated"))
-            migrate(server.dsn("migrated"))
+            _make_template(server)
         return servers[version]
 
     with running:
+        yield start
+
+
+def _make_template(server: EmbeddedPostgres) -> None:
+    create_supabase_roles(server.dsn())
+    server.create_database("migrated")
+    create_supabase_roles(server.dsn("migrated"))
+    migrate(server.dsn("migrated"))
+
+
+@pytest.fixture(scope="session")
+def stock() -> Iterator[EmbeddedPostgres]:
+    """The system's own Postgres, JIT and all, with the same template; without one the test is skipped."""
+    with stock_postgres() as server:
+        _make_template(server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pooler(stock: EmbeddedPostgres) -> Iterator[Callable[[Pooling], int]]:
+    """pgbouncer before that server: its port by the mode, started when first asked for."""
+    ports: dict[Pooling, int] = {}
+    with tempfile.TemporaryDirectory(prefix="esl-pgbouncer-", dir="/tmp") as name, ExitStack() as running:
+        Path(name).chmod(0o777)
+
+        def start(pooling: Pooling) -> int:
+            if pooling not in ports:
+                ports[pooling] = running.enter_context(pgbouncer(stock, pooling, Path(name)))
+            return ports[pooling]
+
         yield start
 
 

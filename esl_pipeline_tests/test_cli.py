@@ -249,6 +249,43 @@ def test_stores_are_added_listed_and_changed(run: Run, configured: None) -> None
     assert run("stores", "list", "--json").json == [changed | shop_says]
 
 
+@pytest.mark.parametrize("written", ["https://Corner-Shop.myshopify.com/admin", "corner-shop"])
+def test_field_29_a_shop_is_mapped_and_reconciled_under_its_domain(
+    run: Run, sandbox: Sandbox, written: str
+) -> None:
+    (mapping,) = run("stores", "add", written, STORE, "--json").json
+    assert mapping["source_store_id"] == SHOP
+    assert run("reconcile", "--shop", written, "--json").json[0]["store_code"] == STORE
+
+
+def test_field_29_a_name_that_is_no_shop_is_refused(refused: Callable[..., str], configured: None) -> None:
+    assert "must be the shop's domain" in refused("stores", "add", "www.corner-shop.example", STORE)
+
+
+def test_field_29_shops_that_cannot_be_read_are_said(
+    run: Run, sandbox: Sandbox, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(buffer)
+    map_shop(buffer, "other.myshopify.com", "S2")
+    map_shop(buffer, "left.myshopify.com", "S3", is_active=False)
+    assert "not_readable" not in run("status", "--json").json
+    monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", "https://Other.myshopify.com/=shpat_1,misspelt=shpat_2")
+    monkeypatch.setenv("SHOPIFY_WEBHOOK_SECRET", "other.myshopify.com=secret,typo.myshopify.com=secret")
+
+    assert run("status", "--json").json["not_readable"] == [SHOP]
+    assert f"{SHOP}: cannot be read" in run("status").out
+    said = run("doctor", "--json").json
+    found = {
+        (check["what"], check["says"].split(":")[0]) for check in said if check["what"].startswith("shop ")
+    }
+    assert found == {
+        (f"shop {SHOP}", "cannot be read"),
+        (f"shop {SHOP}", "cannot send webhooks"),
+        ("shop misspelt.myshopify.com", "has an entry in SHOPIFY_ADMIN_TOKEN, but feeds no store"),
+        ("shop typo.myshopify.com", "has an entry in SHOPIFY_WEBHOOK_SECRET, but feeds no store"),
+    }
+
+
 def test_the_history_of_mappings_says_who_changed_what(
     run: Run, configured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,7 +483,13 @@ def test_findings_on_screen_and_as_a_file(run: Run, sandbox: Sandbox, buffer: Bu
 
 
 def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
-    assert run("status", "--json").json == {"shops": [], "stores": [], "findings": [], "outages": []}
+    assert run("status", "--json").json == {
+        "shops": [],
+        "stores": [],
+        "findings": [],
+        "outages": [],
+        "refreshes": {"waiting": [], "unknown": []},
+    }
     assert run("status").code == 0
 
 
@@ -462,6 +505,23 @@ def test_status(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
     assert re.search(rf"^{STORE} +{SHOP} +1 +1 +0 +0 +0 ", said, re.MULTILINE)
     assert re.search(r"^price_missing +error +1", said, re.MULTILINE)
     assert "nobody.myshopify.com: no store is mapped, its deliveries wait" in said
+
+
+def test_reconcile_says_what_it_leaves_alone(run: Run, sandbox: Sandbox, buffer: Buffer) -> None:
+    map_shop(buffer, settings={"owns_store": True})
+    arrive(buffer, product(1))
+    drained(buffer)
+    sandbox.http.put(f"/sandbox/labels/{STORE}/0", json={"pn": "?", "pp": "1.00"}).raise_for_status()
+    sandbox.faults({"kind": "hidden", "hides": ["C-1"]})
+    for _ in range(3):
+        assert run("reconcile", "--shop", SHOP, "--json").json[0]["requeued"] == 1
+        drained(buffer)
+    said = run("reconcile", "--shop", SHOP)
+    assert f"{STORE}: 1 came back after three repairs and are left as they are: C-1 (missing)" in said.out
+    assert f"{STORE}: 1 have codes that no label of ours could have and are left: 0" in said.out
+    (told,) = run("reconcile", "--shop", SHOP, "--dry-run", "--json").json
+    assert (told["missing"], told["odd"], told["requeued"]) == (["C-1"], ["0"], 0)
+    assert f"{STORE}: 1 have codes" in told["remarks"][0]
 
 
 def test_trace_from_the_label_back_to_the_webhook(
@@ -490,7 +550,7 @@ def test_trace_of_a_refused_label(run: Run, sandbox: Sandbox, buffer: Buffer) ->
     drained(buffer)
     said = run("trace", "C-1").out
     assert "none: the label server holds nothing for this code" in said
-    assert "waiting (failed)" in said and "no such [bold]store[/]" in said
+    assert "waiting (ready)" in said and "no such [bold]store[/]" in said
 
 
 def test_trace_of_nothing(refused: Callable[..., str], configured: None) -> None:

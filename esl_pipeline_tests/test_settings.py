@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, load_settings
+from esl_pipeline.shop_names import shop_named
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name.upper() for name in Settings.model_fields]
@@ -74,6 +75,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_FRAMES_URL",
             "ESL_WEBHOOK_BODY_LIMIT_BYTES",
             "ESL_KEEP_BODIES_DAYS",
+            "ESL_KEEP_DELIVERIES_DAYS",
             "ESL_KEEP_RUNS_DAYS",
         ]
     )
@@ -102,6 +104,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "esl_home": Path(".esl"),
         "esl_webhook_body_limit_bytes": 5_000_000,
         "esl_keep_bodies_days": 30,
+        "esl_keep_deliveries_days": 90,
         "esl_keep_runs_days": 30,
     }
 
@@ -175,6 +178,62 @@ def test_admin_tokens_are_one_for_all_shops_or_one_for_each() -> None:
     assert token("a.myshopify.com", "shpat_1") == "shpat_1"
     both = "a.myshopify.com=shpat_1, b.myshopify.com=shpat_2"
     assert [token(f"{shop}.myshopify.com", both) for shop in "abc"] == ["shpat_1", "shpat_2", None]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Corner-Market.myshopify.com",
+        "https://corner-market.myshopify.com/",
+        "https://Corner-Market.myshopify.com/admin/products",
+        "https://admin.shopify.com/store/corner-market/settings",
+        "corner-market.myshopify.com.",
+        "corner-market",
+    ],
+)
+def test_field_29_a_shop_has_one_name_however_it_is_written(written: str) -> None:
+    assert shop_named(written) == "corner-market.myshopify.com"
+    for given in (f"{written}=shpat_1", f" {written} = shpat_1 , other=shpat_2"):
+        settings = load_settings(shopify_admin_token=given)
+        token = settings.admin_token("corner-market.myshopify.com")
+        assert token and token.get_secret_value() == "shpat_1"
+        assert settings.admin_token("third.myshopify.com") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("a=shpat_canary,A.myshopify.com=shpat_canary2", "entry 2 is a second token for a.myshopify.com"),
+        ("a=shpat_canary,b=", "entry 2 holds no token"),
+        ("www.corner-market.example=shpat_canary", "entry 1 names its shop wrongly"),
+        ("a=shpat_canary,=shpat_canary", "entry 2 names its shop wrongly"),
+        ("cornér=shpat_canary", "entry 1 names its shop wrongly"),
+        ("a=shpat canary", "entry 1 holds a token with characters that no token has"),
+    ],
+)
+def test_field_29_what_names_no_shop_or_holds_no_token_is_refused(written: str, says: str) -> None:
+    said = problems(shopify_admin_token=written)["SHOPIFY_ADMIN_TOKEN"]
+    assert says in said and "canary" not in said
+
+
+def test_field_29_webhook_secrets_take_the_domain_only_and_refuse_what_is_near_it() -> None:
+    secret = "shpss_" + "c0ffee" * 6
+    (found,) = load_settings(shopify_webhook_secret=f"Corner-Market.myshopify.com={secret}").webhook_secrets
+    assert (found.shop, found.key) == ("corner-market.myshopify.com", secret.encode())
+    for near in (
+        "corner-market",
+        "https://corner-market.myshopify.com/",
+        "admin.shopify.com/store/corner-market",
+    ):
+        said = problems(shopify_webhook_secret=f"{near}={secret}")["SHOPIFY_WEBHOOK_SECRET"]
+        assert "entry 1 names its shop wrongly" in said and secret not in said
+
+
+def test_field_29_shops_without_a_token_are_told_from_shops_that_need_none() -> None:
+    shops = ["b.myshopify.com", "a.myshopify.com", "b.myshopify.com"]
+    assert load_settings().not_readable(shops) == []
+    assert load_settings(shopify_admin_token="shpat_1").not_readable(shops) == []
+    assert load_settings(shopify_admin_token="a=shpat_1").not_readable(shops) == ["b.myshopify.com"]
 
 
 @pytest.mark.parametrize(
@@ -544,11 +603,43 @@ def test_s22_a_database_that_can_be_impersonated_is_said(name: str, place: str, 
     assert all(sentence.startswith(name.upper()) and "canary" not in sentence for sentence in said)
 
 
-@pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
-def test_the_transaction_pooler_is_said(name: str) -> None:
+def test_the_transaction_pooler_is_said_where_it_matters() -> None:
     dsn = "postgres://u:canary@aws.pooler.supabase.com:6543/postgres?sslmode=require"
-    (said,) = load_settings(**COMPLETE | {name: dsn}).warnings()
-    assert said.startswith(name.upper()) and "6543" in said and "canary" not in said
+    (said,) = load_settings(**COMPLETE | {"esl_dagster_database_url": dsn}).warnings()
+    assert said.startswith("ESL_DAGSTER_DATABASE_URL") and "6543" in said and "canary" not in said
+    assert load_settings(**COMPLETE | {"esl_database_url": dsn}).warnings() == []
+
+
+@pytest.mark.parametrize("name", ["esl_database_url", "esl_dagster_database_url"])
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("u:canary@pooler.example.com:6543/postgres?pgbouncer=true", "pgbouncer"),
+        ("u:canary@h/db?sslmode=require&connection_limit=1&schema=canary", "connection_limit and schema"),
+        ("h/db?pgbouncer=true", "pgbouncer"),
+        # What follows the '?' is, or may be, a part of the password.
+        ("u:ca@x?canary=1@h/db", None),
+        ("u:ca?canary=1", None),
+        ("u:ca/x?canary=1", None),
+    ],
+)
+def test_field_34_a_parameter_that_postgres_does_not_know_is_named(
+    name: str, place: str, named: str | None
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**COMPLETE | {name: f"postgresql://{place}"})
+    (said,) = refused.value.problems
+    assert said.startswith(f"{name.upper()}: ") and "canary" not in said
+    if named is None:
+        assert "percent-encode" in said
+    else:
+        assert f"has {named} after the '?'" in said and "password" not in said
+
+
+def test_field_42_a_delivery_outlives_its_body() -> None:
+    kept = load_settings(**COMPLETE | {"esl_keep_bodies_days": 120, "esl_keep_deliveries_days": 100})
+    assert kept.esl_keep_deliveries_days == 120
+    assert load_settings(**COMPLETE | {"esl_keep_bodies_days": 365}).esl_keep_deliveries_days == 365
 
 
 def test_a_misspelt_variable_is_said_wherever_it_stands(

@@ -17,6 +17,7 @@ from esl_pipeline.hipoink import HipoinkClient
 from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.stages.drain import Round, drain_round
 from esl_pipeline.stages.push import PushRules
+from esl_pipeline.stages.refresh import refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox
 
 SHOP = "corner-shop.myshopify.com"
@@ -27,7 +28,17 @@ ASSET = "hipoink_sync_results"
 
 # Fast, with no jitter worth waiting for.
 RULES = PushRules(
-    initial_delay=0.01, multiplier=1, max_delay=0.02, max_attempts=5, pause=0.3, probe=0.02, max_probe=0.05
+    initial_delay=0.01,
+    multiplier=1,
+    max_delay=0.02,
+    max_attempts=5,
+    max_refusals=1,
+    refused_delay=0.01,
+    refused_multiplier=1,
+    max_refused_delay=0.02,
+    pause=0.3,
+    probe=0.02,
+    max_probe=0.05,
 )
 
 # Shopify's times must be in the past and its deliveries at most 48 h old.
@@ -135,10 +146,11 @@ class World:
             self.send("inventory_levels/update", body)
 
     def round(self, **rules: Any) -> Round:
-        """Read, validate and push once what is due now."""
-        return drain_round(
-            self.buffer, self.client, replace(self.rules, **rules), run_id=RUN, asset=ASSET
-        )  # fmt: skip
+        """Read, validate and push once what is due now, and have the labels refreshed, as a drain does."""
+        done = drain_round(self.buffer, self.client, replace(self.rules, **rules), run_id=RUN, asset=ASSET)
+        if done.was_accepted:
+            refresh_stores(self.buffer, self.client, run_id=RUN)
+        return done
 
     def settle(self, *bodies: Body, **rules: Any) -> None:
         """Deliver updates, then drain until nothing is due, now or after a back-off."""
@@ -187,7 +199,7 @@ class World:
 
     def calls(self) -> int:
         """Calls that changed labels, or tried to."""
-        return sum(self.sandbox.state()["calls"].values())
+        return sum(n for action, n in self.sandbox.state()["calls"].items() if action != "bind_task")
 
     # What the buffer says
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from esl_pipeline.buffer.errors import BufferVersionError, newer_buffer
-from esl_pipeline.buffer.migrate import code_version, functions_digest
+from esl_pipeline.buffer.errors import BufferVersionError, Version, newer_buffer, older_buffer
+from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import Transport
 
 Row = dict[str, Any]
@@ -39,18 +39,18 @@ class Buffer:
         self.transport.call("esl_version", {})
 
     def check_version(self) -> None:
-        """Raise BufferVersionError unless the buffer is exactly at the version of this code."""
+        """Raise BufferVersionError unless tables and functions are exactly those of this code."""
         answer = self.transport.call("esl_version", {})
-        found, wanted = answer["version"], code_version()
-        if found < wanted:
-            raise BufferVersionError(
-                f"the buffer is at version {found}, this code needs {wanted}: run `esl-pipeline migrate`"
-            )
+        # No build: the functions of a release that did not number them.
+        found, wanted = Version(answer["version"], answer.get("build", 0)), code_build()
         if found > wanted:
             raise newer_buffer(found, wanted)
+        if found < wanted:
+            raise older_buffer(found, wanted)
         if answer.get("functions") != functions_digest():
             raise BufferVersionError(
-                f"the buffer's functions are of another build of version {found}: run `esl-pipeline migrate`"
+                f"the buffer's functions go by the name of build {wanted.build} and are others: "
+                "run `esl-pipeline migrate`"
             )
 
     # Inbox
@@ -117,11 +117,23 @@ class Buffer:
     # Labels and queue
 
     def labels_stage(
-        self, *, labels: Sequence[Row], findings: Sequence[Row], evaluated: Sequence[Row]
+        self,
+        *,
+        labels: Sequence[Row],
+        findings: Sequence[Row],
+        evaluated: Sequence[Row],
+        problems: Mapping[str, str | None] | None = None,
     ) -> Row:
-        """Store evaluated labels and queue the places that differ from the ledger."""
+        """Store evaluated labels and queue the places that differ from the ledger.
+
+        problems: per mapping that was evaluated, what makes its settings unusable, or None.
+        """
         return self._call(
-            "esl_labels_stage", labels=list(labels), findings=list(findings), evaluated=list(evaluated)
+            "esl_labels_stage",
+            labels=list(labels),
+            findings=list(findings),
+            evaluated=list(evaluated),
+            problems=dict(problems or {}),
         )
 
     def push_claim(
@@ -156,6 +168,35 @@ class Buffer:
             result |= {"label_server": self.label_server, "server_failed": server_failed}
         return self._call("esl_push_finish", **result)
 
+    def push_again(self, *, shop: Mapping[str, str]) -> Row:
+        """Make the shop's failed and dead pushes due once more -> {labels}."""
+        return self._call("esl_push_again", shop=shop)
+
+    def refresh_claim(
+        self,
+        *,
+        run_id: str,
+        lease_seconds: float,
+        settle_seconds: float,
+        shop: Mapping[str, str] | None = None,
+    ) -> Row:
+        """Lease one store whose labels wait for their trigger -> {claim_id, store_code}; None: nothing is due."""
+        claim_id = str(uuid4())
+        claim = self._call(
+            "esl_refresh_claim",
+            claim_id=claim_id,
+            run_id=run_id,
+            lease_seconds=lease_seconds,
+            settle_seconds=settle_seconds,
+            shop=shop,
+            label_server=self.label_server,
+        )
+        return {"claim_id": claim_id, **claim}
+
+    def refresh_finish(self, **result: Any) -> Row:
+        """Record the outcome of a claimed trigger -> {more}: whether another one is due."""
+        return self._call("esl_refresh_finish", **result, label_server=self.label_server)
+
     def claims_release(self, *, run_id: str) -> Row:
         """For the retry of a run that has ended: what it had claimed is due at once -> {labels, deliveries}."""
         return self._call("esl_claims_release", run_id=run_id)
@@ -168,7 +209,7 @@ class Buffer:
     # The drain run
 
     def due(self) -> Row:
-        """What the sensor asks -> {due, inbox, variants, queue, outage, drain, shops}."""
+        """What the sensor asks -> {due, inbox, variants, queue, refresh, outage, drain, shops}."""
         return self._call("esl_due", label_server=self.label_server)
 
     def lease_take(self, *, name: str, holder: str, seconds: float) -> Row:
@@ -247,33 +288,48 @@ class Buffer:
         return self._call("esl_drift_begin", store=store)
 
     def drift_compare(self, *, store: str, since: str, codes: Sequence[str]) -> Row:
-        """What the ledger says of listed codes, without labels on their way since -> {labels, foreign}."""
+        """What we know of listed codes, without labels on their way since -> {labels, ours, foreign}."""
         return self._call("esl_drift_compare", store=store, since=since, codes=list(codes))
 
     def drift_ledger(
         self, *, store: str, since: str, after: str | None = None, limit: int = MAX_ROWS_PER_CALL
     ) -> Row:
-        """A page of the ledger, without labels on their way since -> {labels, next}."""
+        """A page of ledger and queue -> {labels: those not on their way since, moving: codes of the others, next}."""
         return self._call("esl_drift_ledger", store=store, since=since, after=after, limit=limit)
 
     def drift_repair(self, *, store: str, run_id: str, since: str, labels: Sequence[Row]) -> Row:
-        """Correct the ledger to what the label server holds, and queue what follows -> {requeued}."""
+        """Correct the ledger to what the label server holds, and queue what follows -> {requeued, given_up: codes}."""
         return self._call("esl_drift_repair", store=store, run_id=run_id, since=since, labels=list(labels))
 
-    def accuracy(self, *, shop: Mapping[str, str] | None = None) -> list[Row]:
-        """Per live mapping: publishable labels, accurate ones, variants due."""
-        return list(self._call("esl_accuracy", shop=shop)["mappings"])
+    def drift_end(self, *, store: str, at: str, run_id: str, **result: Any) -> None:
+        """Keep how a comparison ended: complete, reason, listed, ledger, skipped, given_up."""
+        self._call("esl_drift_end", store=store, at=at, run_id=run_id, **result)
+
+    def accuracy(
+        self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
+    ) -> list[Row]:
+        """Per live mapping (of a shop, of some shops): publishable and accurate labels, unsettled places, variants due,
+        its problem."""
+        return list(self._call("esl_accuracy", shop=shop, shops=shops)["mappings"])
 
     # Housekeeping
 
-    def housekeep(self, *, keep_bodies_days: int, limit: int = 10_000) -> Row:
-        """One batch of deleting what is no longer kept -> {bodies, redacted, more}; call again while more.
+    def housekeep(
+        self, *, keep_bodies_days: int, keep_deliveries_days: int | None = None, limit: int = 10_000
+    ) -> Row:
+        """One batch of deleting what is no longer kept -> {bodies, deliveries, redacted, more}; call again while more.
 
-        Bodies of finished deliveries go, their hashes stay. Of a shop that asked to be forgotten, once that is
+        Bodies of finished deliveries go, their hashes stay; later the deliveries go whose bodies carry a signed time
+        (None: never), because a copy of them would be superseded. Of a shop that asked to be forgotten, once that is
         confirmed, everything goes but the audit and ledger of what labels showed, its inactive mappings, and the rows
         of app/uninstalled and shop/redact themselves.
         """
-        return self._call("esl_housekeep", keep_bodies_days=keep_bodies_days, limit=limit)
+        return self._call(
+            "esl_housekeep",
+            keep_bodies_days=keep_bodies_days,
+            keep_deliveries_days=keep_deliveries_days,
+            limit=limit,
+        )
 
     def redaction_list(self) -> list[Row]:
         """Orders to erase a shop that wait to be decided -> [{id, source_system, source_store_id, requested_at}]."""
@@ -328,9 +384,10 @@ class Buffer:
 
     # For people
 
-    def status(self) -> Row:
-        """Counts per store and shop, open findings by check, label servers that are down."""
-        return self._call("esl_status")
+    def status(self, *, shops: Sequence[Mapping[str, str]] | None = None) -> Row:
+        """Counts per store and shop, open findings, label servers that are down, triggers that wait; of all shops or of
+        these."""
+        return self._call("esl_status", shops=None if shops is None else list(shops))
 
     def findings(
         self,
@@ -345,10 +402,15 @@ class Buffer:
         return list(answer["findings"])
 
     def preview(
-        self, *, store: str | None = None, shop: Mapping[str, str] | None = None, limit: int = 20
+        self,
+        *,
+        store: str | None = None,
+        shop: Mapping[str, str] | None = None,
+        shops: Sequence[Mapping[str, str]] | None = None,
+        limit: int = 20,
     ) -> list[Row]:
-        """How each mapping's labels stand and which differ from the label server, old beside new."""
-        return list(self._call("esl_preview", store=store, shop=shop, limit=limit)["mappings"])
+        """How each mapping's labels stand and which differ from the label server, old beside new; `limit` of each."""
+        return list(self._call("esl_preview", store=store, shop=shop, shops=shops, limit=limit)["mappings"])
 
     def changes_approve(self, *, store: str, by: str) -> Row:
         """Let the drastic changes of a store that wait for approval go on -> {removals, prices}."""

@@ -1,15 +1,20 @@
 """What can go wrong between us and the buffer, in one error type, and the table that sorts it.
 
-Both transports hand what they got to `classify`, so that a fault reads the same over PostgREST and psycopg.
+Both transports raise what they got as a Failure for `classify`, so that a fault reads the same over PostgREST and
+psycopg.
 """
 
 import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, NamedTuple
 
 # 25006 is a database that is read-only for now: a standby after a failover, or its disk is full.
 _UNREACHABLE = re.compile(r"08...|53...|57P0[1-5]|25006|PGRST00[0-3]|429|5\d\d")
 _PASSING = re.compile(r"40001|40P01|55P03")
 _REFUSED_CREDENTIALS = re.compile(r"401|28...|PGRST30[0-3]")
 _TOO_BIG = re.compile(r"57014|413")
+_FEW = 10
 
 
 class BufferError(Exception):
@@ -40,7 +45,8 @@ class BufferError(Exception):
 
     @property
     def too_big(self) -> bool:
-        """One call held too much (statement timeout 57014, HTTP 413): halve the chunk and call again."""
+        """The call took too long (statement timeout 57014) or was too large (HTTP 413): a smaller one, or the same in
+        a better hour, may pass."""
         return self.code is not None and _TOO_BIG.fullmatch(self.code) is not None
 
 
@@ -52,29 +58,73 @@ class BufferVersionError(BufferError):
     """The buffer is older or newer than this code."""
 
 
-def newer_buffer(found: int, wanted: int) -> BufferVersionError:
-    """The error for a buffer at version `found` that code for version `wanted` neither uses nor changes."""
+class Version(NamedTuple):
+    """What a buffer is, in order: the number of its newest table change, then the number of its functions' build."""
+
+    tables: int
+    build: int
+
+    def against(self, other: "Version") -> tuple[str, int]:
+        """Its name, as far as it takes to tell it from the other, and the other's number in the same place."""
+        if self.tables == other.tables:
+            return f"build {self.build} of version {self.tables}", other.build
+        return f"version {self.tables}", other.tables
+
+
+def newer_buffer(found: Version, wanted: Version) -> BufferVersionError:
+    """The error for a buffer that older code neither uses nor changes."""
+    there, here = found.against(wanted)
     return BufferVersionError(
-        f"the buffer is at version {found}, newer than this code ({wanted}), which leaves it as it is: install here "
-        "the release of esl_pipeline that migrated the buffer, or a later one"
+        f"the buffer is at {there}, newer than this code ({here}), which leaves it as it is: update esl_pipeline here "
+        "to the release that migrated the buffer, or a later one"
     )
 
 
-def classify(
-    *,
-    function: str,
-    code: str | None,
-    message: str,
-    credential: str,
-    details: str | None = None,
-    hint: str | None = None,
-) -> BufferError:
+def older_buffer(found: Version, wanted: Version) -> BufferVersionError:
+    """The error for a buffer that newer code does not use before it is migrated."""
+    there, here = found.against(wanted)
+    return BufferVersionError(f"the buffer is at {there}, this code needs {here}: run `esl-pipeline migrate`")
+
+
+class Failure(Exception):  # noqa: N818 - what a transport was told, before it is sorted
+    """What came instead of a result: a SQLSTATE, PostgREST code or HTTP status, and the words with it.
+
+    A broken or refused connection counts as 08006.
+    """
+
+    def __init__(
+        self, code: str | None, message: str, details: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(code, message)
+        self.code, self.message, self.details, self.hint = code, message, details, hint
+
+
+class Size(Enum):
+    """What makes a call large, and so what may be done about it."""
+
+    SENT = "send fewer rows per call"
+    ASKED = "ask for fewer rows per call"
+    FIXED = (
+        "the database is overloaded, or somebody holds a lock that it needs; look at what the database is doing, then "
+        "do it again"
+    )
+
+    @classmethod
+    def of(cls, p: Mapping[str, Any]) -> "Size":
+        """That of a call with these arguments: a handful of rows makes none large."""
+        if any(isinstance(value, list | tuple) and len(value) > _FEW for value in p.values()):
+            return cls.SENT
+        limit = p.get("limit")
+        return cls.ASKED if isinstance(limit, int) and limit > _FEW else cls.FIXED
+
+
+def classify(failure: Failure, *, function: str, size: Size, credential: str) -> BufferError:
     """The error for a failed call of `function`.
 
-    `code` is a SQLSTATE, a PostgREST code or an HTTP status; a broken or refused connection counts as 08006.
     `credential` names the setting that opened the way: SUPABASE_SERVICE_KEY or ESL_DATABASE_URL.
     Codes: PostgreSQL manual, appendix A; PostgREST reference, "Errors"; 520 to 530 are Cloudflare's.
     """
+    code, message = failure.code, failure.message
 
     def is_one_of(pattern: re.Pattern[str]) -> bool:
         return code is not None and pattern.fullmatch(code) is not None
@@ -93,9 +143,16 @@ def classify(
     elif code == "42501":
         sentence = f"{credential} may not do what {function} needs (42501): {message}"
     elif code == "57014":
-        sentence = f"{function} ran into the statement timeout (57014): send fewer rows per call"
+        sentence = f"{function} ran into the statement timeout (57014): {size.value}"
     elif code == "413":
-        sentence = f"the call of {function} is too large for the gateway (413): send fewer rows per call"
+        sentence = f"the call of {function} is too large for the gateway (413): {Size.SENT.value}"
     else:
         sentence = f"{function} failed in the buffer ({code or 'no code'}): {message}"
-    return kind(sentence, code=code, message=message, details=details, hint=hint, retryable=retryable)
+    return kind(
+        sentence,
+        code=code,
+        message=message,
+        details=failure.details,
+        hint=failure.hint,
+        retryable=retryable,
+    )

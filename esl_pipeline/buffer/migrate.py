@@ -13,9 +13,15 @@ from importlib import resources
 
 import psycopg
 
-from esl_pipeline.buffer.errors import newer_buffer
+from esl_pipeline.buffer.errors import Version, newer_buffer
 
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
+# The build that the schema's comment tells (see esl_version); 0: of a release that did not number them.
+_FOUND_BUILD = (
+    "coalesce(substring(pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace') "
+    "from '^([0-9]{1,9}) ')::int, 0)"
+)
+_ASK_BUILD = "select " + _FOUND_BUILD
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,36 @@ def functions_digest() -> str:
     return hashlib.sha256(functions().encode()).hexdigest()
 
 
+@cache
+def functions_build() -> int:
+    """The number of the functions' build. It grows with every change of them, so that builds have an order, which
+    digests have not (see build.py)."""
+    numbered = resources.files("esl_pipeline.buffer").joinpath("functions", "BUILD")
+    return int(numbered.read_text(encoding="utf-8").split()[0])
+
+
+def code_build() -> Version:
+    """The buffer version and build that this code is written for."""
+    return Version(code_version(), functions_build())
+
+
 def _record(migration: Migration) -> str:
     # Both values come from our own file names (see _FILE), and a printed script can have no parameters.
     return f"insert into esl.schema_migrations values ({migration.version}, '{migration.name}') on conflict do nothing;"  # noqa: S608
 
 
-def _functions_and_digest() -> str:
-    return f"{functions()}\ncomment on schema esl is '{functions_digest()}';"
+def _functions_and_build() -> str:
+    return f"{functions()}\ncomment on schema esl is '{functions_build()} {functions_digest()}';"
 
 
 def _refuse_newer() -> str:
     # Nested: the inner query cannot even be read where the table is missing.
+    wanted = code_build()
     return (
         "do $$ begin if to_regclass('esl.schema_migrations') is not null then "
-        f"if exists (select from esl.schema_migrations where version > {code_version()}) then "
-        f"raise exception 'the buffer is newer than this file, which is of version {code_version()}: "
-        "print the file with the newest esl_pipeline'; end if; end if; end $$;"
+        f"if exists (select from esl.schema_migrations where (version, {_FOUND_BUILD}) > {tuple(wanted)}) then "
+        f"raise exception 'the buffer is newer than this file, which is of version {wanted.tables}, build "
+        f"{wanted.build}: print the file with the newest esl_pipeline'; end if; end if; end $$;"
     )
 
 
@@ -92,7 +112,7 @@ def as_one_file() -> str:
     ]
     for migration in migrations():
         parts += [f"\n-- {migration}", migration.sql, _record(migration)]
-    return "\n".join([*parts, _functions_and_digest(), "commit;", ""])
+    return "\n".join([*parts, _functions_and_build(), "commit;", ""])
 
 
 def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] | None = None) -> list[str]:
@@ -101,7 +121,7 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
     up_to: stop after that table change, without the functions. warn: told what could not be done and was left out
     (roles that the login may not create). Two callers at once take turns. Raises psycopg.Error when the database
     refuses, and BufferVersionError, with nothing changed, when it is newer than this code: older functions would be
-    put over newer tables.
+    put over newer tables, or over newer functions that others are working with.
     """
 
     def told(notice: psycopg.errors.Diagnostic) -> None:
@@ -115,8 +135,10 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
         applied = set()
         if exists and exists[0] is not None:
             applied = {row[0] for row in connection.execute("select version from esl.schema_migrations")}
-        if max(applied, default=0) > code_version():
-            raise newer_buffer(max(applied), code_version())
+        if applied:
+            (build,) = connection.execute(_ASK_BUILD).fetchone() or (0,)
+            if (there := Version(max(applied), build)) > code_build():
+                raise newer_buffer(there, code_build())
         done = []
         for migration in migrations():
             if migration.version not in applied and migration.version <= (up_to or migration.version):
@@ -124,12 +146,12 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
                 connection.execute(_record(migration).encode())
                 done.append(str(migration))
         if up_to is None:
-            digest = connection.execute(
+            found = connection.execute(
                 "select obj_description('esl'::regnamespace, 'pg_namespace')"
             ).fetchone()
-            if done or digest != (functions_digest(),):
-                connection.execute(_functions_and_digest().encode())
+            if done or found != (f"{functions_build()} {functions_digest()}",):
+                connection.execute(_functions_and_build().encode())
                 done.append("functions")
-            else:  # a role may have been created, or the database restored, since
+            else:  # a role may have been created, or the database restored, since then
                 connection.execute("select esl.restrict_functions()")
     return done

@@ -20,7 +20,7 @@ import orjson
 import stamina
 from pydantic import SecretStr
 
-from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, classify
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, Failure, Size, classify
 
 if TYPE_CHECKING:
     import psycopg
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _FUNCTION_NAME = re.compile(r"esl_[a-z_]+")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_BOUND = "select pg_catalog.set_config('statement_timeout', %s, true)"
 _CONNECT_SECONDS = 5
 # How much longer than the server's own statement timeout we wait, so that the server's words come first.
 _NETWORK_SECONDS = 2
@@ -80,6 +81,9 @@ def _holds_non_finite(value: Any) -> bool:
 class _RetryingTransport(ABC):
     """What both transports share: checks, retries of passing faults, the count of round trips."""
 
+    _credential: str
+    """The setting that opens the way."""
+
     def __init__(self, attempts: int) -> None:
         self.calls = 0
         self._lock = threading.Lock()
@@ -100,16 +104,21 @@ class _RetryingTransport(ABC):
     def call(self, function: str, p: Mapping[str, Any]) -> Any:
         if not _FUNCTION_NAME.fullmatch(function):
             raise ValueError(f"{function!r} is not the name of a buffer function (esl_..., lower case)")
-        return self._retrying(self._attempt, function, encode(function, p))
+        return self._retrying(self._attempt, function, encode(function, p), Size.of(p))
 
-    def _attempt(self, function: str, body: bytes) -> Any:
+    def _attempt(self, function: str, body: bytes, size: Size) -> Any:
         if self._closed:
             raise BufferUnavailable(f"{function} was called after the connection to the buffer was closed")
-        return self._send(function, body)
+        try:
+            return self._send(function, body)
+        except Failure as failure:
+            error = classify(failure, function=function, size=size, credential=self._credential)
+        # Raised outside the handler, so that no driver frame (they hold the password) hangs on the exception.
+        raise error
 
     @abstractmethod
     def _send(self, function: str, body: bytes) -> Any:
-        """Call once; raises BufferError."""
+        """Call once; raises Failure for what the way or the server said, BufferError for what cannot be sent."""
 
     @abstractmethod
     def close(self) -> None:
@@ -125,12 +134,14 @@ class _RetryingTransport(ABC):
 
 
 class PsycopgTransport(_RetryingTransport):
-    """Calls over Postgres connections: direct, session pooler or unix socket.
+    """Calls over Postgres connections: direct, by a pooler (session or transaction), or a unix socket.
 
     Keeps up to `pool_size` connections, each opened when needed by the thread that needs it. (psycopg_pool
     connects in the background: with the server away a caller waits out its whole time and never learns the
     reason, and after the server's return it goes on waiting as long as the reconnection has backed off to.)
     """
+
+    _credential = "ESL_DATABASE_URL"
 
     def __init__(
         self, dsn: str | SecretStr, *, pool_size: int = 4, timeout_seconds: float = 60, attempts: int = 3
@@ -157,27 +168,20 @@ class PsycopgTransport(_RetryingTransport):
         import psycopg
 
         if not self._slots.acquire(timeout=_CONNECT_SECONDS):
-            raise classify(
-                function=function,
-                code="53300",
-                message=f"its {self._pool_size} connections stayed busy for {_CONNECT_SECONDS} s",
-                credential="ESL_DATABASE_URL",
-            )
+            busy = f"its {self._pool_size} connections stayed busy for {_CONNECT_SECONDS} s"
+            raise Failure("53300", busy)
         try:
             return self._query(function, body)
         except psycopg.Error as exc:
-            error = classify(
-                function=function,
-                code=_sqlstate(exc),
-                message=exc.diag.message_primary or " ".join(str(exc).split()),
-                details=exc.diag.message_detail,
-                hint=exc.diag.message_hint,
-                credential="ESL_DATABASE_URL",
+            failure = Failure(
+                _sqlstate(exc),
+                exc.diag.message_primary or " ".join(str(exc).split()),
+                exc.diag.message_detail,
+                exc.diag.message_hint,
             )
         finally:
             self._slots.release()
-        # Raised outside the handler, so that no driver frame (they hold the password) hangs on the exception.
-        raise error
+        raise failure
 
     def _query(self, function: str, body: bytes) -> Any:
         import psycopg
@@ -195,15 +199,29 @@ class PsycopgTransport(_RetryingTransport):
         return self._execute(self._connect(), function, body)
 
     def _execute(self, connection: "psycopg.Connection", function: str, body: bytes) -> Any:
+        import psycopg
         from psycopg import errors, sql
+        from psycopg.pq import TransactionStatus
 
         self._count()
         query = sql.SQL("select public.{}(%s::jsonb)::text").format(sql.Identifier(function))
         try:
-            row = connection.execute(query, [body.decode()]).fetchone()
+            # One round trip and, for the server, one transaction: the bound holds for this call alone. A start
+            # parameter is refused by poolers, a plain SET leaks through them to other clients, and what a function sets
+            # for itself comes too late for the statement that calls it.
+            with connection.pipeline():
+                connection.execute(_BOUND, [str(int(self._timeout_seconds * 1000))])
+                answer = connection.execute(query, [body.decode()])
+            row = answer.fetchone()
         except errors.ReadOnlySqlTransaction:
             connection.close()  # perhaps a demoted primary: the next call looks up the host again
             raise
+        except psycopg.OperationalError:
+            if connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            # The wait has ended, not the call; what psycopg says then is about its own pipeline.
+            waited = self._timeout_seconds + _NETWORK_SECONDS
+            raise psycopg.OperationalError(f"no answer within {waited:g} s") from None
         finally:
             self._put_back(connection)
         return None if row is None or row[0] is None else orjson.loads(row[0])
@@ -215,23 +233,21 @@ class PsycopgTransport(_RetryingTransport):
         parameters = _connection_parameters(self._dsn)
         if parameters is None:
             raise BufferError(
-                "ESL_DATABASE_URL is not a valid Postgres connection string "
-                "(special characters in the password must be percent-encoded, for instance @ as %40)"
+                "ESL_DATABASE_URL is not a valid Postgres connection string (special characters in the password must "
+                "be percent-encoded, for instance @ as %40, and parameters after the ? be ones that libpq knows)"
             )
         if parameters.get("host", "").endswith((".supabase.co", ".supabase.com")):
             parameters.setdefault("sslmode", "require")
-        milliseconds = int(self._timeout_seconds * 1000)
-        options = f"-c statement_timeout={milliseconds} {parameters.pop('options', '')}"
         defaults: dict[str, Any] = {
             "application_name": "esl_pipeline",
             "connect_timeout": _CONNECT_SECONDS,
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
-            "tcp_user_timeout": milliseconds,
+            "tcp_user_timeout": int(self._timeout_seconds * 1000),
         }
         # prepare_threshold=None: a transaction pooler mixes up prepared statements of its clients.
-        settings = defaults | parameters | {"options": options, "client_encoding": "utf8"}
+        settings = defaults | parameters | {"client_encoding": "utf8"}
         connection = psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=None)
         # A pooler or firewall that takes the query and never answers would otherwise hold this thread for ever.
         connection.wait = partial(  # type: ignore[method-assign]
@@ -273,14 +289,20 @@ def _connection_parameters(dsn: SecretStr) -> dict[str, Any] | None:
     return None
 
 
-# A refused connection carries no SQLSTATE in libpq, only the server's (or Supavisor's) words.
+# A refused connection carries no SQLSTATE in libpq, only the words of the server, of a pooler (Supavisor, pgbouncer) or
+# of libpq itself. What is not here may pass; what waiting does not mend must be.
 _CONNECTION_REFUSALS = {
     re.compile(pattern, re.IGNORECASE): code
     for pattern, code in {
-        r"password authentication failed|no password supplied": "28P01",
-        r'role ".*" does not exist|no pg_hba\.conf entry|tenant or user not found': "28000",
-        r'database ".*" does not exist': "3D000",
-        r"too many clients|remaining connection slots|max clients|max client connections": "53300",
+        r"(password|SASL) authentication failed|no password supplied|auth(entication)? failed": "28P01",
+        r'role ".*" does not exist|no pg_hba\.conf entry|tenant or user not found|no such user|'
+        r"is not permitted to log in|"
+        r"unsupported startup parameter|unsupported frontend protocol|"
+        r"(SSL|TLS)( connection)? (is )?required|does not support SSL|"
+        r"certificate verify failed|root certificate file .* does not exist": "28000",
+        r'database ".*" does not exist|no such database|database .* is disabled': "3D000",
+        r"too many clients|remaining connection slots|max clients|max client connections|"
+        r"no more connections allowed": "53300",
         r"database system is (starting up|shutting down|in recovery)": "57P03",
     }.items()
 }
@@ -296,6 +318,8 @@ def _sqlstate(exc: "psycopg.Error") -> str | None:
 
 class SupabaseTransport(_RetryingTransport):
     """Calls over PostgREST with a project's URL and secret (service_role) key, over one HTTP client."""
+
+    _credential = "SUPABASE_SERVICE_KEY"
 
     def __init__(self, url: str, key: SecretStr, *, timeout_seconds: float = 60, attempts: int = 3) -> None:
         super().__init__(attempts)
@@ -332,14 +356,7 @@ class SupabaseTransport(_RetryingTransport):
             details, hint = None if exc.details is None else str(exc.details), exc.hint
         except httpx.RequestError as exc:
             code, message = "08006", f"{type(exc).__name__}: {exc}"
-        raise classify(
-            function=function,
-            code=code,
-            message=message,
-            details=details,
-            hint=hint,
-            credential="SUPABASE_SERVICE_KEY",
-        )
+        raise Failure(code, message, details, hint)
 
     def _connected(self) -> "supabase.Client":
         with self._lock:

@@ -5,6 +5,7 @@ success; logical errors arrive with HTTP 200; a failure may be plain text. The w
 nothing, because a success carries it too (`error_code`).
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,10 +79,10 @@ class Judge:
         return Answer(reply.http_status, 0, words, self._body(reply), reply.duration_ms)
 
     def rows(self, reply: Reply) -> list[dict[str, object]]:
-        """The rows of a listing, which is a bare array of objects."""
+        """The rows of a listing, which is a bare array of objects; among them, what is none is a row of nothing."""
         data = self._data(reply)
-        if isinstance(data, list) and all(isinstance(row, dict) for row in data):
-            return data
+        if isinstance(data, list) and (not data or any(isinstance(row, dict) for row in data)):
+            return [row if isinstance(row, dict) else {} for row in data]
         raise self._error(RejectedError, reply, "did not answer with a list of products")
 
     def count(self, reply: Reply) -> int:
@@ -179,6 +180,15 @@ def _decode(reply: Reply) -> tuple[object, bool]:
     try:
         return orjson.loads(reply.body), True
     except orjson.JSONDecodeError:
+        return _decode_leniently(reply.body)
+
+
+def _decode_leniently(body: bytes) -> tuple[object, bool]:
+    """JSON with half a surrogate pair, bytes that are no UTF-8, or NaN: one odd text spoils no list of thousands."""
+    try:
+        text = body.decode("utf-8", errors="replace")
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 19 else digits), True
+    except (ValueError, RecursionError):
         return None, False
 
 

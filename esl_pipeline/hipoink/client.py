@@ -1,6 +1,7 @@
-"""The client of one label server: its product actions, over one kept-alive connection pool."""
+"""The client of one label server: its product actions and its refresh trigger, over one kept-alive connection pool."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,11 +45,12 @@ RESPONSE_FIELDS: Mapping[str, str] = {
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 10.0
 _LONGEST_PAUSE_HERE = 3.0
+_SMALLEST_PAGE = 10
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 class HipoinkClient:
-    """Talks to `{base_url}/api/{client_id}/product/...`; use it as a context manager.
+    """Talks to `{base_url}/api/{client_id}/...`; use it as a context manager.
 
     Each action is tried up to `retries` times within about ten seconds, as long as its failure is
     transient or its outcome unknown; every try takes a slot of `limiter`. A server that asks for a
@@ -113,7 +115,7 @@ class HipoinkClient:
     def create(self, store_code: str, product: Mapping[str, object]) -> Answer:
         """Create or replace one product; `product` holds the request codes (`pc`, `pn`, `pp`, ...)."""
         (record,) = _records([product])
-        return self._post("create", store_code, record)
+        return self._post("product/create", store_code, record)
 
     def create_multiple(self, store_code: str, products: Sequence[Mapping[str, object]]) -> Answer:
         """Create or replace several products in one call.
@@ -121,44 +123,59 @@ class HipoinkClient:
         The same record twice is sent once. Raises ValueError for an empty or "0" code, and for two
         different records with one code: which of them is right is not the client's to guess.
         """
-        return self._post("create_multiple", store_code, {"f1": _filled(_records(products))})
+        return self._post("product/create_multiple", store_code, {"f1": _filled(_records(products))})
 
     def del_multiple(self, store_code: str, codes: Sequence[str]) -> Answer:
         """Delete products by code; unknown codes are no failure. Labels bound to them are unbound."""
         once = list(dict.fromkeys(map(_code, codes)))
-        return self._post("del_multiple", store_code, {"f1": _filled(once)})
+        return self._post("product/del_multiple", store_code, {"f1": _filled(once)})
+
+    def bind_task(self, store_code: str) -> Answer:
+        """Start the store's refresh queue: without auto-trigger its physical labels change only then."""
+        return self._post("esl/bind_task", store_code, {})
 
     def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
         """One page of the store's products, with response field names (`product_code`, ...); page from 1."""
-        return self._get("query", store_code, {"f1": str(page), "f2": str(size)}, Judge.rows)
+        return self._get("product/query", store_code, {"f1": str(page), "f2": str(size)}, Judge.rows)
 
     def query_count(self, store_code: str) -> int:
         """How many products the server holds for the store."""
-        return self._get("query_count", store_code, {}, Judge.count)
+        return self._get("product/query_count", store_code, {}, Judge.count)
+
+    def query_with_code(self, store_code: str, codes: Sequence[str]) -> list[dict[str, object]]:
+        """The rows of those of the codes that the store has. Older servers do not know this call (RejectedError)."""
+        once = list(dict.fromkeys(map(_code, codes)))
+        judge = Judge(f"query_with_code for store {store_code}", False, self._redact)
+        body = orjson.dumps({"f1": _filled(once), **_common(store_code)})
+        request = self._http.build_request("POST", self._url("query_with_code"), content=body)
+        return self._tried(judge, request, Judge.rows)
 
     def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:
-        """All products of the store, once each; complete, or TransientError at the end.
+        """All rows of the store, once each, as the server has them; as many as it counts, or TransientError at the end.
 
-        Neither order nor page limits are documented: the server may cap `size`, repeat pages, or
-        shift rows while we read. So the listing goes on until a page is empty or brings nothing
-        new, and must then have reached the count asked for at the start.
+        Neither order nor page limits are documented: the server may cap `size`, repeat pages, or shift rows while we
+        read. So the listing goes on until a page is empty or brings nothing new, and must then have reached the count
+        asked for at the start, or the one of the end. A row may still be missing, when it slipped from one page to
+        another while we read and a new one came.
         """
-        expected = self.query_count(store_code)
-        seen: set[str] = set()
+        expected, count = self.query_count(store_code), 0
+        seen: dict[int, int] = {}
         for page in range(1, expected + 2):
             rows = self.query(store_code, page, size)
-            fresh = {code: row for row in rows if (code := _row_code(row)) not in seen}
-            yield from fresh.values()
-            seen.update(fresh)
-            if not fresh or (len(rows) < size and len(seen) >= expected):
+            fresh = _new_rows(rows, seen)
+            count += len(fresh)
+            yield from fresh
+            if not fresh or (len(rows) < size and count >= expected):
                 break
-        if len(seen) < expected:
+            if page == 1 and _SMALLEST_PAGE <= len(rows) < size:
+                size = len(rows)  # a server that caps its pages may turn them by our size, or by its own
+        if count < expected and count < (expected := self.query_count(store_code)):
             raise TransientError(
-                f"query for store {store_code}: the listing ended after {len(seen)} of {expected} products."
+                f"query for store {store_code}: the listing ended after {count} of {expected} products."
             )
 
     def _post(self, action: str, store_code: str, arguments: Mapping[str, object]) -> Answer:
-        judge = Judge(f"{action} for store {store_code}", True, self._redact)
+        judge = Judge(_call(action, store_code), True, self._redact)
         try:
             body = orjson.dumps({**arguments, **_common(store_code)})
         except orjson.JSONEncodeError as error:
@@ -173,13 +190,13 @@ class HipoinkClient:
         arguments: Mapping[str, str],
         read: Callable[[Judge, Reply], T],
     ) -> T:
-        judge = Judge(f"{action} for store {store_code}", False, self._redact)
+        judge = Judge(_call(action, store_code), False, self._redact)
         params = {**_common(store_code), **arguments}
         request = self._http.build_request("GET", self._url(action), params=params)
         return self._tried(judge, request, read)
 
     def _url(self, action: str) -> str:
-        return f"{self._base_url}/api/{quote(self._client_id, safe='')}/product/{action}"
+        return f"{self._base_url}/api/{quote(self._client_id, safe='')}/{action}"
 
     def _tried(self, judge: Judge, request: httpx.Request, read: Callable[[Judge, Reply], T]) -> T:
         """The judged reply of the first attempt that gets one."""
@@ -248,6 +265,11 @@ def _is_plain_address(base_url: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.host) and not extras
 
 
+def _call(action: str, store_code: str) -> str:
+    """How messages name a call: resource and action are told apart by the action alone."""
+    return f"{action.rpartition('/')[2]} for store {store_code}"
+
+
 def _common(store_code: str) -> dict[str, str]:
     if not store_code.strip():
         raise ValueError("the store code is empty")
@@ -280,8 +302,30 @@ def _code(code: object) -> str:
     return trimmed
 
 
-def _row_code(row: Mapping[str, object]) -> str:
-    return str(row.get("product_code", "")).strip()
+def _new_rows(rows: Sequence[dict[str, object]], seen: dict[int, int]) -> list[dict[str, object]]:
+    """The rows that no earlier page had, and notes them: rows as the server counts them, whatever their codes.
+
+    `seen`: how often a page held what has this name; without a number of their own rows may be equal.
+    """
+    here: Counter[int] = Counter()
+    fresh = []
+    for row in rows:
+        name = _name_of(row)
+        here[name] += 1
+        if here[name] > seen.get(name, 0):
+            fresh.append(row)
+    for name, times in here.items():
+        seen[name] = max(times, seen.get(name, 0))
+    return fresh
+
+
+def _name_of(row: Mapping[str, object]) -> int:
+    """A hash of what tells a row from others: its number and code, or its whole content."""
+    number = row.get("id")
+    try:
+        return hash(repr(row) if number is None else repr((number, row.get("product_code"))))
+    except RecursionError:  # nested deeper than any product
+        return 0
 
 
 def _pause_before_retry(error: Exception) -> bool | float:

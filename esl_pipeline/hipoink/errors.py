@@ -5,8 +5,9 @@
     HipoinkError
     ├── TransientError            not applied, as far as can be known: try again later
     │   └── UnknownOutcomeError   may have been applied: send the same record again
-    ├── RejectedError             the server said no to this request: sending it again will not help
-    └── AuthenticationError       the server does not accept our key: pause the store, not the record
+    ├── RejectedError             the server said no; whether the record, the store or the server is to blame, only
+    │                             what else passes can tell
+    └── AuthenticationError       the same, in words about our key
 
 A new leaf means a new decision for the caller; everything else is told by the fields.
 """

@@ -28,6 +28,10 @@ _TEXTS = (
     "handle",
 )
 
+# Where Shopify's name for the only variant may stand.
+_NAMES_OF_ONE = {"variant_title", "option1", "option2", "option3"}
+_CODES = {"sku", "barcode"}
+
 Attributes = dict[str, str]
 
 
@@ -48,8 +52,12 @@ def attributes_of(variant: Mapping[str, Any], policy: Policy, shop_currency: str
     """
     used = policy.used_attributes
     texts = {name: _text(variant.get(name), policy.emoji) for name in _TEXTS if name in used}
-    if texts.get("variant_title") == DEFAULT_VARIANT_TITLE:
-        texts["variant_title"] = ""
+    for name in _NAMES_OF_ONE & texts.keys():
+        if texts[name] == DEFAULT_VARIANT_TITLE:
+            texts[name] = ""
+    for name in _CODES & texts.keys():
+        if codes.means_nothing(texts[name]):
+            texts[name] = ""
     decimals = policy.decimals(shop_currency)
     amount, per, verdict = per_unit(variant, policy, decimals)
     available = (variant.get("stock") or {}).get(policy.location_id)
@@ -70,12 +78,16 @@ def attributes_of(variant: Mapping[str, Any], policy: Policy, shop_currency: str
 
 
 def code_of(variant: Mapping[str, Any], policy: Policy) -> str:
-    """The label server's product code of a variant, always text; "" when every source of the policy is empty."""
-    for source in policy.code_source:
-        if code := (variant.get(source) or "").strip():
-            break
-    else:
-        return ""
+    """The label server's product code of a variant, always text; "" when every source of the policy is empty.
+
+    A word that means nothing (codes.means_nothing) counts as empty. Zeros do too, but where there is nothing else they
+    are the code, so that the finding shows them.
+    """
+    filled = {name: code for name in policy.code_source if (code := (variant.get(name) or "").strip())}
+    said = {name: code for name, code in filled.items() if not codes.means_nothing(code)}
+    if not said:
+        return next((code for code in filled.values() if codes.is_zero(code)), "")
+    source, code = next(iter(said.items()))
     if source == "variant_id":
         return code
     if policy.pad_upc:

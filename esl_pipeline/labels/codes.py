@@ -3,6 +3,7 @@
 Whether a code is acceptable (its characters, its length, empty or not) is not judged here.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -42,10 +43,55 @@ class CodeClass:
 
 
 _BY_LENGTH: dict[int, Kind] = {8: "gtin8", 12: "gtin12", 13: "gtin13", 14: "gtin14"}
+ZERO = "0+(?:[.,]0+)?"
+_ZERO = re.compile(ZERO)
+_DASHES = re.compile("[-–—._?/*#]{1,5}")
 _PADDABLE: frozenset[Kind] = frozenset((*_BY_LENGTH.values(), "isbn", "restricted"))
 # Prefixes of the number written with 14 digits. Coupons (data-quality.md section 2) are no RCN to biip.
 _COUPONS = ("005", "098", "099")
 _ISBN = ("0978", "0979")
+
+
+# What a spreadsheet or a script makes of a number: 4006381333931.0, 4.00638E12 (or 4,00638E+12).
+NUMBER_ARTEFACT = r"0*[1-9][0-9]*[.,]0+|[0-9](?:[.,][0-9]+)?[eE]\+[0-9]{1,3}|[0-9][.,][0-9]+[eE][0-9]{1,3}"
+# Whole entries, small letters and single spaces: nobody's code, but what people and scripts write for "there is none".
+_NOTHING = frozenset(
+    (
+        *("none", "null", "nil", "nan", "<na>", "undefined", "empty", "blank", "missing", "unknown"),
+        *(
+            "n/a",
+            "na",
+            "n.a",
+            "n.a.",
+            "#n/a",
+            "not applicable",
+            "does not apply",
+            "not available",
+            "tbd",
+            "tba",
+        ),
+        *("#null!", "#ref!", "#value!", "#name?", "#num!", "#div/0!"),
+        *(f"no {thing}" for thing in ("barcode", "bar code", "code", "ean", "gtin", "upc", "isbn", "sku")),
+        *("no-barcode", "no_barcode", "nobarcode", "without barcode"),
+        *("kein", "keine", "keiner", "kein barcode", "kein code", "keine ean", "keine gtin", "k.a.", "k. a."),
+    )
+)
+
+
+def means_nothing(code: str) -> bool:
+    """Whether an entry says that there is no code: a word for it (`none`, `N/A`), a dash or the like, or only zeros.
+
+    Whole entries only: `NONE-1` and `NA12` are codes.
+    """
+    if code.isascii() and code.isalnum() and not code.isalpha():  # most codes
+        return is_zero(code)
+    text = " ".join(code.split()).casefold()
+    return text in _NOTHING or is_zero(text) or _DASHES.fullmatch(text) is not None
+
+
+def is_zero(code: str) -> bool:
+    """Whether a code is all zeros, also as a number (`0.0`)."""
+    return _ZERO.fullmatch(code) is not None
 
 
 def classify(code: str) -> CodeClass:

@@ -77,7 +77,11 @@ class Store:
 
 
 class Outcome(NamedTuple):
-    """What becomes of one variant; the rest is null unless the state is publish. `label` is canonical JSON text."""
+    """What becomes of one variant. `label` is canonical JSON text, null unless the state is publish.
+
+    One that is held keeps its claim on its code, where that is right: no other variant takes its place meanwhile. In
+    any other state than these two the rest is null.
+    """
 
     state: State
     code: str | None = None
@@ -87,16 +91,12 @@ class Outcome(NamedTuple):
     label_hash: str | None = None
 
 
-_HELD = Outcome("held")
-
-
 def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate the variants of one shop for one store.
 
     In: rows of the buffer's variants (read.VARIANT_COLUMNS: text as the source sent it, removed: bool, revision:
     int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
-    (LABEL_COLUMNS; label is canonical JSON text, null unless the state is publish) and the findings
-    (FINDING_COLUMNS). No content of a row raises.
+    (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
     """
     outcomes, facts = read(variants, store)
     found = schema.findings(facts, store.policy)
@@ -129,14 +129,31 @@ def to_frames(
     variants: pd.DataFrame, store: Store, outcomes: Sequence[Outcome], found: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The frames that evaluate returns. In: what `read` and schema.findings returned; an error holds a variant back."""
-    held = set(found.loc[found["level"] == "error", "row"])
-    ends = [_HELD if position in held else outcome for position, outcome in enumerate(outcomes)]
+    errors = found[found["level"] == "error"]
+    held, codeless = set(errors["row"]), set(errors.loc[errors["check_name"].isin(schema.CODE_RULES), "row"])
+    ends = [
+        _held(outcome, has_code=position not in codeless) if position in held else outcome
+        for position, outcome in enumerate(outcomes)
+    ]
     labels = pd.DataFrame(ends, columns=list(Outcome._fields), dtype="str", index=variants.index)
     labels = pd.concat([variants[[*_KEYS, "source_system", "event_ids"]], labels], axis=1)
     labels = labels.assign(mapping_id=store.mapping_id, store_code=store.code)
     owners = variants[_KEYS].iloc[found["row"]].reset_index(drop=True)
     findings = pd.concat([owners, found], axis=1).assign(mapping_id=store.mapping_id)
     return labels[LABEL_COLUMNS].reset_index(drop=True), findings[FINDING_COLUMNS]
+
+
+def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What evaluate returns for variants that it could not judge; value: what stood in the way."""
+    found = pd.DataFrame({"row": range(len(variants))}).assign(
+        check_name="not_judged",
+        level="error",
+        column_name="variant_id",
+        value=value,
+        reason="the variant could not be judged: something in it is not as we know it",
+        action="report it to us",
+    )
+    return to_frames(variants, store, [Outcome("held")] * len(variants), found)
 
 
 def _rows(variants: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -260,6 +277,10 @@ def _shows_stock(policy: Policy) -> bool:
 def _published(row: Mapping[str, Any], label: Label, code_kind: str, policy: Policy) -> Outcome:
     text = canonical_json(label)
     return Outcome("publish", label["pc"], code_kind, _precedence(row, policy), text, label_hash(text))
+
+
+def _held(outcome: Outcome, *, has_code: bool) -> Outcome:
+    return outcome._replace(state="held", label=None, label_hash=None) if has_code else Outcome("held")
 
 
 def _precedence(row: Mapping[str, Any], policy: Policy) -> str | None:

@@ -39,6 +39,8 @@ HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}(\.[a-z0-9
 TimeOfDay = Annotated[str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 Percent = Annotated[int, Field(ge=0, le=100)]
+# Fits what SQL reads these numbers as (esl.policy_number), and is as good as no limit.
+_MOST = 1_000_000_000
 
 TemplateText = Annotated[str, StringConstraints(max_length=500)]
 # The label server takes prices there, so nothing but a price may be bound to them.
@@ -207,16 +209,25 @@ class Policy(_Strict):
         default=None,
         description="Prices rise only in this window (opens, closes, time_zone); cuts go out at once.",
     )
-    max_change_pct: Annotated[int, Field(ge=1)] = Field(
+    max_change_pct: Annotated[int, Field(ge=1, le=_MOST)] = Field(
         default=80, description="A price change by more per cent is drastic, as a removal is."
     )
-    guard_labels: Annotated[int, Field(ge=0)] = Field(
+    guard_labels: Annotated[int, Field(ge=0, le=_MOST)] = Field(
         default=5,
-        description="More drastic changes of a kind at once than this and guard_share_pct wait for approval.",
+        description="More drastic changes of a kind within guard_hours than this and guard_share_pct wait for "
+        "approval.",
     )
     guard_share_pct: Percent = Field(default=20, description="The same, as a share of the store's labels.")
+    # A day: as long as somebody who looks every morning needs to see a mistake that comes label by label.
+    guard_hours: Annotated[int, Field(ge=1, le=720)] = Field(
+        default=24, description="How long drastic changes count; after an approval they are counted anew."
+    )
     max_held_share_pct: Percent = Field(
         default=20, description="A larger share of variants held back fails the asset check."
+    )
+    refresh: Literal["after_push", "never"] = Field(
+        default="after_push",
+        description="Tell the label server to refresh the store's labels after pushes (`esl/bind_task`), or never.",
     )
     owns_store: bool = Field(
         default=False,

@@ -14,6 +14,7 @@ from iso4217 import Currency
 from pandera.errors import SchemaErrors
 
 from esl_pipeline.labels.attributes import PRICE
+from esl_pipeline.labels.codes import NUMBER_ARTEFACT, ZERO
 from esl_pipeline.labels.policy import Policy
 
 CODE_PATTERN = r"[0-9A-Za-z._-]{1,32}"
@@ -83,22 +84,30 @@ _RULES = [
         "error",
         "code",
         _filled,
-        "the variant has no code: every source that the store uses is empty",
+        "the variant has no code: every source that the store uses is empty, or says so in a word like none",
         "give it a barcode in Shopify, or let the store use another code_source",
     ),
     Rule(
         "code_form",
         "error",
         "code",
-        lambda s: s.eq("") | s.str.fullmatch(CODE_PATTERN),
+        lambda s: s.eq("") | s.str.fullmatch(CODE_PATTERN) | s.str.fullmatch(NUMBER_ARTEFACT),
         "the code has characters that a label code cannot have, or is longer than 32",
         "use letters, digits, dot, dash or underscore only",
+    ),
+    Rule(
+        "number_artefact",
+        "error",
+        "code",
+        lambda s: ~s.str.fullmatch(NUMBER_ARTEFACT),
+        "the code is a number that a spreadsheet has rewritten (4006381333931.0, 4.00638E12)",
+        "enter the digits under the bars again, in a column of text",
     ),
     Rule(
         "code_zero",
         "error",
         "code",
-        lambda s: ~s.str.fullmatch("0+"),
+        lambda s: ~s.str.fullmatch(ZERO),
         "the code is all zeros",
         "enter the real barcode",
     ),
@@ -347,6 +356,8 @@ _RULES = [
     ),
 ]
 RULES = {rule.name: rule for rule in _RULES}
+# With an error of these the code itself is wrong, or there is none.
+CODE_RULES = frozenset(rule.name for rule in _RULES if rule.checked.startswith("code"))
 
 
 class Facts(NamedTuple):

@@ -8,9 +8,29 @@ from itertools import islice
 
 import regex
 
-_TAG = re.compile("</?[A-Za-z][^<>]*>")
+# What HTML calls its elements. Anything else in angle brackets is the shop's own text: a size <M>, <USB-C to A>.
+_ELEMENTS = (
+    "a|abbr|acronym|address|applet|area|article|aside|audio|b|base|bdi|bdo|big|blink|blockquote|body|br|"
+    "button|canvas|caption|center|cite|code|col|colgroup|data|datalist|dd|del|details|dfn|dialog|dir|div|"
+    "dl|dt|em|embed|fieldset|figcaption|figure|font|footer|form|frame|frameset|h1|h2|h3|h4|h5|h6|head|"
+    "header|hgroup|hr|html|i|iframe|img|input|ins|kbd|label|legend|li|link|main|map|mark|marquee|math|"
+    "menu|meta|meter|nav|nobr|noscript|object|o:p|ol|optgroup|option|output|p|param|picture|pre|progress|"
+    "q|rp|rt|ruby|s|samp|script|section|select|slot|small|source|span|strike|strong|style|sub|summary|"
+    "sup|svg|table|tbody|td|template|textarea|tfoot|th|thead|time|title|tr|track|tt|u|ul|var|video|wbr|"
+    "xmp"
+)
+# These have no other half, or may be without it.
+_ALONE = {"br", "hr", "wbr", "p", "li", "td", "th", "tr", "dt", "dd"}
+# Each attribute has a value: "<Map of Europe>" and "<Base black>" have none. Possessive, so that time is linear.
+_TAG = re.compile(
+    rf"""<(?P<end>/?)(?P<name>{_ELEMENTS})
+    (?P<attributes>(?:\s++[^\s"'<>/=]++\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'=<>`]++))*+)
+    \s*+(?P<empty>/?)>""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_DOCTYPE = re.compile("<!doctype [^<>]*>", re.IGNORECASE)
 # These end a line where they are shown: the words around them must not run together.
-_BREAKING_TAG = re.compile(r"</?(?:br|div|h[1-6]|li|ol|p|td|th|tr|ul)\b[^<>]*>", re.IGNORECASE)
+_BREAKING = re.compile("br|dd|div|dt|h[1-6]|hr|li|ol|p|td|th|tr|ul")
 # Only with its semicolon: HTML reads "Tables&parasols" as a pilcrow. At most 10 digits: Python's int() refuses 4,301.
 _ENTITY = re.compile("&(?:#[0-9]{1,10}|#[xX][0-9A-Fa-f]{1,8}|([A-Za-z][A-Za-z0-9]*));")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -39,16 +59,17 @@ _EMOJI = regex.compile(
 def clean(text: str | None) -> str:
     """One line of plain NFC text, spaces folded; "" for None. Never raises.
 
-    HTML tags go, then entities are unescaped exactly once: what was written `&lt;b&gt;` is shown as `<b>`, and
-    `&amp;quot;` as `&quot;`. So cleaning twice may change a text again; clean once, where the text comes in. Control
-    characters become spaces, bidi overrides and zero-width junk vanish, half a surrogate pair becomes U+FFFD.
+    HTML goes (comments, and tags of elements that HTML knows), nothing else in angle brackets does. Then entities are
+    unescaped exactly once: what was written `&lt;b&gt;` is shown as `<b>`, and `&amp;quot;` as `&quot;`. So cleaning
+    twice may change a text again; clean once, where the text comes in. Control characters become spaces, bidi overrides
+    and zero-width junk vanish, half a surrogate pair becomes U+FFFD.
     """
     if text is None:
         return ""
     if _is_plain(text):
         return text
     if "<" in text:
-        text = _TAG.sub("", _BREAKING_TAG.sub(" ", text))
+        text = _without_html(text)
     if "&" in text:
         text = _ENTITY.sub(_unescaped, text)
     if _SURROGATE.search(text):
@@ -87,6 +108,32 @@ def _is_plain(text: str) -> bool:
         and "  " not in text
         and text == text.strip()
     )
+
+
+def _without_html(text: str) -> str:
+    text = _DOCTYPE.sub("", _without_comments(text))
+    # A size <S> or <Small> looks like a tag: without attributes it is one only where its other half is there too.
+    ended = {tag["name"].lower() for tag in _TAG.finditer(text) if tag["end"]}
+
+    def replaced(tag: re.Match[str]) -> str:
+        name = tag["name"].lower()
+        if tag["end"] or tag["empty"] or tag["attributes"] or name in ended or _may_be_alone(tag["name"]):
+            return " " if _BREAKING.fullmatch(name) else ""
+        return tag[0]
+
+    return _TAG.sub(replaced, text)
+
+
+def _may_be_alone(name: str) -> bool:
+    """`<br>` and `<p>` may; `<P>` and `<Base>` are rather words."""
+    return name in _ALONE or name.lower() in ("br", "hr")
+
+
+def _without_comments(text: str) -> str:
+    kept, rest = "", text
+    while (start := rest.find("<!--")) >= 0 and (end := rest.find("-->", start + 2)) >= 0:
+        kept, rest = kept + rest[:start], rest[end + 3 :]
+    return kept + rest
 
 
 def _unescaped(entity: re.Match[str]) -> str:

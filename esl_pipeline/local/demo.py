@@ -160,11 +160,14 @@ class _Moment:
     last_error: str | None
     sandbox: dict[str, Any]
     wrong: list[Difference]
+    not_shown: list[Difference]
+    """Of the physical labels, those that show something else."""
+    refreshes_waiting: bool
 
     @property
     def not_right(self) -> int:
-        """How many of the expected labels are missing or different."""
-        return sum(difference.kind != "extra" for difference in self.wrong)
+        """How many of the expected labels are not on the shelf, or different."""
+        return sum(difference.kind != "extra" for difference in self.not_shown)
 
     @property
     def queue(self) -> str:
@@ -172,7 +175,9 @@ class _Moment:
 
     @property
     def settled(self) -> bool:
-        return not (self.webhooks_waiting or self.variants_due or self.labels_waiting)
+        return not (
+            self.webhooks_waiting or self.variants_due or self.labels_waiting or self.refreshes_waiting
+        )
 
 
 class _Stage:
@@ -231,8 +236,8 @@ class _Stage:
             for moment in self._moments(self.shelf.labels):
                 progress.update(reading, completed=kept - moment.webhooks_waiting)
                 progress.update(hanging, completed=report.labels - moment.not_right, note=moment.queue)
-        report.wrong = moment.wrong
-        changes = [at for at in _changes(moment.sandbox) if at >= began]
+        report.wrong, report.not_shown = moment.wrong, moment.not_shown
+        changes = [at for at in _refreshes(moment.sandbox) if at >= began]
         report.first_label_seconds = round((min(changes) - began).total_seconds(), 1) if changes else None
         report.right_seconds = round((max(changes) - began).total_seconds(), 1) if changes else None
         return report
@@ -260,6 +265,7 @@ class _Stage:
             repaired=repaired_in_buffer(self._stack.settings, run_id),
             seconds=round(time.monotonic() - began, 1),
             wrong=moment.wrong,
+            not_shown=moment.not_shown,
         )
 
     def example(self) -> str:
@@ -325,7 +331,8 @@ class _Stage:
             # In the direction of the work: what is found empty stays empty.
             inbox = self._buffer.status()["shops"][0]
             due = self._buffer.due()
-            queue = self._buffer.status()["stores"][0]["queue"]
+            status = self._buffer.status()
+            queue = status["stores"][0]["queue"]
             sandbox = self.sandbox()
             moment = _Moment(
                 webhooks_waiting=inbox["waiting"],
@@ -334,6 +341,8 @@ class _Stage:
                 last_error=queue["last_error"],
                 sandbox=sandbox,
                 wrong=compare(expected, STORE, sandbox["labels"]),
+                not_shown=compare(expected, STORE, sandbox["shown"]),
+                refreshes_waiting=bool(status["refreshes"]["waiting"]),
             )
             yield moment
             if moment.settled:
@@ -346,17 +355,15 @@ class _Stage:
 def _too_late(moment: _Moment) -> str:
     said = (
         f"after {SETTLE_SECONDS:.0f} s {moment.webhooks_waiting} webhooks still wait in the inbox, "
-        f"{moment.labels_waiting} labels in the queue, and {len(moment.wrong)} labels are not right"
+        f"{moment.labels_waiting} labels in the queue, and {len(moment.not_shown)} labels are not right"
     )
     return f"{said}; the last error: {moment.last_error}" if moment.last_error else said
 
 
-def _changes(sandbox: Row) -> Iterator[datetime]:
-    """When the label server wrote or removed a label."""
-    for codes in sandbox["history"].values():
-        for history in codes.values():
-            for entry in history:
-                yield datetime.fromisoformat(entry["at"])
+def _refreshes(sandbox: Row) -> Iterator[datetime]:
+    """When physical labels changed."""
+    for times in sandbox["refreshes"].values():
+        yield from map(datetime.fromisoformat, times)
 
 
 # --- what it runs in

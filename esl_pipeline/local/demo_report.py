@@ -30,6 +30,8 @@ class WaveReport:
     first_label_seconds: float | None = None
     right_seconds: float | None = None
     wrong: list[Difference] = field(default_factory=list)
+    not_shown: list[Difference] = field(default_factory=list)
+    """Of the physical labels, those that show something else."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class NightReport:
     """What it has put right: all but the foreign ones."""
     seconds: float
     wrong: list[Difference] = field(default_factory=list)
+    not_shown: list[Difference] = field(default_factory=list)
 
     @property
     def is_exact(self) -> bool:
@@ -84,15 +87,24 @@ class Report:
         return [difference for wave in self.waves for difference in wave.wrong] + night
 
     @property
+    def not_shown(self) -> list[Difference]:
+        """Physical labels that did not show what they must, each time that they were compared."""
+        night = self.night.not_shown if self.night else []
+        return [difference for wave in self.waves for difference in wave.not_shown] + night
+
+    @property
     def right(self) -> bool:
-        """Whether every label was right each time, and the drift was told exactly."""
-        return not self.wrong and self.night is not None and self.night.is_exact
+        """Whether every label was right and on the shelf each time, and the drift was told exactly."""
+        return not (self.wrong or self.not_shown) and self.night is not None and self.night.is_exact
 
     def figures(self) -> dict[str, Any]:
         """Plain data for --json."""
         answers = sum((wave.answers for wave in self.waves), Counter[str]())
         night = self.night
-        on_shelf = sum(len(codes) for codes in self.sandbox["labels"].values())
+        held, shown = (
+            sum(len(codes) for codes in self.sandbox[name].values()) for name in ("labels", "shown")
+        )
+        foreign = night.foreign if night else 0
         pushed = pushes_of(self.sandbox)
         if night:
             # To write a label again that was changed or taken away is no needless write.
@@ -100,6 +112,7 @@ class Report:
         return {
             "right": self.right,
             "wrong": [asdict(difference) | {"kind": difference.kind} for difference in self.wrong],
+            "not_shown": [asdict(difference) | {"kind": difference.kind} for difference in self.not_shown],
             "webhooks": {
                 "sent": answers.total(),
                 "kept": answers["accepted"],
@@ -111,9 +124,11 @@ class Report:
                 "dead": self.inbox["dead"],
             },
             "labels": {
-                "on_shelf": on_shelf - (night.foreign if night else 0),
+                "on_server": held - foreign,
+                "on_shelf": shown - foreign,
                 "expected": night.labels if night else self.waves[-1].labels,
                 **pushed,
+                "refreshes": self.sandbox["calls"].get("bind_task", 0),
             },
             "night": night
             and {
@@ -213,11 +228,18 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     )
     group(
         "Labels",
-        ("on the shelf", labels["on_shelf"], "compared in both directions"),
+        ("at the label server", labels["on_server"], "compared in both directions"),
         ("wrong", len(report.wrong), ""),
+        ("physical labels", labels["on_shelf"], "what they show: compared in both directions"),
+        ("not shown", len(report.not_shown), ""),
         ("written", labels["written"], f"{labels['written_unchanged']} of them needlessly"),
         ("removed", labels["removed"], ""),
         ("label-server calls", labels["calls"], f"{labels['labels_per_call']} labels a call"),
+        (
+            "refreshes",
+            labels["refreshes"],
+            "no physical label changes before one: one a burst (esl/bind_task)",
+        ),
     )
     if night := report.night:
         group(
@@ -246,12 +268,12 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     group(
         "Seconds",
         ("parts started", seconds["start"], ""),
-        ("first label", seconds["first_label"], "after the first webhook: a run had to start"),
+        ("first label", seconds["first_label"], "on the shelf, after the first webhook: a run had to start"),
         *(
             (
                 f"{wave.name} done",
                 wave.right_seconds,
-                f"from its first webhook to the last of {wave.labels} labels",
+                f"from its first webhook until the last of {wave.labels} labels was on the shelf",
             )
             for wave in report.waves
         ),
@@ -265,17 +287,19 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
         print_trace(console, report.trace)
     if report.wrong:
         _print_wrong(console, report.wrong)
+    elif report.not_shown:
+        _print_wrong(console, report.not_shown, where=" on the shelf")
     elif night and not night.is_exact:
         told = f"It was {night.drift}, in Dagster {night.drift_in_dagster}, repaired {night.repaired}."
         console.print("\n[bold red]The drift was not told exactly.[/]", escape(told), highlight=False)
     else:
         console.print(
-            f"\n[bold green]Every label is right: {labels['on_shelf']} of {labels['expected']}.[/]",
+            f"\n[bold green]Every label is right, and on the shelf: {labels['on_shelf']} of {labels['expected']}.[/]",
             highlight=False,
         )
 
 
-def _print_wrong(console: Console, wrong: list[Difference]) -> None:
+def _print_wrong(console: Console, wrong: list[Difference], *, where: str = "") -> None:
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("label", "is", "must show", "shows"):
         shown.add_column(column, overflow="fold")
@@ -283,7 +307,9 @@ def _print_wrong(console: Console, wrong: list[Difference]) -> None:
         expected, found = _only_different(difference)
         shown.add_row(escape(f"{difference.store} {difference.code}"), difference.kind, expected, found)
     count = len(wrong)
-    console.print(f"\n[bold red]{'1 label is' if count == 1 else f'{count} labels are'} wrong.[/]\n", shown)
+    console.print(
+        f"\n[bold red]{'1 label is' if count == 1 else f'{count} labels are'} wrong{where}.[/]\n", shown
+    )
     if count > _WRONG_SHOWN:
         console.print(f"and {count - _WRONG_SHOWN} more")
 

@@ -79,7 +79,22 @@ class Reset(_Rule):
     apply: bool = False
 
 
-Failure = Status | Error | Text | BadCodes | Hold | Reset
+class Hidden(_Rule):
+    """Answers without these labels, counts too: hidden in lists alone, as if they had slipped from page to page."""
+
+    kind: Literal["hidden"]
+    hides: list[str] = Field(min_length=1)
+    apply: bool = True
+
+
+class DropsZeros(_Rule):
+    """The server takes codes for numbers: what comes as 00123 is kept as 123."""
+
+    kind: Literal["drops_zeros"]
+    apply: bool = True
+
+
+Failure = Status | Error | Text | BadCodes | Hold | Reset | Hidden | DropsZeros
 Fault = Annotated[Latency | Failure, Field(discriminator="kind")]
 
 

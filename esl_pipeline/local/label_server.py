@@ -1,11 +1,11 @@
-"""A label server for machines that have none: the product API over real HTTP, with a page to look at.
+"""A label server for machines that have none: product API and refresh trigger over real HTTP, with a page to look at.
 
 It follows what is publicly known of the Hipoink API (the client's room says what that is). Where
 nothing is known it makes a choice, each marked "our choice" below; no real server need agree.
 
     python -m esl_pipeline.local.label_server --port 8010 --data labels.db
 
-Beside the API: `GET /` draws the labels, `/sandbox/faults` makes calls fail, `/sandbox/state` tells
+Beside the API: `GET /` draws the physical labels, `/sandbox/faults` makes calls fail, `/sandbox/state` tells
 what was pushed, and PUT and DELETE at `/sandbox/labels/{store}/{code}` change a label behind everyone's back.
 """
 
@@ -28,7 +28,19 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from esl_pipeline import __version__
-from esl_pipeline.local.label_faults import BadCodes, Error, Failure, Fault, Faults, Hold, Reset, Status, Text
+from esl_pipeline.local.label_faults import (
+    BadCodes,
+    DropsZeros,
+    Error,
+    Failure,
+    Fault,
+    Faults,
+    Hidden,
+    Hold,
+    Reset,
+    Status,
+    Text,
+)
 from esl_pipeline.local.label_store import LabelStore, Record
 
 CLIENT_ID = "default"
@@ -71,8 +83,10 @@ def create_app(store: LabelStore, *, client_id: str = CLIENT_ID, sign: str = SIG
     faults = Faults()
     page = files("esl_pipeline.local").joinpath("pages/labels.html").read_text(encoding="utf-8")
 
-    async def product(request: Request, client: str, action: str, fields: Fields) -> Response:
-        known = _ACTIONS.get((request.method, action))
+    async def perform_action(
+        request: Request, client: str, resource: str, action: str, fields: Fields
+    ) -> Response:
+        known = _ACTIONS.get((request.method, resource, action))
         if known is None:
             return JSONResponse({"message": "Not Found"}, status_code=404)
         store_code, codes = str(fields.get("store_code") or ""), _codes(action, fields)
@@ -81,10 +95,10 @@ def create_app(store: LabelStore, *, client_id: str = CLIENT_ID, sign: str = SIG
         seconds, fault = faults.fire(action, store_code, codes)
         await asyncio.sleep(seconds)
 
-        def perform(done: Fields = fields) -> Any:
+        def perform(done: Fields = fields, action: Callable[[LabelStore, Fields], Any] = known) -> Any:
             try:
                 _check_caller(client, done, client_id, sign)
-                return known(store, done)
+                return action(store, done)
             except _LogicalError as refusal:
                 return {"error_code": 1, "error_msg": f"{client} {refusal}"}
 
@@ -110,13 +124,14 @@ def create_app(store: LabelStore, *, client_id: str = CLIENT_ID, sign: str = SIG
             "log_max_files": 5,
         }
 
-    @app.get("/api/{client}/product/{action}")
-    async def get(request: Request, client: str, action: str) -> Response:
-        return await product(request, client, action, dict(request.query_params))
+    @app.get("/api/{client}/{resource}/{action}")
+    async def get(request: Request, client: str, resource: str, action: str) -> Response:
+        return await perform_action(request, client, resource, action, dict(request.query_params))
 
-    @app.post("/api/{client}/product/{action}")
-    async def post(request: Request, client: str, action: str) -> Response:
-        return await product(request, client, action, _json_object(await request.body()))
+    @app.post("/api/{client}/{resource}/{action}")
+    async def post(request: Request, client: str, resource: str, action: str) -> Response:
+        fields = _json_object(await request.body())
+        return await perform_action(request, client, resource, action, fields)
 
     @app.get("/sandbox/faults")
     def show_faults() -> list[dict[str, Any]]:
@@ -219,13 +234,20 @@ def _query_count(store: LabelStore, fields: Fields) -> Fields:
     return {"count": store.count(fields["store_code"])}
 
 
-_ACTIONS: dict[tuple[str, str], Callable[[LabelStore, Fields], Any]] = {
-    ("POST", "create"): _create,
-    ("POST", "create_multiple"): _create_multiple,
-    ("POST", "del_multiple"): _del_multiple,
-    ("POST", "query_with_code"): _query_with_code,
-    ("GET", "query"): _query,
-    ("GET", "query_count"): _query_count,
+def _bind_task(store: LabelStore, fields: Fields) -> Fields:
+    # Our choice: the whole queue is refreshed before the answer; a real store takes seconds to minutes.
+    store.refresh(fields["store_code"])
+    return _success()
+
+
+_ACTIONS: dict[tuple[str, str, str], Callable[[LabelStore, Fields], Any]] = {
+    ("POST", "product", "create"): _create,
+    ("POST", "product", "create_multiple"): _create_multiple,
+    ("POST", "product", "del_multiple"): _del_multiple,
+    ("POST", "product", "query_with_code"): _query_with_code,
+    ("GET", "product", "query"): _query,
+    ("GET", "product", "query_count"): _query_count,
+    ("POST", "esl", "bind_task"): _bind_task,
 }
 
 
@@ -284,16 +306,19 @@ def _row(row: sqlite3.Row) -> Fields:
 
 
 def _card(row: sqlite3.Row) -> Fields:
-    """A label as the page draws it."""
-    record = json.loads(row["record"])
+    """A physical label as the page draws it: what it shows, and what will be on it (`next`) while it waits."""
+    shown, held = (json.loads(row[name]) if row[name] else {} for name in ("record", "held"))
     names = {"name": "pn", "price": "pp", "was": "pop", "sku": "pi", "unit": "pu", "spec": "ps"}
     return {
         "id": row["id"],
         "store": row["store"],
         "code": row["code"],
         "change": row["change"],
-        "updated_at": row["updated_at"],
-        **{name: str(record.get(code, "")) for name, code in names.items()},
+        "updated_at": row["changed_at"],
+        "blank": not shown,
+        "waits": bool(row["waits"]),
+        "next": str(held.get("pp", "")),
+        **{name: str(shown.get(code, "")) for name, code in names.items()},
     }
 
 
@@ -329,8 +354,15 @@ async def _fail(
             first_bad = next(index for index, code in enumerate(codes) if code in fault.codes)
             perform({**fields, "f1": fields["f1"][:first_bad]})
         return JSONResponse({"error_code": 1, "error_msg": fault.error_msg})
+    if isinstance(fault, DropsZeros):
+        return JSONResponse(perform(_without_zeros(fields)))
     answer = perform() if fault.apply else _success()
     match fault:
+        case Hidden(hides=hides) if isinstance(answer, list):
+            answer = [row for row in answer if row["product_code"] not in hides]
+        case Hidden(hides=hides) if "count" in answer:
+            codes_there = perform({**fields, "f1": hides}, _query_with_code)
+            answer = {"count": answer["count"] - len(codes_there)}
         case Status(status=status, retry_after=retry_after, body=body):
             headers = {} if retry_after is None else {"Retry-After": retry_after}
             return Response(body, status, headers)
@@ -343,6 +375,18 @@ async def _fail(
         case Reset():
             _ResettableProtocol.reset(request)
     return JSONResponse(answer)
+
+
+def _without_zeros(fields: Fields) -> Fields:
+    """The fields with all codes in them as numbers would be written."""
+
+    def bare(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {**item, "pc": bare(str(item.get("pc", "")))}
+        return item.lstrip("0") or "0" if isinstance(item, str) else item
+
+    named = {"f1": [bare(item) for item in fields["f1"]]} if isinstance(fields.get("f1"), list) else {}
+    return {**(bare(fields) if "pc" in fields else fields), **named}
 
 
 class _ResettableProtocol(H11Protocol):
@@ -399,13 +443,20 @@ def listen(port: int) -> socket.socket:
 def main(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8010,
     data: Annotated[Path | None, typer.Option(help="SQLite file; without it labels live in memory.")] = None,
+    auto_trigger: Annotated[
+        bool, typer.Option(help="Refresh physical labels with every change, or only after esl/bind_task.")
+    ] = True,
     client_id: Annotated[str, typer.Option(help="The app key's name, part of every address.")] = CLIENT_ID,
     sign: Annotated[
         str, typer.Option(envvar="HIPOINK_API_SECRET", help="The app key's value, part of every call.")
     ] = SIGN,
 ) -> None:
     """Serve a sandbox label server until it is stopped."""
-    with LabelStore(data) as store, listen(port) as sock, contextlib.suppress(KeyboardInterrupt):
+    with (
+        LabelStore(data, auto_trigger=auto_trigger) as store,
+        listen(port) as sock,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         typer.echo(f"Label server sandbox: http://127.0.0.1:{sock.getsockname()[1]}")
         server(create_app(store, client_id=client_id, sign=sign)).run(sockets=[sock])
 

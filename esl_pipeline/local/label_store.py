@@ -1,7 +1,12 @@
-"""What the sandbox label server remembers: labels, what was pushed, how often it was called.
+"""What the sandbox label server remembers: labels, what was pushed, how often it was called; and the physical labels.
 
 One SQLite file, or memory. Everything that ever changed a label is kept in order, so that a test
 can ask whether an older price followed a newer one.
+
+A physical label shows a product as it was at the label's last refresh. The sandbox's staff hang one for every product
+as soon as it is created; such a label is blank until its first refresh, for binding only fills the refresh queue.
+Deleting a product unbinds its label, which is in the queue as well: it shows the old price until the next refresh, and
+then is blank, and the staff take it off the shelf.
 """
 
 import json
@@ -17,6 +22,7 @@ Record = dict[str, Any]
 """A label as pushed: request codes (`pc`, `pn`, `pp`, ...) to values."""
 
 _BY_HAND = "by_hand"
+_REFRESH = "refresh"
 
 _SCHEMA = """
 create table if not exists change (
@@ -29,7 +35,13 @@ create table if not exists label (
     record text not null, search text not null, change integer not null,
     created_at text not null, updated_at text not null, unique (store, code)
 );
-create index if not exists label_change on label (change);
+create table if not exists physical (
+    id integer primary key autoincrement, store text not null, code text not null,
+    record text, waits integer not null, search text not null, change integer not null, changed_at text not null,
+    unique (store, code)
+);
+create index if not exists physical_change on physical (change);
+create index if not exists physical_waits on physical (store) where waits;
 create table if not exists call (action text primary key, times integer not null);
 create table if not exists push (
     store text not null, code text not null, times integer not null, primary key (store, code)
@@ -37,16 +49,29 @@ create table if not exists push (
 """
 
 
-class LabelStore:
-    """The labels of one sandbox server, keyed by (store, code); safe to share between threads."""
+# A file of a version that knew no physical labels: what they were thought to show then.
+_HANG_ALL = """
+insert or ignore into physical (store, code, record, waits, search, change, changed_at)
+select store, code, record, 0, search, change, updated_at from label order by id
+"""
 
-    def __init__(self, path: Path | None = None) -> None:
+
+class LabelStore:
+    """The labels of one sandbox server, keyed by (store, code); safe to share between threads.
+
+    `auto_trigger`: physical labels are refreshed with every change; else only by `refresh`.
+    """
+
+    def __init__(self, path: Path | None = None, *, auto_trigger: bool = True) -> None:
+        self._auto_trigger = auto_trigger
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path or ":memory:", check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
+        with self._db:
+            self._db.execute(_HANG_ALL)
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +111,7 @@ class LabelStore:
                     " change = excluded.change, updated_at = excluded.updated_at",
                     [store, record["pc"], text, search, change, now, now],
                 )
+                self._queue(store, record["pc"], text, search=search, change=change, now=now)
 
     def delete(self, store: str, codes: Iterable[str], action: str) -> int:
         """Delete labels; returns how many there were."""
@@ -94,9 +120,51 @@ class LabelStore:
             for code in codes:
                 found = self._db.execute("delete from label where store = ? and code = ?", [store, code])
                 if found.rowcount:
-                    self._log(store, code, _now(), action, None)
+                    now = _now()
+                    change = self._log(store, code, now, action, None)
+                    self._queue(store, code, None, search="", change=change, now=now)
                     deleted += 1
         return deleted
+
+    def refresh(self, store: str) -> int:
+        """Let the physical labels of a store show what the server holds; returns how many were in the queue."""
+        with self._lock, self._db:
+            (row,) = self._all("select count(*) as n from physical where store = ? and waits", [store])
+            if row["n"]:
+                now = _now()
+                change = self._log(store, "", now, _REFRESH, None)
+                self._db.execute(
+                    "update physical set waits = 0, change = ?, changed_at = ?, record ="
+                    " (select l.record from label l where l.store = physical.store and l.code = physical.code)"
+                    " where store = ? and waits",
+                    [change, now, store],
+                )
+                self._db.execute(
+                    "delete from physical where store = ? and change = ? and record is null", [store, change]
+                )
+        return int(row["n"])
+
+    def _queue(
+        self, store: str, code: str, record: str | None, *, search: str, change: int, now: str
+    ) -> None:
+        """Put the physical label of a changed product into the refresh queue, or refresh it at once."""
+        if not self._auto_trigger:
+            self._db.execute(
+                "insert into physical (store, code, record, waits, search, change, changed_at)"
+                " values (?, ?, null, 1, ?, ?, ?) on conflict (store, code) do update set waits = 1,"
+                " change = excluded.change, search = iif(excluded.search = '', search, excluded.search)",
+                [store, code, search, change, now],
+            )
+        elif record is None:
+            self._db.execute("delete from physical where store = ? and code = ?", [store, code])
+        else:
+            self._db.execute(
+                "insert into physical (store, code, record, waits, search, change, changed_at)"
+                " values (?, ?, ?, 0, ?, ?, ?) on conflict (store, code) do update set waits = 0,"
+                " record = excluded.record, search = excluded.search, change = excluded.change,"
+                " changed_at = excluded.changed_at",
+                [store, code, record, search, change, now],
+            )
 
     def edit(self, store: str, code: str, fields: Mapping[str, Any]) -> Record:
         """Change fields of a label by hand: no call, no push and no history, as a person would."""
@@ -115,7 +183,7 @@ class LabelStore:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock, self._db:
-            for table in ("change", "label", "call", "push"):
+            for table in ("change", "label", "physical", "call", "push"):
                 self._db.execute(f"delete from {table}")  # noqa: S608
 
     def page(self, store: str, offset: int, size: int) -> list[sqlite3.Row]:
@@ -142,10 +210,15 @@ class LabelStore:
         return int(row["revision"])
 
     def latest(self, search: str, limit: int) -> list[sqlite3.Row]:
-        """The most recently changed labels whose code, name, SKU or store contains `search`, by store."""
+        """The physical labels that changed last whose product's code, name, SKU or store contains `search`, by store.
+
+        Each with `record`, what it shows (None: nothing), `waits`, whether it is in the refresh queue, and `held`, what
+        the server holds for it.
+        """
         return self._all(
-            "select * from (select * from label where instr(search, ?) order by change desc limit ?)"
-            " order by store, id",
+            "select p.*, l.record as held from ("
+            "select * from physical where instr(search, ?) order by change desc limit ?) p"
+            " left join label l on l.store = p.store and l.code = p.code order by p.store, p.id",
             [search.casefold(), limit],
         )
 
@@ -155,7 +228,8 @@ class LabelStore:
             "select count(*) as labels_total, count(distinct store) as stores,"
             " coalesce(sum(instr(search, ?) > 0), 0) as matching,"
             " (select coalesce(sum(times), 0) from call) as calls,"
-            " (select at from change order by id desc limit 1) as last_change from label",
+            " (select at from change order by id desc limit 1) as last_change,"
+            " coalesce(sum(waits), 0) as waiting from physical",
             [search.casefold()],
         )
         return dict(row)
@@ -163,13 +237,19 @@ class LabelStore:
     def state(self) -> dict[str, Any]:
         """Everything, as plain data.
 
-        `labels[store][code]` is the record now; `calls[action]` the calls received; `pushes[store][code]`
-        how many of them named the label for a change, applied or not; `history[store][code]` what was
-        applied to it, in order, each with `at`, `action` and `record` (None after a delete).
+        `labels[store][code]` is the record now; `shown[store][code]` what the physical label shows, where it
+        shows anything; `calls[action]` the calls received; `pushes[store][code]` how many of them named the
+        label for a change, applied or not; `history[store][code]` what was applied to it, in order, each with
+        `at`, `action` and `record` (None after a delete); `refreshes[store]` when physical labels changed in
+        answer to a trigger.
         """
         with self._lock:
             labels = self._all("select store, code, record from label order by id")
-            changes = self._all("select * from change where action <> ? order by id", [_BY_HAND])
+            shown = self._all("select store, code, record from physical where record is not null order by id")
+            changes = self._all(
+                "select * from change where action not in (?, ?) order by id", [_BY_HAND, _REFRESH]
+            )
+            refreshes = self._all("select store, at from change where action = ? order by id", [_REFRESH])
             pushes = self._all("select store, code, times from push")
             calls = self._all("select action, times from call")
         history: dict[str, dict[str, list[Record]]] = {}
@@ -179,9 +259,14 @@ class LabelStore:
             history.setdefault(row["store"], {}).setdefault(row["code"], []).append(entry)
         return {
             "labels": _by_label((row["store"], row["code"], json.loads(row["record"])) for row in labels),
+            "shown": _by_label((row["store"], row["code"], json.loads(row["record"])) for row in shown),
             "calls": {row["action"]: row["times"] for row in calls},
             "pushes": _by_label((row["store"], row["code"], row["times"]) for row in pushes),
             "history": history,
+            "refreshes": {
+                store: [row["at"] for row in refreshes if row["store"] == store]
+                for store in dict.fromkeys(row["store"] for row in refreshes)
+            },
         }
 
     def _log(self, store: str, code: str, at: str, action: str, record: str | None) -> int:

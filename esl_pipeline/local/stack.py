@@ -179,6 +179,8 @@ class Stack:
                 "label server",
                 *("esl_pipeline.local.label_server", "--port", str(labels)),
                 *("--data", data, "--client-id", client_id),
+                # The harder case: nothing is on a label before the pipeline says so.
+                "--no-auto-trigger",
             )
             self.environment["HIPOINK_API_BASE_URL"] = f"http://{_ADDRESS}:{labels}"
         self._say("receiver")

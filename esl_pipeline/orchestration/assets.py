@@ -11,13 +11,15 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
-from esl_pipeline.orchestration.failures import release_claims_of_parent, stop_retries
+from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts
 from esl_pipeline.orchestration.resources import LabelServer, ShopifyAdmin
 from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.shop_names import shop_domain, shop_named
 from esl_pipeline.stages.push import RESULT_COLUMNS, push_batch
 from esl_pipeline.stages.read import VARIANT_COLUMNS, due_variants, read_inbox
 from esl_pipeline.stages.reconcile import Drift, compare_store, read_snapshot
+from esl_pipeline.stages.refresh import Refresher, RefreshRules
 from esl_pipeline.stages.shops import Shop, shop_key, shop_of
 from esl_pipeline.stages.validate import stage, validate
 
@@ -29,8 +31,8 @@ _LABEL_COLUMNS = {
     "revision": "revision of the variant that was evaluated",
     "store_code": "Hipoink store",
     "state": "publish, held, kept, blank or withdrawn",
-    "code": "product code (pc), the key of the label; null unless published",
-    "code_kind": "gtin8 to gtin14, isbn, restricted, internal …; null unless published",
+    "code": "product code (pc), the key of the label; null unless published or held with a right one",
+    "code_kind": "gtin8 to gtin14, isbn, restricted, internal …; null where code is",
     "precedence": "order among variants with one code, where the policy ranks them (duplicate_rule)",
     "label": "the full record for the label server, canonical JSON",
     "label_hash": "SHA-256 of the label",
@@ -55,6 +57,8 @@ _LABEL_TYPES = {"revision": "int64", "event_ids": "list[int64]"}
 _RESULT_TYPES = {"attempt": "int64", "duration_ms": "int64", "event_ids": "list[int64]"}
 _BATCHES_PER_PART = 50
 _LISTINGS = 3
+# A run's own bursts are two at most, and it does not wait for the gap between them.
+_REFRESH_RULES = RefreshRules(gap=0)
 
 
 def _schema(columns: dict[str, str]) -> dg.TableSchema:
@@ -100,7 +104,7 @@ def shopify_products(
     buffer.check_version()
     release_claims_of_parent(context.run, buffer)
     started = time.monotonic()
-    shop = shop_of(context.partition_key)
+    shop = _shop(context)
     events: list[dict[str, Any]] = []
     while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
         events += read
@@ -170,11 +174,14 @@ def hipoink_sync_results(
 
     Each push has its intent and its result in esl.sync_log; accepted labels are in esl.hipoink_products. What the
     server did not accept stays queued with growing delays, or is failed with the server's words. A
-    full_reconciliation then compares the server's own list with the ledger and pushes what has drifted (esl.drift).
+    full_reconciliation tries those once more, then compares the server's own list with the ledger and pushes what has
+    drifted (esl.drift).
     """
     started = time.monotonic()
-    shop = shop_of(context.partition_key)
+    shop = _shop(context)
     results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
+    if _is_reconciliation(context):
+        buffer.push_again(shop=shop)
     _push_all(context, buffer, label_server, shop, results)
     report: dict[str, Any] = {"push (s)": round(time.monotonic() - started, 3)}
     if _is_reconciliation(context):
@@ -185,14 +192,31 @@ def hipoink_sync_results(
             and not mapping["is_dry_run"]
             and shop_key(mapping) == context.partition_key
         }
-        drifts = [
-            _compared(buffer, label_server, store, mapping, run_id=context.run.run_id)
-            for store, mapping in sorted(stores.items())
-        ]
+        drifts, failures = list[Drift](), dict[str, Exception]()
+        for store, mapping in sorted(stores.items()):
+            try:
+                drifts.append(_compared(buffer, label_server, store, mapping, run_id=context.run.run_id))
+            except Exception as error:
+                failures[store] = error
         report |= reports.drift_report(drifts)
         _push_all(context, buffer, label_server, shop, results)
+        if failures:
+            raise several_failed(f"{len(failures)} of {len(stores)} stores could not be compared", failures)
     report |= reports.results_report(results) | reports.cost_report(started)
     return dg.Output(results, metadata=report)
+
+
+def _shop(context: dg.AssetExecutionContext) -> Shop:
+    """The shop of the partition. Partitions come from mappings; one that is added by hand may name no shop."""
+    shop = shop_of(context.partition_key)
+    name = shop["source_store_id"]
+    if shop_domain(name) != name:
+        raise dg.Failure(
+            f"{context.partition_key} is not a shop's partition: they are called like "
+            f"{shop['source_system']}:{shop_named(name) or 'my-shop.myshopify.com'}",
+            allow_retries=False,
+        )
+    return shop
 
 
 def _is_reconciliation(context: dg.AssetExecutionContext) -> bool:
@@ -221,19 +245,22 @@ def _push_all(
 ) -> None:
     """Push what is due of a shop, and add the results: some batches at a time, for a part is worth a few rows."""
     waiting: list[pd.DataFrame] = []
-    while True:
-        pushed = push_batch(
-            buffer,
-            label_server.client,
-            label_server.rules,
-            run_id=context.run.run_id,
-            asset="hipoink_sync_results",
-            shop=shop,
-        )
-        if len(pushed):
-            waiting.append(pushed)
-        if waiting and (pushed.empty or len(waiting) == _BATCHES_PER_PART):
-            results.add(pd.concat(waiting, ignore_index=True))
-            waiting = []
-        if pushed.empty:
-            return
+    run_id = context.run.run_id
+    with Refresher(buffer, label_server.client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher:
+        while True:
+            pushed = push_batch(
+                buffer,
+                label_server.client,
+                label_server.rules,
+                run_id=run_id,
+                asset="hipoink_sync_results",
+                shop=shop,
+            )
+            if len(pushed):
+                refresher.ask()
+                waiting.append(pushed)
+            if waiting and (pushed.empty or len(waiting) == _BATCHES_PER_PART):
+                results.add(pd.concat(waiting, ignore_index=True))
+                waiting = []
+            if pushed.empty:
+                return

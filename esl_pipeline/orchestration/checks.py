@@ -1,7 +1,7 @@
 """Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,13 +11,17 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
 from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.shops import shop_key, shop_of
 
-VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
+PRODUCTS, VARIANTS, RESULTS = "shopify_products", "validated_variants", "hipoink_sync_results"
+NOT_READABLE = "SHOPIFY_ADMIN_TOKEN has a token for other shops only"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
+# A bad delivery or two is an accident, so many and not one good between are a wrong name, secret or mapping.
+_REFUSED_IN_A_ROW = 5
 
 Row = Mapping[str, Any]
 # What a check says of a shop (its key), from the buffer.
@@ -90,43 +94,74 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
-    """Labels whose last accepted content equals Shopify now, of all that should be on the shelf."""
-    wanted = sum(mapping["publishable"] for mapping in mappings)
+    """Labels whose last accepted content equals Shopify now, of all that should be on the shelf or gone from it.
+
+    What the last comparison with the label server's list gave up is wrong; what it could not judge is counted.
+    """
+    wanted = sum(mapping["publishable"] + mapping["unsettled"] for mapping in mappings)
     right = sum(mapping["accurate"] for mapping in mappings)
     share = 100 * right / wanted if wanted else 100.0
-    stores = [
-        {key: mapping[key] for key in ("hipoink_store_code", "publishable", "accurate")}
-        for mapping in mappings
+    troubles = [f"{m['hipoink_store_code']}: {m['problem']}" for m in mappings if m["problem"]]
+    compared = {m["hipoink_store_code"]: m["comparison"] for m in mappings if m["comparison"]}
+    doubts = [
+        f"{store}: the list of {last['at'][:16]}Z was not whole ({last['reason']})"
+        if not last["complete"]
+        else f"{store}: {last['given_up']} labels at the label server stay wrong however often they are pushed"
+        for store, last in compared.items()
+        if last["given_up"] or not last["complete"]
     ]
+    columns = ("hipoink_store_code", "publishable", "accurate", "unsettled", "problem")
+    stores = [{key: mapping[key] for key in columns} for mapping in mappings]
     return _result(
-        passed=share >= 99.9,
-        severity=dg.AssetCheckSeverity.WARN if share >= 98 else dg.AssetCheckSeverity.ERROR,
-        says=f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)",
+        passed=share >= 99.9 and not troubles and not doubts,
+        severity=dg.AssetCheckSeverity.WARN if share >= 98 and not troubles else dg.AssetCheckSeverity.ERROR,
+        says="; ".join(
+            [*troubles, *doubts, f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)"]
+        ),
         stores=stores,
-        numbers={"label accuracy (%)": round(share, 3), "labels wrong or waiting": wanted - right},
+        numbers={
+            "label accuracy (%)": round(share, 3),
+            "labels wrong or waiting": wanted - right,
+            "labels that the last comparison skipped": sum(last["skipped"] for last in compared.values()),
+        },
     )
 
 
 def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> dg.AssetCheckResult:
-    """Whether a shop that normally sends webhooks has sent one lately, and none of them has switched it off."""
+    """Whether a shop that normally sends webhooks has sent one lately, one that could be used and did not end it."""
     stores = [row for row in status["stores"] if shop_key(row) == shop]
+    rows = [row for row in status["shops"] if shop_key(row) == shop]
+    last = [datetime.fromisoformat(row["last_received_at"]) for row in rows]
     off = sorted({row["switched_off"] for row in stores if row["switched_off"]})
-    last = [
-        datetime.fromisoformat(row["last_received_at"]) for row in status["shops"] if shop_key(row) == shop
-    ]
     is_active = any(row["is_active"] for row in stores)
-    silent = is_active and bool(last) and now - last[0] > timedelta(hours=hours)
+    says = []
+    if off:
+        says.append(
+            f"switched off by {', '.join(off)}: nothing is pushed. `esl-pipeline stores set` with --active, or with "
+            "--inactive if that is right"
+        )
+    if is_active and last and now - last[0] > timedelta(hours=hours):
+        says.append(f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?")
+    says += [
+        f"none of the last {row['refused_in_a_row']} webhooks could be used: {row['last_refusal']}"
+        for row in rows
+        if is_active and row["refused_in_a_row"] >= _REFUSED_IN_A_ROW
+    ]
     return dg.AssetCheckResult(
-        passed=not (off or silent),
+        passed=not says,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"switched off by {', '.join(off)}: nothing is pushed. `esl-pipeline stores set` with "
-        "--active, or with --inactive if that is right"
-        if off
-        else f"no webhook since {last[0]:%Y-%m-%d %H:%M}Z: is the subscription still there?"
-        if silent
-        else "webhooks arrive"
-        if last
-        else "no webhook has come yet",
+        description="; ".join(says) or ("webhooks arrive" if last else "no webhook has come yet"),
+    )
+
+
+def shop_is_read(problem: str | None) -> dg.AssetCheckResult:
+    """Whether the shop can be read, so that what its webhooks miss comes all the same; evaluated by catch_up too."""
+    return dg.AssetCheckResult(
+        passed=problem is None,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"what webhooks miss stays missed: {problem}"
+        if problem
+        else "nothing stands in the way of reading",
     )
 
 
@@ -172,17 +207,54 @@ def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
 VARIANT_CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
 
 
-def evaluations(buffer: Buffer, shop: str) -> list[dg.AssetCheckEvaluation]:
-    """The checks of what changes all day as events, for runs that are not of the asset itself: three calls."""
-    mappings = buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS)
-    return [
-        *(
-            as_event(check(mappings), asset=VARIANTS, name=name, shop=shop)
-            for name, check in VARIANT_CHECKS.items()
-        ),
-        as_event(_accuracy(buffer, shop), asset=RESULTS, name=label_accuracy.__name__, shop=shop),
-        as_event(_backlog(buffer, shop), asset=RESULTS, name=backlog.__name__, shop=shop),
-    ]
+def evaluations(
+    buffer: Buffer, keys: Sequence[str], *, say: Callable[[str], None]
+) -> list[dg.AssetCheckEvaluation]:
+    """The checks of what changes all day as events, for runs that are not of the asset itself.
+
+    Three calls for all shops (their keys). What fails is said, and its checks are left out.
+    """
+    shops, now = [shop_of(key) for key in keys], datetime.now(UTC)
+    found: list[dg.AssetCheckEvaluation] = []
+
+    def judge(
+        asset: str,
+        names: Iterable[str],
+        ask: Callable[[], Any],
+        of: Callable[[Any, str, str], dg.AssetCheckResult],
+    ) -> None:
+        try:
+            answer = ask()
+            for name in names:
+                found.extend(
+                    as_event(of(answer, key, name), asset=asset, name=name, shop=key) for key in keys
+                )
+        except Exception as error:
+            say(f"the checks {', '.join(names)} could not be made: {reason_of(error)}")
+
+    judge(
+        VARIANTS,
+        VARIANT_CHECKS,
+        lambda: buffer.preview(shops=shops, limit=reports.PREVIEW_ROWS),
+        lambda mappings, key, name: VARIANT_CHECKS[name](_of(key, mappings)),
+    )
+    judge(
+        RESULTS,
+        [label_accuracy.__name__],
+        lambda: buffer.accuracy(shops=shops),
+        lambda mappings, key, _: label_accuracy(_of(key, mappings)),
+    )
+    judge(
+        RESULTS,
+        [backlog.__name__],
+        lambda: buffer.status(shops=shops),
+        lambda status, key, _: backlog(status, key, now=now),
+    )
+    return found
+
+
+def _of(key: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if shop_key(row) == key]
 
 
 def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -> dg.AssetCheckEvaluation:
@@ -198,6 +270,11 @@ def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -
     )
 
 
+def _readable(_: Buffer, shop: str) -> dg.AssetCheckResult:
+    missing = load_settings().not_readable([shop_of(shop)["source_store_id"]])
+    return shop_is_read(NOT_READABLE if missing else None)
+
+
 def _variants(check: Callable[[Sequence[Row]], dg.AssetCheckResult]) -> Judge:
     return lambda buffer, shop: check(buffer.preview(shop=shop_of(shop), limit=reports.PREVIEW_ROWS))
 
@@ -207,12 +284,12 @@ def _accuracy(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
 
 
 def _backlog(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
-    return backlog(buffer.status(), shop, now=datetime.now(UTC))
+    return backlog(buffer.status(shops=[shop_of(shop)]), shop, now=datetime.now(UTC))
 
 
 def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
     hours = load_settings().esl_silence_hours
-    return webhooks_arrive(buffer.status(), shop, hours=hours, now=datetime.now(UTC))
+    return webhooks_arrive(buffer.status(shops=[shop_of(shop)]), shop, hours=hours, now=datetime.now(UTC))
 
 
 def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.AssetChecksDefinition:
@@ -234,7 +311,8 @@ with warnings.catch_warnings():
         *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
         _definition(RESULTS, label_accuracy, _accuracy),
         _definition(RESULTS, backlog, _backlog),
-        _definition("shopify_products", webhooks_arrive, _silence),
+        _definition(PRODUCTS, webhooks_arrive, _silence),
+        _definition(PRODUCTS, shop_is_read, _readable),
     ]
 
 

@@ -1,7 +1,11 @@
 """The drain job: one bounded run for all shops with due work, and its materialisations."""
 
+import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,7 +14,7 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
 from esl_pipeline.orchestration import checks, reports
-from esl_pipeline.orchestration.failures import release_claims_of_parent, stop_retries
+from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
 from esl_pipeline.stages.drain import Round, drain
 from esl_pipeline.stages.push import RESULT_COLUMNS
@@ -18,6 +22,10 @@ from esl_pipeline.stages.read import VARIANT_COLUMNS
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
 _REPORT_SECONDS = 2.0
+# For what a drain run does once it is old: its last round with a push (PushRules.lease), its reports and checks.
+_SECONDS_AFTER_AGE = 300
+
+_log = logging.getLogger(__name__)
 
 
 class DrainConfig(dg.Config):
@@ -27,18 +35,23 @@ class DrainConfig(dg.Config):
 
 
 class Journal:
-    """Collects rounds and logs one materialisation per asset and shop for them, with that shop's partition."""
+    """Collects rounds and logs one materialisation per asset and shop for them, with that shop's partition.
+
+    Never raises: what is reported is done already, and a report that fails fails nothing else. It is said in the log.
+    """
 
     def __init__(self, context: dg.OpExecutionContext) -> None:
         self._context = context
         self._rounds: list[Round] = []
         self._flushed_at = time.monotonic()
         self._touched_shops: set[str] = set()
+        self._problems: set[str] = set()
 
     def add(self, done: Round) -> None:
         """Remember a round; report when the last report is old enough."""
-        for problem in done.evaluation.problems:
-            self._context.log.error(problem)
+        for problem in sorted(set(done.evaluation.problems) - self._problems):
+            self._problems.add(problem)
+            self._say(problem)
         self._rounds.append(done)
         self.flush_if_old()
 
@@ -58,33 +71,39 @@ class Journal:
         findings = _joined([done.evaluation.findings for done in rounds], FINDING_COLUMNS)
         results = _joined([frame for done in rounds for frame in done.results], RESULT_COLUMNS)
         event_shop = pd.Series([event["shop"] for event in events], dtype=str)
-        variant_shop, label_shop = _shops(variants), _shops(labels)
+        variant_shop, label_shop, result_shop = _shops(variants), _shops(labels), results["shop"]
+        self._touched_shops |= {*label_shop, *result_shop}
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
-            self._log(
-                "shopify_products", shop, reports.products_report(mine, [variants[variant_shop == shop]])
-            )
-        self._touched_shops |= set(label_shop)
+            changed = variants[variant_shop == shop]
+            self._log("shopify_products", shop, partial(reports.products_report, mine, [changed]))
         for shop in sorted(set(label_shop)):
             ours, found = labels[label_shop == shop], reports.FindingsTally()
             found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])
-            self._log("validated_variants", shop, reports.labels_report([ours], found))
-        self._touched_shops |= set(results["shop"])
-        for shop in sorted(set(results["shop"])):
-            self._log(
-                "hipoink_sync_results", shop, reports.results_report([results[results["shop"] == shop]])
-            )
+            self._log("validated_variants", shop, partial(reports.labels_report, [ours], found))
+        for shop in sorted(set(result_shop)):
+            pushed = results[result_shop == shop]
+            self._log("hipoink_sync_results", shop, partial(reports.results_report, [pushed]))
 
     def checks(self, buffer: Buffer) -> Iterator[dg.AssetCheckEvaluation]:
         """The checks of every shop that had labels judged or pushed: after a materialisation a check is open again.
 
         Asked once a run, for each shop costs five events.
         """
-        for shop in sorted(self._touched_shops):
-            yield from checks.evaluations(buffer, shop)
+        if self._touched_shops:
+            yield from checks.evaluations(buffer, sorted(self._touched_shops), say=self._say)
 
-    def _log(self, asset: str, shop: str, metadata: dict[str, Any]) -> None:
-        self._context.log_event(dg.AssetMaterialization(asset_key=asset, partition=shop, metadata=metadata))
+    def _log(self, asset: str, shop: str, report: Callable[[], dict[str, Any]]) -> None:
+        try:
+            event = dg.AssetMaterialization(asset_key=asset, partition=shop, metadata=report())
+            self._context.log_event(event)
+        except Exception as error:
+            _log.exception("a report failed")
+            self._say(f"what was done for {shop} could not be reported ({asset}): {reason_of(error)}")
+
+    def _say(self, text: str) -> None:
+        with suppress(Exception):  # Dagster's storage may be what is away
+            self._context.log.error(text)
 
 
 @dg.op(
@@ -120,16 +139,30 @@ def drain_events(
     yield dg.Output(None)
 
 
-@dg.job(
-    description="Near real time: webhooks of all shops to their labels. Started by inbox_sensor.",
-    hooks={stop_retries},
-    # Longer than ESL_DRAIN_MAX_AGE_SECONDS' default with a last push; a run that outlives it is dead (dagster.md 2.4).
-    tags={"dagster/max_runtime": "900", "dagster/max_retries": "2", "esl/role": "drain"},
-    executor_def=dg.in_process_executor,
-)
-def event_sync() -> None:
-    """The drain job."""
-    drain_events()
+def max_runtime(max_age_seconds: float) -> int:
+    """Seconds after which a drain run that should end at this age (ESL_DRAIN_MAX_AGE_SECONDS) must be dead."""
+    return math.ceil(max_age_seconds) + _SECONDS_AFTER_AGE
+
+
+def event_sync_job(*, max_age_seconds: float) -> dg.JobDefinition:
+    """The drain job, for runs that end at this age."""
+
+    @dg.job(
+        description="Near real time: webhooks of all shops to their labels. Started by inbox_sensor.",
+        hooks={stop_retries},
+        # Run monitoring ends what is older than its tag: such a run is dead (dagster.md 2.4).
+        tags={
+            "dagster/max_runtime": str(max_runtime(max_age_seconds)),
+            "dagster/max_retries": "2",
+            "esl/role": "drain",
+        },
+        executor_def=dg.in_process_executor,
+    )
+    def event_sync() -> None:
+        """The drain job."""
+        drain_events()
+
+    return event_sync
 
 
 def _joined(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

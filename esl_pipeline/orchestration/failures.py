@@ -1,10 +1,14 @@
 """Runs that failed: which of them Dagster may repeat, and what a repeated run finds of the one before it."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.printable import printable
 from esl_pipeline.settings import SettingsError
+from esl_pipeline.sources.shopify.admin import AdminError
 
 RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 
@@ -16,6 +20,26 @@ def is_permanent(error: BaseException | None) -> bool:
     if isinstance(error, BufferError):
         return not (error.retryable or error.too_big)
     return isinstance(error, SettingsError)
+
+
+def reason_of(error: BaseException) -> str:
+    """A failure in one line; a database or a server may have put a stranger's text into it."""
+    kind = "" if isinstance(error, BufferError | AdminError | dg.Failure) else f"{type(error).__name__}: "
+    return printable(" ".join(f"{kind}{_said(error)}".split()))
+
+
+def _said(error: BaseException) -> str:
+    return (error.description if isinstance(error, dg.Failure) else None) or str(error)
+
+
+def several_failed(what: str, failures: Mapping[str, BaseException]) -> dg.Failure:
+    """The failure of a run that went on with the others, by name. May be repeated where that may help any of them."""
+    reasons = {name: reason_of(error) for name, error in sorted(failures.items())}
+    return dg.Failure(
+        f"{what}: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+        metadata=reasons,
+        allow_retries=not all(map(is_permanent, failures.values())),
+    )
 
 
 @dg.failure_hook(name="stop_retries_of_permanent_failures")

@@ -103,15 +103,23 @@ class ParquetFrames(dg.ConfigurableIOManager):
         return Parts.stored_at(path)
 
     def prune(self, before: datetime) -> int:
-        """Delete the frames that were written before then; how many."""
+        """Delete the frames that were written before then; how many. OSError at the end for those that cannot go."""
         base = UPath(load_settings().frames_url)
         old = [
             path
             for path in (base.glob("*/*/*.parquet") if base.exists() else ())
             if path.stat().st_mtime < before.timestamp()
         ]
+        failed: list[OSError] = []
         for path in old:
-            path.unlink()
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                continue  # another housekeeping was faster
+            except OSError as error:
+                failed.append(error)
+        if failed:
+            raise OSError(f"{len(failed)} of {len(old)} old frames cannot be deleted: {failed[0]}")
         return len(old)
 
     def _folder(self, context: Any) -> UPath:

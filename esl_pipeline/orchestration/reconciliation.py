@@ -1,5 +1,6 @@
 """The nightly promise, and what keeps watch until then: full_reconciliation per shop, catch_up, the silence sensor."""
 
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +14,15 @@ from esl_pipeline.orchestration.assets import (
     shopify_products,
     validated_variants,
 )
-from esl_pipeline.orchestration.checks import as_event, asset_checks, webhooks_arrive
-from esl_pipeline.orchestration.failures import stop_retries
+from esl_pipeline.orchestration.checks import (
+    NOT_READABLE,
+    PRODUCTS,
+    as_event,
+    asset_checks,
+    shop_is_read,
+    webhooks_arrive,
+)
+from esl_pipeline.orchestration.failures import reason_of, several_failed, stop_retries
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.stages.reconcile import read_changes
 from esl_pipeline.stages.shops import shop_key, shop_of
@@ -73,23 +81,40 @@ def nightly_reconciliation(cron: str, time_zone: str) -> dg.ScheduleDefinition:
 @dg.op(description="What has changed at Shopify since the last look, and variants that webhooks only named.")
 def read_recent_changes(
     context: dg.OpExecutionContext, buffer: dg.ResourceParam[Buffer], shopify: dg.ResourceParam[ShopifyAdmin]
-) -> None:
-    """Every active shop that has a token; their labels follow through event_sync. Fails at the end with the alarms."""
+) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
+    """Every active shop that has a token, each by itself; their labels follow through event_sync.
+
+    Fails at the end when a shop could not be read, and names each with the reason; so does its check shop_is_read.
+    """
     buffer.check_version()
-    alarms: list[str] = []
-    for key in _active_shops(buffer):
-        shop = shop_of(key)
-        if not shopify.has(shop["source_store_id"]):
-            continue
-        with shopify.client(shop["source_store_id"]) as client:
-            found = read_changes(buffer, client, shop=shop, run_id=context.run.run_id)
-        context.log_event(
-            dg.AssetObservation(asset_key="shopify_products", partition=key, metadata=_counts(found))
-        )
-        if found["alarm"]:
-            alarms.append(found["alarm"])
-    if alarms:
-        raise dg.Failure(" ".join(alarms), allow_retries=False)
+    active = _active_shops(buffer)
+    unreadable = shopify.settings.not_readable(shop_of(key)["source_store_id"] for key in active)
+    # Another order each time: a shop that takes all of a run's time has not the same ones behind it the next time.
+    random.shuffle(active)
+    failures: dict[str, Exception] = {}
+    for key in active:
+        problem = NOT_READABLE if shop_of(key)["source_store_id"] in unreadable else None
+        if problem is None and shopify.has(shop_of(key)["source_store_id"]):
+            try:
+                _read_recent_changes_of(key, context, buffer, shopify)
+            except Exception as error:
+                failures[key], problem = error, reason_of(error)
+                context.log.error(f"{key}: {problem}")
+        yield as_event(shop_is_read(problem), asset=PRODUCTS, name=shop_is_read.__name__, shop=key)
+    if failures:
+        raise several_failed(f"{len(failures)} of {len(active)} shops could not be read", failures)
+    yield dg.Output(None)
+
+
+def _read_recent_changes_of(
+    key: str, context: dg.OpExecutionContext, buffer: Buffer, shopify: ShopifyAdmin
+) -> None:
+    shop = shop_of(key)
+    with shopify.client(shop["source_store_id"]) as client:
+        found = read_changes(buffer, client, shop=shop, run_id=context.run.run_id)
+    context.log_event(dg.AssetObservation(asset_key=PRODUCTS, partition=key, metadata=_counts(found)))
+    if found["alarm"]:
+        raise dg.Failure(found["alarm"], allow_retries=False)
 
 
 @dg.job(
@@ -152,7 +177,7 @@ def silence_sensor(*, hours: float) -> dg.SensorDefinition:
         silent = {key for key, result in judged.items() if not result.passed}
         # The cursor holds the alarms that stand, so that only changes are events.
         events = [
-            as_event(judged[key], asset="shopify_products", name=webhooks_arrive.__name__, shop=key)
+            as_event(judged[key], asset=PRODUCTS, name=webhooks_arrive.__name__, shop=key)
             for key in sorted(silent ^ (before & judged.keys()))
         ]
         if not events:

@@ -87,6 +87,14 @@ def drift_report(drifts: Sequence[Drift]) -> Metadata:
     }
     if incomplete := [f"{drift.store_code}: {drift.reason}" for drift in drifts if not drift.complete]:
         report["listing incomplete"] = "; ".join(incomplete)
+    also = {
+        "given up": sum(drift.given_up_count for drift in drifts),
+        "labels taken back": sum(drift.taken_back_count for drift in drifts),
+        "labels not compared": sum(drift.skipped for drift in drifts),
+        "odd codes": sum(drift.odd_count for drift in drifts),
+        "to look at": "; ".join(remark for drift in drifts for remark in drift.remarks()),
+    }
+    report |= {name: value for name, value in also.items() if value}
     return report
 
 

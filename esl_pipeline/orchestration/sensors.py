@@ -8,7 +8,6 @@ from uuid import uuid4
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.orchestration.event_sync import event_sync
 from esl_pipeline.stages.drain import LEASE
 from esl_pipeline.stages.shops import shop_key
 
@@ -16,8 +15,9 @@ from esl_pipeline.stages.shops import shop_key
 # 5 s loop, so that the next tick follows at once.
 HOLD_SECONDS = 24.0
 _POLL_SECONDS = 0.5
-# Until the launched run has taken the lease over; a run that never starts frees it by that time.
-_LAUNCH_SECONDS = 60.0
+# Until the launched run has taken the lease over; a run that never starts frees it by that time. Longer than Dagster
+# waits for a run to start (start_timeout_seconds of dagster.yaml): else each run would find the next one's lease.
+_LAUNCH_SECONDS = 130.0
 
 
 def new_shops(due: dict[str, Any], known: Collection[str]) -> list[str]:
@@ -39,12 +39,12 @@ def why_none(due: dict[str, Any]) -> str:
     return "nothing is due"
 
 
-def inbox_sensor(*, interval_seconds: int) -> dg.SensorDefinition:
-    """The sensor, looking every interval_seconds (and all the time within a tick)."""
+def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.SensorDefinition:
+    """The sensor that starts the drain job, looking every interval_seconds (and all the time within a tick)."""
 
     @dg.sensor(
         name="inbox_sensor",
-        job=event_sync,
+        job=drain_job,
         minimum_interval_seconds=interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive while there "

@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 from starlette.datastructures import Headers
 
+from esl_pipeline.shop_names import shop_domain
 from esl_pipeline.sources.shopify.content import instant
-from esl_pipeline.webhook_secrets import shop_domain
 
 TOPICS = (
     *("products/create", "products/update", "products/delete"),

@@ -23,7 +23,8 @@ from esl_pipeline.receiver.pace import Pace
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.signature import verify
 from esl_pipeline.settings import Settings
-from esl_pipeline.webhook_secrets import SHOP, keys_for
+from esl_pipeline.shop_names import SHOP
+from esl_pipeline.webhook_secrets import keys_for
 
 RETRY_AFTER_SECONDS = 5
 

@@ -16,6 +16,7 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.stages.push import PushRules, push_batch
 from esl_pipeline.stages.read import due_variants, read_inbox
+from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 from esl_pipeline.stages.validate import Evaluation, stage, validate
 
 LEASE = "event_sync"
@@ -48,6 +49,11 @@ class Round:
     def did_something(self) -> bool:
         """Whether anything was due."""
         return bool(self.events) or not self.variants.empty or bool(self.results)
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the label server took any of the labels."""
+        return any((results["outcome"] == "accepted").any() for results in self.results)
 
 
 def drain_round(
@@ -91,9 +97,11 @@ def drain(
     asset: str,
     on_round: Callable[[Round], None],
     on_idle: Callable[[], None],
+    refresh_rules: RefreshRules = DEFAULT_RULES,
 ) -> bool:
     """Work until idle or old, calling on_round after each round that did something and on_idle while waiting.
 
+    Beside the rounds, stores whose labels were pushed are refreshed.
     SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
     BufferError when the buffer stays away.
     """
@@ -103,28 +111,40 @@ def drain(
     stop = threading.Event()
     with _signals_held_back(stop):
         try:
-            with _renewed(buffer, holder, stop):
+            with (
+                _renewed(buffer, holder, stop),
+                Refresher(buffer, client, refresh_rules, run_id=run_id) as refresher,
+            ):
+                refresher.ask()  # for what a run that has died left behind
                 while not stop.is_set() and time.monotonic() - started < limits.age:
                     done = drain_round(buffer, client, rules, run_id=run_id, asset=asset, stop=stop)
+                    if done.was_accepted:
+                        refresher.ask()
                     if done.did_something:
                         last_work = time.monotonic()
                         on_round(done)
                         continue
                     if time.monotonic() - last_work > limits.idle:
                         break
-                    _wait_for_work(buffer, limits.idle, last_work, stop, on_idle)
+                    until = min(last_work + limits.idle, started + limits.age)
+                    _wait_for_work(buffer, until, stop, on_idle, refresher)
         finally:
             buffer.lease_release(name=LEASE, holder=holder)
     return True
 
 
 def _wait_for_work(
-    buffer: Buffer, idle: float, last_work: float, stop: threading.Event, on_idle: Callable[[], None]
+    buffer: Buffer, until: float, stop: threading.Event, on_idle: Callable[[], None], refresher: Refresher
 ) -> None:
-    """Return when something is due, the idle time is over or the drain shall stop: one round trip a look."""
-    while time.monotonic() - last_work <= idle:
+    """Return when something is due, the time is over or the drain shall stop: one round trip a look."""
+    while time.monotonic() <= until:
         on_idle()
-        if stop.wait(_POLL_SECONDS) or buffer.due()["due"]:
+        if stop.wait(_POLL_SECONDS):
+            return
+        due = buffer.due()
+        if due["refresh"]:
+            refresher.ask()
+        if due["inbox"] or due["variants"] or due["queue"]:
             return
 
 

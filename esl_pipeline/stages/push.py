@@ -1,13 +1,16 @@
 """Stage 3: queued labels go to the label server, one batch a call, with an intent before and a result after."""
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.answers import Answer
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import (
@@ -38,7 +41,10 @@ RESULT_COLUMNS = [
 class PushRules:
     """How pushes are batched and repeated. Delays in seconds; attempt n waits initial x multiplier^(n-1).
 
-    After `down_after` calls in a row that the label server failed, it is down: one batch probes it after `probe`
+    A label that is refused for its own fault waits refused_delay x refused_multiplier^(n-1) and is failed after
+    max_refusals. A store that passes nothing pauses, for twice as long each time, up to max_pause.
+
+    After `down_after` calls in a row that the label server failed, it is down: one label probes it after `probe`
     seconds, then after twice as many each time, up to `max_probe`.
     """
 
@@ -49,7 +55,12 @@ class PushRules:
     max_delay: float = 900
     # Longer than the client's longest call with its own retries, so that a live worker never loses its claim.
     lease: float = 60
+    max_refusals: int = 5
+    refused_delay: float = 30
+    refused_multiplier: float = 4
+    max_refused_delay: float = 6 * 3600
     pause: float = 60
+    max_pause: float = 900
     down_after: int = 3
     probe: float = 5
     max_probe: float = 60
@@ -85,7 +96,7 @@ def push_batch(
     """Claim one batch, make one call, record the outcome: two round trips beside the limiter's.
 
     Returns one row per code (RESULT_COLUMNS; outcome accepted, transient, unknown, rejected or authentication), no
-    row when nothing is due. Raises BufferError only; a failing label server is an outcome.
+    row when nothing is due. Raises BufferError only; whatever else fails is an outcome.
     """
     claimed_at = time.monotonic()
     claim = buffer.push_claim(
@@ -113,7 +124,12 @@ def push_batch(
         initial_delay_seconds=rules.initial_delay,
         multiplier=rules.multiplier,
         max_delay_seconds=rules.max_delay,
+        max_refusals=rules.max_refusals,
+        refused_delay_seconds=rules.refused_delay,
+        refused_multiplier=rules.refused_multiplier,
+        max_refused_delay_seconds=rules.max_refused_delay,
         pause_seconds=rules.pause,
+        max_pause_seconds=rules.max_pause,
         down_after=rules.down_after,
         probe_seconds=rules.probe,
         max_probe_seconds=rules.max_probe,
@@ -159,7 +175,19 @@ def _call(client: HipoinkClient, claim: dict[str, Any]) -> dict[str, Any]:
             "retry_after_seconds": error.retry_after,
             "duration_ms": int((time.monotonic() - started) * 1000),
         }
+    except BufferError:  # of the limiter
+        raise
+    except Exception as error:
+        # What the client cannot send, or a defect of ours that some record brings out: no drain ends of it.
+        return {"outcome": "rejected", "message": _could_not_be_sent(error)}
     return _accepted(answer)
+
+
+def _could_not_be_sent(error: Exception) -> str:
+    """Where it failed, and why if it is the client's own refusal: the text of other errors may hold anything."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    why = f": {error}" if type(error) is ValueError else ""
+    return f"it could not be sent ({type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}){why}"
 
 
 def _accepted(answer: Answer) -> dict[str, Any]:

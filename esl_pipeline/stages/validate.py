@@ -1,6 +1,7 @@
 """Stage 2: variants become labels under each store's policy, and the differences are queued."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,25 +10,30 @@ import pandas as pd
 from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate, held_back
 from esl_pipeline.labels.policy import Policy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Evaluation:
     """labels: one row per variant and store (LABEL_COLUMNS). findings: FINDING_COLUMNS.
 
-    problems: mappings whose settings are not a valid policy; their labels stay as they are.
+    problems: a sentence per mapping whose settings are not a valid policy; its labels stay as they are.
+    mappings: of every mapping that was evaluated its id, with what makes its settings unusable, or None.
     """
 
     labels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LABEL_COLUMNS))
     findings: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FINDING_COLUMNS))
     problems: list[str] = field(default_factory=list)
+    mappings: dict[str, str | None] = field(default_factory=dict)
 
 
 def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> Evaluation:
     """Evaluate variants (read.VARIANT_COLUMNS) for every mapping of their shops. Pure."""
-    labels, findings, problems = [], [], []
+    evaluation = Evaluation()
+    labels, findings = [], []
     for mapping in mappings:
         ours = variants[
             (variants["source_system"] == mapping["source_system"])
@@ -38,11 +44,11 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
         try:
             policy = Policy.model_validate(mapping["settings"])
         except ValidationError as error:
-            problems.append(
-                f"store {mapping['hipoink_store_code']} ({mapping['id']}): its settings are not valid, "
-                f"its labels stay as they are: {error.errors(include_url=False, include_input=False)}"
-            )
+            problem = f"its settings are not valid, its labels stay as they are: {_in_words(error)}"
+            evaluation.mappings[mapping["id"]] = problem
+            evaluation.problems.append(f"store {mapping['hipoink_store_code']} ({mapping['id']}): {problem}")
             continue
+        evaluation.mappings[mapping["id"]] = None
         store = Store(
             mapping_id=mapping["id"],
             code=mapping["hipoink_store_code"],
@@ -50,14 +56,27 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
             shop_currency=mapping.get("currency"),
             shop_taxes_included=mapping.get("taxes_included"),
         )
-        evaluated = evaluate(ours, store)
+        evaluated = _evaluated(ours, store)
         labels.append(evaluated[0])
         findings.append(evaluated[1])
-    evaluation = Evaluation(problems=problems)
     if labels:
         evaluation.labels = pd.concat(labels, ignore_index=True)
         evaluation.findings = pd.concat(findings, ignore_index=True)
     return evaluation
+
+
+def _evaluated(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As evaluate, which should never raise. Where it does, only the rows that make it raise are held back."""
+    try:
+        return evaluate(variants, store)
+    except Exception as error:
+        half = len(variants) // 2
+        if not half:
+            log.exception("a variant cannot be evaluated")
+            return held_back(variants, store, type(error).__name__)
+        halves = [_evaluated(part, store) for part in (variants.iloc[:half], variants.iloc[half:])]
+        labels, findings = zip(*halves, strict=True)
+        return pd.concat(labels, ignore_index=True), pd.concat(findings, ignore_index=True)
 
 
 def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dict[str, int]:
@@ -79,6 +98,7 @@ def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dic
             labels=[_label_row(row) for row in _records(labels[labels["variant_id"].isin(ids)])],
             findings=_records(findings[findings["variant_id"].isin(ids)]),
             evaluated=_records(chunk[["source_system", "source_store_id", "variant_id", "revision"]]),
+            problems=evaluation.mappings,
         )
         for key in total:
             total[key] += counts[key]
@@ -96,6 +116,14 @@ def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
     labels.loc[held, "state"] = "held"
     found = collisions.merge(labels[[*keys, "source_store_id", "revision"]], on=keys)[FINDING_COLUMNS]
     evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
+
+
+def _in_words(error: ValidationError) -> str:
+    """Each wrong setting with what is wrong with it."""
+    return "; ".join(
+        f"{'.'.join(map(str, wrong['loc'])) or 'settings'}: {wrong['msg'].removeprefix('Value error, ')}"
+        for wrong in error.errors(include_url=False, include_input=False, include_context=False)
+    )
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

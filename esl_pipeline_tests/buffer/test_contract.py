@@ -17,11 +17,12 @@ from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError, BufferVersionError
-from esl_pipeline.buffer.migrate import code_version, functions_digest
+from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.sources.shopify.content import CONTENT
 from esl_pipeline_tests.gateway import Gateway
+from esl_pipeline_tests.stock import through
 
 VERSIONS = (16, 18)
 NOW = "2026-03-01T10:00:00+00:00"
@@ -133,8 +134,8 @@ class Api:
         evaluated = [{key: row[key] for key in keys} for row in due["variants"]]
         return self("esl_labels_stage", labels=labels, findings=[], evaluated=evaluated)
 
-    def queued(self, count: int = 1) -> None:
-        self.mapping()
+    def queued(self, count: int = 1, **settings: Any) -> None:
+        self.mapping(settings=settings)
         self.merge([self.variant(n) for n in range(1, count + 1)])
         self.stage()
 
@@ -146,7 +147,9 @@ class Api:
 
     def finish(self, claim: dict[str, Any], outcome: str = "accepted", **fields: Any) -> Any:
         rows = [{"code": row["code"], "generation": row["generation"]} for row in claim["rows"]]
-        rules = {"initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99, "pause_seconds": 9}
+        rules = {"initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99}
+        rules |= {"refused_delay_seconds": 9, "refused_multiplier": 2, "max_refused_delay_seconds": 99}
+        rules |= {"max_refusals": 1, "pause_seconds": 9, "max_pause_seconds": 99}
         return self(
             "esl_push_finish",
             **rules
@@ -165,7 +168,8 @@ def contract(function: Callable[[Api], None]) -> Callable[[Api], None]:
 
 @contract
 def esl_version(api: Api) -> None:
-    assert api("esl_version") == {"version": code_version(), "functions": functions_digest()}
+    version, build = code_build()
+    assert api("esl_version") == {"version": version, "build": build, "functions": functions_digest()}
 
 
 @contract
@@ -269,16 +273,21 @@ def esl_housekeep(api: Api) -> None:
     assert api("esl_housekeep", keep_bodies_days=9, limit=1_000)["redacted"] == 0  # not confirmed
     assert api("esl_redaction_decide", id=order["id"], token_works=False) == {"confirmed": True}
     done = api("esl_housekeep", keep_bodies_days=0, limit=1_000)
-    # inbox, version, two variants, two labels, two rows of the queue
-    assert (done["redacted"], done["more"]) == (8, True)
-    assert done["bodies"] >= 1
-    assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == {
-        "bodies": 0,
-        "redacted": 0,
-        "more": False,
-    }
-    (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
-    assert (shop["deliveries"], shop["done"]) == (2, 2)
+    # inbox, version, two variants, the counts of its deliveries, two labels, two rows of the queue
+    assert (done["redacted"], done["more"]) == (9, True)
+    assert done["bodies"] >= 1 and done["deliveries"] == 0
+    nothing = {"bodies": 0, "deliveries": 0, "redacted": 0, "more": False}
+    assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == nothing
+    assert api("esl_status", shops=[api.shop_key])["shops"] == []
+    with psycopg.connect(api.dsn) as connection:
+        kept = "select topic, state from esl.webhook_inbox where source_store_id = %s order by topic"
+        assert connection.execute(kept, [api.shop]).fetchall() == [
+            ("app/uninstalled", "done"),
+            ("shop/redact", "done"),
+        ]
+    api("esl_inbox_add", deliveries=[api.delivery(b"old", state="unusable", reason="no")])
+    forgotten = api("esl_housekeep", keep_bodies_days=0, keep_deliveries_days=0, limit=1_000)
+    assert forgotten["deliveries"] >= 1
     api.answers.clear()  # the counts of all other contracts
 
 
@@ -393,12 +402,14 @@ def esl_claims_release(api: Api) -> None:
     assert api("esl_claims_release", run_id=f"{api.store} dead") == {"labels": 2, "deliveries": 1}
     assert api("esl_claims_release", run_id=f"{api.store} dead") == {"labels": 0, "deliveries": 0}
     again = api.claim(run_id=f"{api.store} retry")
-    assert [(row["code"], row["attempt"]) for row in again["rows"]] == [("C-1", 2), ("C-2", 2)]
+    assert [(row["code"], row["attempt"]) for row in again["rows"]] == [
+        ("C-1", 1)
+    ]  # lost in company, so halved
     assert [event["webhook_id"] for event in api.claim_inbox()["events"]] == [
         api.delivery(b"1")["webhook_id"]
     ]
     assert api.finish(dead)["stale"] == 2  # it was alive after all: a worker that is late
-    assert api.finish(again)["accepted"] == 2
+    assert api.finish(again)["accepted"] == 1
 
 
 @contract
@@ -419,6 +430,50 @@ def esl_push_finish(api: Api) -> None:
         ("result", "accepted"),
         ("intent", None),
     ]
+
+
+def _claim_refresh(api: Api, **fields: Any) -> Any:
+    wanted = {"run_id": "r", "lease_seconds": 60, "settle_seconds": 5, "shop": api.shop_key}
+    return api("esl_refresh_claim", **wanted | {"claim_id": str(uuid.uuid4())} | fields)["store_code"]
+
+
+def _finish_refresh(api: Api, claim: str, outcome: str = "accepted", **fields: Any) -> None:
+    rules = {"gap_seconds": 0, "initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99}
+    told = {"claim_id": claim, "store_code": api.store, "run_id": "r", "outcome": outcome, "message": "m"}
+    api("esl_refresh_finish", **rules | told | {"duration_ms": 7} | fields)
+    api.answers.pop()  # `more` is also of the stores of other tests
+
+
+@contract
+def esl_refresh_claim(api: Api) -> None:
+    api.queued(2)
+    assert _claim_refresh(api) is None
+    api.finish(api.claim(limit=1))
+    assert _claim_refresh(api) is None, "the other one comes first"
+    assert _claim_refresh(api, settle_seconds=0, shop=api.shop_key | {"source_store_id": "x"}) is None
+    claim = str(uuid.uuid4())
+    assert _claim_refresh(api, claim_id=claim, settle_seconds=0) == api.store
+    assert _claim_refresh(api, claim_id=claim) == api.store, "repeated, because the first answer was lost"
+    assert _claim_refresh(api, settle_seconds=0) is None, "somebody is at it"
+
+
+@contract
+def esl_refresh_finish(api: Api) -> None:
+    api.queued(2)
+    api.finish(api.claim(limit=1))
+    claim = str(uuid.uuid4())
+    _claim_refresh(api, claim_id=claim, settle_seconds=0)
+    api.finish(api.claim())  # accepted after it was claimed
+    for _ in range(2):
+        _finish_refresh(api, claim)
+    claim = str(uuid.uuid4())
+    assert _claim_refresh(api, claim_id=claim) == api.store
+    _finish_refresh(api, claim, "rejected")
+    assert _claim_refresh(api) is None, "it waits for its next attempt"
+    (place,) = api("esl_trace", code="C-2", store=api.store, limit=9)["places"]
+    refresh = place["refresh"]
+    assert (refresh["wanted"], refresh["triggered"]) == (True, None)
+    assert (refresh["waiting"]["attempts"], refresh["waiting"]["last_error"]) == (1, "m")
 
 
 @contract
@@ -476,6 +531,8 @@ def esl_mapping_create(api: Api) -> None:
         "created_at": 0,
         "activated_at": 0,
         "switched_off": None,
+        "problem": None,
+        "awaits_read_since": None,
         "updated_at": 0,
     }
     with pytest.raises(BufferError) as refused:
@@ -593,14 +650,30 @@ def esl_mapping_update(api: Api) -> None:
 
 
 @contract
-def esl_redrive(api: Api) -> None:
+def esl_push_again(api: Api) -> None:
     api.queued(2)
+    assert api("esl_push_again", shop=api.shop_key) == {"labels": 0}
+    api.finish(api.claim(limit=1))
+    api.finish(api.claim(limit=1), "rejected")
+    assert api.claim()["rows"] == []
+    assert api("esl_push_again", shop={"source_system": "shopify", "source_store_id": "other"}) == {
+        "labels": 0
+    }
+    assert api("esl_push_again", shop=api.shop_key) == {"labels": 1}
+    assert api("esl_push_again", shop=api.shop_key) == {"labels": 0}
+    assert api.finish(api.claim(), "rejected")["failed"] == 1
+
+
+@contract
+def esl_redrive(api: Api) -> None:
+    api.queued(3)
     assert api("esl_redrive", store=api.store) == {"labels": 0, "deliveries": 0}
+    api.finish(api.claim(limit=1))
     for _ in range(2):
         api.finish(api.claim(limit=1), "rejected")
     assert api.claim()["rows"] == []
-    assert api("esl_redrive", store=api.store, code="C-2") == {"labels": 1, "deliveries": 0}
-    assert [row["code"] for row in api.claim()["rows"]] == ["C-2"]
+    assert api("esl_redrive", store=api.store, code="C-3") == {"labels": 1, "deliveries": 0}
+    assert [row["code"] for row in api.claim()["rows"]] == ["C-3"]
     assert api("esl_redrive", store=api.store) == {"labels": 1, "deliveries": 0}
     api("esl_inbox_add", deliveries=[api.delivery()])
     api.claim_inbox(lease_seconds=-1)
@@ -620,6 +693,10 @@ def esl_status(api: Api) -> None:
     assert (store["queue"]["waiting"], store["queue"]["failed"], store["queue"]["dead"]) == (1, 0, 0)
     (shop,) = [s for s in status["shops"] if s["source_store_id"] == api.shop]
     assert (shop["deliveries"], shop["waiting"], shop["mapped"]) == (1, 1, True)
+    only = api("esl_status", shops=[api.shop_key])
+    assert (only["shops"], only["stores"], only["findings"]) == ([shop], [store], [])
+    of_none = api("esl_status", shops=[])
+    assert [of_none[key] for key in ("stores", "shops", "findings", "outages")] == [[], [], [], []]
     api.answers.clear()  # the counts of all other contracts
 
 
@@ -846,9 +923,9 @@ def esl_missing_variants(api: Api) -> None:
     assert api("esl_missing_variants", shop=api.shop_key, limit=9) == {"products": ["2"]}
 
 
-def _on_labels(api: Api, count: int) -> str:
+def _on_labels(api: Api, count: int, **settings: Any) -> str:
     """So many accepted labels; the time after."""
-    api.queued(count)
+    api.queued(count, **settings)
     api.finish(api.claim())
     return str(api("esl_drift_begin", store=api.store)["at"])
 
@@ -870,9 +947,16 @@ def esl_drift_compare(api: Api) -> None:
     found = api("esl_drift_compare", store=api.store, since=since, codes=codes)
     assert [row["code"] for row in found["labels"]] == ["C-1", "C-2"]
     assert found["labels"][0]["label"] == {"pc": "C-1", "pn": "Apple", "pp": "1.00"}
-    assert found["foreign"] == ["X"]
+    assert (found["ours"], found["foreign"]) == ([], ["X"])
     before = api("esl_drift_compare", store=api.store, since=NOW, codes=codes)
-    assert before == {"labels": [], "foreign": ["X"]}  # they moved since
+    assert before == {"labels": [], "ours": [], "foreign": ["X"]}  # they moved since
+    with psycopg.connect(api.dsn) as connection:  # as an older build left it
+        connection.execute(
+            "delete from esl.hipoink_products where code = 'C-1' and store_code = %s", [api.store]
+        )
+    found = api("esl_drift_compare", store=api.store, since=since, codes=codes)
+    assert found["ours"] == [{"code": "C-1", "label": {"pc": "C-1", "pn": "Apple", "pp": "1.00"}}]
+    assert [row["code"] for row in found["labels"]] == ["C-2"]
 
 
 @contract
@@ -882,14 +966,24 @@ def esl_drift_ledger(api: Api) -> None:
     assert ([row["code"] for row in page["labels"]], page["next"]) == (["C-1", "C-2"], "C-2")
     page = api("esl_drift_ledger", store=api.store, since=since, limit=2, after="C-2")
     assert ([row["code"] for row in page["labels"]], page["next"]) == (["C-3"], "C-3")
-    end = {"labels": [], "next": None}
+    end = {"labels": [], "moving": [], "next": None}
     assert api("esl_drift_ledger", store=api.store, since=since, limit=2, after="C-3") == end
-    assert api("esl_drift_ledger", store=api.store, since=NOW, limit=9) == end | {"next": "C-3"}
+    moving = {"labels": [], "moving": ["C-1", "C-2", "C-3"], "next": "C-3"}
+    assert api("esl_drift_ledger", store=api.store, since=NOW, limit=9) == moving
+    with psycopg.connect(api.dsn) as connection:  # not in the ledger yet
+        connection.execute(
+            "insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, priority)"
+            " select store_code, 'C-4', mapping_id, '4', 'upsert', 2 from esl.hipoink_products"
+            " where code = 'C-3' and store_code = %s",
+            [api.store],
+        )
+    page = api("esl_drift_ledger", store=api.store, since=since, limit=9)
+    assert (len(page["labels"]), page["moving"], page["next"]) == (3, ["C-4"], "C-4")
 
 
 @contract
 def esl_drift_repair(api: Api) -> None:
-    since = _on_labels(api, 3)
+    since = _on_labels(api, 3, owns_store=True)
     ledger = api("esl_drift_ledger", store=api.store, since=since, limit=9)["labels"]
     there = {"pc": "C-1", "pn": "Apple", "pp": "0.90"}
     foreign = {"pc": "X", "pn": "?", "pp": None}
@@ -902,7 +996,7 @@ def esl_drift_repair(api: Api) -> None:
     ]  # fmt: skip
     for _ in range(2):
         repaired = api("esl_drift_repair", store=api.store, run_id="r", since=since, labels=drift)
-        assert repaired == {"requeued": 3}
+        assert repaired == {"requeued": 3, "given_up": []}
     claims = [api.claim(), api.claim(), api.claim()]
     pushed = {row["code"]: claim["operation"] for claim in claims for row in claim["rows"]}
     assert pushed == {"C-1": "upsert", "C-2": "upsert", "X": "delete"}
@@ -913,6 +1007,28 @@ def esl_drift_repair(api: Api) -> None:
             ("C-2", "missing", "1.00", None),
             ("X", "foreign", None, None),
         ]
+        ledger_kept = "select code from esl.hipoink_products where store_code = %s and code = 'C-2'"
+        assert connection.execute(ledger_kept, [api.store]).fetchall() == [("C-2",)]
+        connection.execute(
+            "insert into esl.drift (store_code, code, kind) select %s, 'Y', 'foreign' from generate_series(1, 3)",
+            [api.store],
+        )
+    fourth = {"code": "Y", "kind": "foreign", "theirs": foreign, "label": foreign, "label_hash": "f"}
+    for _ in range(2):
+        repaired = api("esl_drift_repair", store=api.store, run_id="r", since=since, labels=[fourth])
+        assert repaired == {"requeued": 0, "given_up": ["Y"]}
+
+
+@contract
+def esl_drift_end(api: Api) -> None:
+    ended = {"store": api.store, "at": LATER, "run_id": "r", "complete": False, "reason": "cut", "listed": 3}
+    ended |= {"ledger": 4, "skipped": 1, "given_up": 2}
+    for _ in range(2):
+        assert api("esl_drift_end", **ended) == {}
+    api("esl_drift_end", **ended | {"at": NOW, "complete": True})  # began earlier
+    with psycopg.connect(api.dsn) as connection:
+        kept = "select complete, reason, skipped, given_up from esl.comparisons where store_code = %s"
+        assert connection.execute(kept, [api.store]).fetchall() == [(False, "cut", 1, 2)]
 
 
 @contract
@@ -934,9 +1050,9 @@ def esl_accuracy(api: Api) -> None:
 
 
 class Pair:
-    """The same empty buffer twice, once for each transport."""
+    """The same empty buffer twice, once for each transport; port: of the pooler that psycopg goes through."""
 
-    def __init__(self, server: EmbeddedPostgres, stack: ExitStack) -> None:
+    def __init__(self, server: EmbeddedPostgres, stack: ExitStack, port: int | None = None) -> None:
         dsns = []
         for _ in range(2):
             name = f"contract{next(_numbers)}"
@@ -944,7 +1060,7 @@ class Pair:
             dsns.append(server.dsn(name))
         self.gateway = stack.enter_context(Gateway.start(dsns[1]))
         transports = (
-            PsycopgTransport(SecretStr(dsns[0])),
+            PsycopgTransport(SecretStr(through(port, dsns[0]) if port else dsns[0])),
             SupabaseTransport(self.gateway.url, SecretStr(Gateway.service_key)),
         )
         self.apis = [
@@ -954,10 +1070,17 @@ class Pair:
         self.dsn = dsns[1]
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(
+    scope="module", params=[*VERSIONS, "transaction", pytest.param("session", marks=pytest.mark.slow)]
+)
 def pair(request: pytest.FixtureRequest, start_postgres: Callable[[int], EmbeddedPostgres]) -> Iterator[Pair]:
+    """On each embedded version; and on a stock Postgres with JIT, psycopg by way of a pooler in this mode."""
     with ExitStack() as stack:
-        yield Pair(start_postgres(request.param), stack)
+        if request.param in VERSIONS:
+            yield Pair(start_postgres(request.param), stack)
+        else:
+            port = request.getfixturevalue("pooler")(request.param)
+            yield Pair(request.getfixturevalue("stock"), stack, port)
 
 
 def _names(pattern: str, value: Any, seen: dict[str, str]) -> Any:
@@ -1059,6 +1182,8 @@ def test_every_table_has_row_level_security(pair: Pair) -> None:
         "update esl.mapping_changes set by = 'x'",
         "delete from esl.mapping_changes",
         "truncate esl.mapping_changes",
+        "update esl.refreshes set outcome = 'accepted'",
+        "delete from esl.refreshes",
     ],
 )
 def test_the_audit_log_cannot_be_changed(pair: Pair, statement: str) -> None:
@@ -1086,6 +1211,7 @@ def test_a_finish_whose_lease_went_to_another_worker_is_refused(pair: Pair) -> N
         assert [row["outcome"] for row in place["log"][::-1]] == [None, "lost", None, "accepted", "accepted"]
 
 
+@pytest.mark.parametrize("pair", VERSIONS, indirect=True)
 def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
     for api in pair.apis:
         api.start("five_thousand")
@@ -1101,7 +1227,9 @@ def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("insert into esl.schema_migrations (version, name) values (9999, 'x')", "newer than this code"),
+        ("insert into esl.schema_migrations (version, name) values (9999, 'x')", "update esl_pipeline here"),
+        ("comment on schema esl is '999999 of a later build'", "update esl_pipeline here"),
+        ("comment on schema esl is '0 of an earlier build'", "run `esl-pipeline migrate`"),
         ("delete from esl.schema_migrations where version > 1", "run `esl-pipeline migrate`"),
         ("comment on schema esl is 'of another build'", "run `esl-pipeline migrate`"),
         ("drop function public.esl_version(jsonb)", "run `esl-pipeline migrate`"),

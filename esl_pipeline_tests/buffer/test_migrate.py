@@ -4,11 +4,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from psycopg import sql
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.build import FILE, next_build
 from esl_pipeline.buffer.errors import BufferVersionError
-from esl_pipeline.buffer.migrate import as_one_file, code_version, migrate, migrations
+from esl_pipeline.buffer.migrate import (
+    as_one_file,
+    code_version,
+    functions_build,
+    functions_digest,
+    migrate,
+    migrations,
+)
 from esl_pipeline.buffer.transports import PsycopgTransport
 
 
@@ -68,7 +77,7 @@ def test_half_a_migration_is_completed_and_keeps_its_rows(database: str, buffer_
     paste(database)
     assert describe(database) == describe(buffer_dsn)
     with psycopg.connect(database) as connection:
-        assert connection.execute("select reason from esl.store_pauses").fetchall() == [("kept",)]
+        assert connection.execute("select reason from esl.store_health").fetchall() == [("kept",)]
 
 
 def test_the_missing_ones_are_applied(database: str, buffer_dsn: str) -> None:
@@ -137,7 +146,9 @@ def test_f37_older_code_does_not_migrate_a_newer_buffer(buffer_dsn: str) -> None
         connection.execute("comment on schema esl is 'functions of a later release'")
     before = describe(buffer_dsn)
 
-    with pytest.raises(BufferVersionError, match=r"at version 9999, newer than this code .* install here"):
+    with pytest.raises(
+        BufferVersionError, match=r"at version 9999, newer than this code .* update esl_pipeline here"
+    ):
         migrate(buffer_dsn)
     with pytest.raises(psycopg.errors.RaiseException, match="newer than this file"):
         paste(buffer_dsn)
@@ -146,3 +157,80 @@ def test_f37_older_code_does_not_migrate_a_newer_buffer(buffer_dsn: str) -> None
     with psycopg.connect(buffer_dsn) as connection:
         comment = connection.execute("select obj_description('esl'::regnamespace, 'pg_namespace')").fetchone()
     assert comment == ("functions of a later release",)
+
+
+def _comment(dsn: str, text: str | None = None) -> str:
+    """What the schema's comment says; with a text, after it has been set."""
+    with psycopg.connect(dsn) as connection:
+        if text is not None:
+            connection.execute(sql.SQL("comment on schema esl is {}").format(text))
+        row = connection.execute("select obj_description('esl'::regnamespace, 'pg_namespace')").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_field_38_the_build_has_grown_with_the_functions() -> None:
+    fix = "the functions have changed, give them the next number: python -m esl_pipeline.buffer.build"
+    assert FILE.read_text().split() == [str(functions_build()), functions_digest()], fix
+    assert len(FILE.read_text().splitlines()) == 1, fix
+
+
+def test_field_38_the_next_build_is_the_next_after_all_that_branches_have_numbered() -> None:
+    ours, theirs, met = "a" * 64, "b" * 64, "c" * 64
+    assert next_build("", ours) == f"1 {ours}\n"
+    assert next_build(f"1 {ours}\n", ours) == f"1 {ours}\n"
+    assert next_build(f"1 {ours}\n", theirs) == f"2 {theirs}\n"
+    conflict = f"<<<<<<< HEAD\n7 {ours}\n=======\n8 {theirs}\n>>>>>>> w\n"
+    assert next_build(conflict, met) == f"9 {met}\n"
+    assert next_build(conflict, ours) == f"9 {ours}\n", "an older number says nothing of what came after it"
+
+
+def test_field_38_an_older_build_changes_nothing_and_is_told_to_be_updated(buffer_dsn: str) -> None:
+    newer = f"{functions_build() + 1} {'f' * 64}"
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute("drop function public.esl_due(jsonb)")  # as in the newer build, say
+    _comment(buffer_dsn, newer)
+    before = describe(buffer_dsn)
+
+    said = rf"build {functions_build() + 1} of version {code_version()}, newer than this code \({functions_build()}\)"
+    for _ in range(2):  # an instance that restarts, and again
+        with pytest.raises(BufferVersionError, match=said):
+            migrate(buffer_dsn)
+        with pytest.raises(BufferVersionError, match=said):
+            is_usable(buffer_dsn)
+        with pytest.raises(psycopg.errors.RaiseException, match="newer than this file"):
+            paste(buffer_dsn)
+    assert (describe(buffer_dsn), _comment(buffer_dsn)) == (before, newer)
+
+
+@pytest.mark.parametrize("comment", ["0 of an older build", "d" * 64, "not of ours"])
+def test_field_38_a_newer_build_asks_for_migrate_and_takes_over(buffer_dsn: str, comment: str) -> None:
+    _comment(buffer_dsn, comment)
+    with pytest.raises(BufferVersionError, match=r"build 0 of version .* run `esl-pipeline migrate`"):
+        is_usable(buffer_dsn)
+    paste(buffer_dsn)
+    assert is_usable(buffer_dsn)
+    _comment(buffer_dsn, comment)
+    assert migrate(buffer_dsn) == ["functions"]
+    assert _comment(buffer_dsn) == f"{functions_build()} {functions_digest()}"
+    assert is_usable(buffer_dsn)
+
+
+def test_field_35_deliveries_of_before_the_counters_are_counted_once(database: str) -> None:
+    migrate(database, up_to=15)
+    states = {"done": 3, "superseded": 1, "unusable": 2, "dead": 1, "ready": 4}
+    with psycopg.connect(database) as connection:
+        for state, count in states.items():
+            connection.execute(
+                "insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, body_sha256, state,"
+                " reason) select 'shopify', 's', 't', %(s)s || n, %(s)s || n, %(s)s,"
+                " case when n = 1 then 'replay suspected: x' end from generate_series(1, %(n)s) n",
+                {"s": state, "n": count},
+            )
+    migrate(database)
+    paste(database)
+    with PsycopgTransport(SecretStr(database)) as transport:
+        (shop,) = Buffer(transport).status()["shops"]
+    del states["ready"]
+    assert {state: shop[state] for state in states} == states
+    assert (shop["deliveries"], shop["waiting"], shop["replays"]) == (11, 4, 1)

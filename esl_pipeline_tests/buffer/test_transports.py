@@ -27,10 +27,11 @@ import pytest
 from pydantic import SecretStr
 
 from esl_pipeline.buffer import transports
-from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, classify
+from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, Failure, Size, classify
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline_tests.gateway import Failure, Gateway, create_supabase_roles
+from esl_pipeline_tests.gateway import Failure as Outage
+from esl_pipeline_tests.gateway import Gateway, create_supabase_roles
 
 CANARY = "canary-7f3a91"
 
@@ -302,13 +303,25 @@ def test_passing_faults_are_tried_again_and_others_are_not(both: Both) -> None:
         assert transport.calls == 2
 
 
-def test_statement_timeout_asks_for_smaller_calls(both: Both) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ({"rows": [{"a": 1}] * 11}, "send fewer rows per call"),
+        ({"limit": 5_000}, "ask for fewer rows per call"),
+        ({"limit": 1, "shop": {"source_system": "s", "source_store_id": "x"}}, "somebody holds a lock"),
+        ({}, "somebody holds a lock"),
+    ],
+)
+def test_field_40_the_advice_on_a_timeout_fits_the_call(
+    both: Both, arguments: dict[str, Any], advice: str
+) -> None:
     over_psycopg = both(timeout_seconds=0.1)[0]
     over_postgrest = both()[1]  # the function carries its own time-out, which counts there
     for transport in (over_psycopg, over_postgrest):
-        error = error_of(transport, "esl_test_sleep", {"seconds": 5})
+        error = error_of(transport, "esl_test_sleep", {"seconds": 5} | arguments)
         assert (error.code, error.too_big, error.retryable) == ("57014", True, False)
-        assert "fewer rows" in str(error)
+        assert advice in str(error)
+        assert ("fewer rows" in str(error)) == ("fewer rows" in advice)
         assert transport.calls == 1
 
 
@@ -407,6 +420,14 @@ def refusing_postgres(words: str) -> Iterator[int]:
         ("sorry, too many clients already", BufferUnavailable, "53300"),
         ("the database system is starting up", BufferUnavailable, "57P03"),
         ("something new", BufferUnavailable, "08006"),
+        # pgbouncer's words: what its configuration refuses, and what passes
+        ("unsupported startup parameter: options", BufferError, "28000"),
+        ("no such user: postgres", BufferError, "28000"),
+        ("no such database: postgres", BufferError, "3D000"),
+        ("SASL authentication failed", BufferError, "28P01"),
+        ("no more connections allowed (max_client_conn)", BufferUnavailable, "53300"),
+        ("pgbouncer cannot connect to server", BufferUnavailable, "08006"),
+        ("query_wait_timeout", BufferUnavailable, "08006"),
     ],
 )
 def test_refused_connections_are_told_apart_by_their_words(words: str, kind: type, code: str) -> None:
@@ -441,7 +462,7 @@ def test_connection_settings(both: Both) -> None:
     own = f"{both.database}&options=-csearch_path%3Da%20-cstatement_timeout%3D3s&application_name=b"
     with PsycopgTransport(own) as transport:
         assert setting(transport, "search_path") == "a"
-        assert setting(transport, "statement_timeout") == "3s"
+        assert setting(transport, "statement_timeout") == "1min", "a call's bound is the transport's"
         assert setting(transport, "application_name") == "b"
 
 
@@ -592,8 +613,8 @@ def test_a_call_that_ends_after_close_leaves_no_connection(both: Both) -> None:
 # What stands between us and PostgREST
 
 
-@pytest.mark.parametrize("failure", list(Failure))
-def test_platform_failures_are_unavailable_and_pass(both: Both, failure: Failure) -> None:
+@pytest.mark.parametrize("failure", list(Outage))
+def test_platform_failures_are_unavailable_and_pass(both: Both, failure: Outage) -> None:
     hasty, patient = both(attempts=1)[1], both(attempts=3)[1]
     both.gateway.fail(failure)
     error = error_of(hasty, "esl_test_count")
@@ -604,7 +625,7 @@ def test_platform_failures_are_unavailable_and_pass(both: Both, failure: Failure
     result = patient.call("esl_test_count", {})
     assert patient.calls == 3
     # An answer that was lost had its effect: repeating is safe only because buffer functions are idempotent.
-    assert result == (4 if failure is Failure.ANSWER_LOST else 1)
+    assert result == (4 if failure is Outage.ANSWER_LOST else 1)
 
 
 @contextmanager
@@ -719,7 +740,7 @@ def test_secrets_stay_out_of_logs_and_errors(both: Both, capsys: pytest.CaptureF
             SupabaseTransport(both.gateway.url, key) as over_postgrest,
             SupabaseTransport(both.gateway.url, SecretStr(CANARY)) as stranger,
         ):
-            both.gateway.fail(Failure.DROPPED)
+            both.gateway.fail(Outage.DROPPED)
             for transport in (over_psycopg, over_postgrest):
                 assert transport.call("esl_test_echo", {"value": 1}) == 1
                 error = error_of(transport, "esl_test_raise", {"code": "40001", "message": "again"})
@@ -778,7 +799,9 @@ def test_drivers_are_loaded_only_when_used() -> None:
     ],
 )
 def test_classification(code: str | None, kind: type, retryable: bool) -> None:
-    error = classify(function="esl_x", code=code, message="words", credential="SUPABASE_SERVICE_KEY")
+    error = classify(
+        Failure(code, "words"), function="esl_x", size=Size.FIXED, credential="SUPABASE_SERVICE_KEY"
+    )
     assert (type(error), error.retryable, error.message) == (kind, retryable, "words")
     assert "words" in str(error)
     assert ("SUPABASE_SERVICE_KEY" in str(error)) == (code in ("PGRST301", "28P01"))

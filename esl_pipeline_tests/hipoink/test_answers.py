@@ -167,6 +167,7 @@ def test_a_4xx_about_the_key_pauses_the_store():
 def test_a_listing_is_a_bare_array_of_objects():
     assert READ.rows(reply([{"product_code": "1"}])) == [{"product_code": "1"}]
     assert READ.rows(reply([])) == []
+    assert READ.rows(reply([{"product_code": "1"}, None, "?"])) == [{"product_code": "1"}, {}, {}]
 
 
 @pytest.mark.parametrize("body", [{}, {"error_code": 0}, {"data": []}, [1], [[]], "null", "7"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import stamina
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from esl_pipeline.hipoink import (
     AuthenticationError,
@@ -92,6 +92,31 @@ def test_batches_are_native_arrays():
         ),
         ("POST /api/default/product/del_multiple HTTP/1.1", {"f1": ["00001", "2"], **common}),
     ]
+
+
+def test_field_41_the_refresh_trigger_carries_the_common_fields_alone():
+    with scripted(SUCCESS) as server, client_of(server.url, sign="s3") as client:
+        answer = client.bind_task("001")
+    assert sent(server.requests[0]) == (
+        "POST /api/default/esl/bind_task HTTP/1.1",
+        {"store_code": "001", "is_base64": "0", "sign": "s3"},
+    )
+    assert (answer.error_code, answer.body) == (0, '{"error_code":0,"error_msg":""}')
+
+
+def test_the_refresh_trigger_is_judged_paced_and_redacted_as_every_change():
+    refusal = http_answer(b'{"error_code":1,"error_msg":"no such sign s3cret"}')
+    limiter = FreeLimiter()
+    with (
+        scripted(refusal, http_answer(b"<html>", status="502 Bad Gateway"), SUCCESS) as server,
+        client_of(server.url, sign="s3cret", limiter=limiter) as client,
+    ):
+        with pytest.raises(RejectedError) as refused:
+            client.bind_task("001")
+        assert "bind_task for store 001" in str(refused.value)
+        assert "s3cret" not in f"{refused.value} {refused.value.answer}"
+        client.bind_task("001")  # the second try of a lost answer
+    assert limiter.taken == 3
 
 
 def test_queries_are_gets_with_the_common_fields():
@@ -534,7 +559,73 @@ def test_an_incomplete_listing_is_never_taken_for_the_whole(pages: dict[int, lis
         pytest.raises(TransientError, match="of 6 products"),
     ):
         list(client.query_all("001", 3))
-    assert limiter.taken <= 3  # the count and two pages: what repeats is not asked for again
+    assert limiter.taken <= 4  # the counts and two pages: what repeats is not asked for again
+
+
+@pytest.mark.parametrize("by_own_size", [True, False])
+def test_a_server_that_caps_its_pages_is_read_whole_however_it_turns_them(by_own_size: bool):
+    app, cap = FastAPI(), 10
+
+    @app.get("/api/default/product/query_count")
+    def query_count() -> dict[str, int]:
+        return {"count": 35}
+
+    @app.get("/api/default/product/query")
+    def query(f1: int, f2: int) -> list[dict[str, str]]:
+        start = (f1 - 1) * (min(cap, f2) if by_own_size else f2)
+        return [{"product_code": str(code)} for code in range(35)[start : start + min(cap, f2)]]
+
+    with running(app) as url, client_of(url) as client:
+        codes = [row["product_code"] for row in client.query_all("001", 20)]
+    assert codes == [str(code) for code in range(35)]
+
+
+def test_labels_that_go_while_the_list_is_read_do_not_make_it_incomplete():
+    app, counts = FastAPI(), iter([6, 5])
+
+    @app.get("/api/default/product/query_count")
+    def query_count() -> dict[str, int]:
+        return {"count": next(counts)}
+
+    @app.get("/api/default/product/query")
+    def query(f1: int, f2: int) -> list[dict[str, str]]:
+        return [{"product_code": str(code)} for code in ([1, 2, 3], [4, 5], [])[f1 - 1]]
+
+    with running(app) as url, client_of(url) as client:
+        assert len(list(client.query_all("001", 3))) == 5
+
+
+ODD_PAGE = b"""[{"product_code": "X"}, {"product_code": "X "}, {"product_code": "X"}, {"product_code": 7},
+    {"product_code": null}, {}, "none", {"product_code": "\\u0000", "product_name": "\\ud800 \\ud83c\\udf4e"},
+    {"product_name": NaN, "product_code": "A\xff"}, {"product_price": 1234567890123456789012345}]"""
+
+
+def test_field_07_odd_rows_are_counted_as_the_server_counts_them_and_spoil_no_list():
+    app = FastAPI()
+
+    @app.get("/api/default/product/query_count")
+    def query_count() -> dict[str, int]:
+        return {"count": 10}
+
+    @app.get("/api/default/product/query")
+    def query(f1: int, f2: int) -> Response:
+        return Response(ODD_PAGE if f1 == 1 else b"[]", media_type="application/json")
+
+    with running(app) as url, client_of(url) as client:
+        rows = list(client.query_all("001", 10))
+    codes = ["X", "X ", "X", 7, None, None, None, "\x00", "A\ufffd", None]
+    assert [row.get("product_code") for row in rows] == codes
+
+
+def test_rows_are_asked_for_by_code(client: HipoinkClient, sandbox: Sandbox):
+    client.create_multiple("001", [product("1"), product("2")])
+    rows = client.query_with_code("001", ["2", "2 ", "none"])
+    assert [row["product_code"] for row in rows] == ["2"]
+    with pytest.raises(ValueError, match="names no product"):
+        client.query_with_code("001", ["0"])
+    sandbox.faults({"kind": "status", "status": 404, "action": "query_with_code"})
+    with pytest.raises(RejectedError):
+        client.query_with_code("001", ["2"])
 
 
 def test_a_listing_without_end_is_left():

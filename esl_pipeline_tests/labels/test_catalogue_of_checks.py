@@ -128,6 +128,77 @@ def test_code_form() -> None:
         assert (judged.state, judged.findings) == ("held", {"code_form": ERROR}), code
 
 
+def test_field_31_numbers_that_a_spreadsheet_rewrote_are_held() -> None:
+    rewritten = (
+        "4006381333931.0",
+        "4.00638E12",
+        "4.00638e+12",
+        "4,00638E+12",
+        "4E+12",
+        "20653.00",
+        "049000050103,0",
+    )
+    for code, judged in judge_each("barcode", rewritten, code_source=["barcode", "sku"]):
+        assert (judged.state, judged.findings) == ("held", {"number_artefact": ERROR}), code
+    for code, judged in judge_each("sku", rewritten, code_source="sku"):
+        assert (judged.state, judged.findings) == ("held", {"number_artefact": ERROR}), code
+    # House codes that only look a little like it.
+    for code, judged in judge_each(
+        "sku", ("12E3", "1E10", "5E2", "12.50", "1.0.0", "E12", "2.5EL"), code_source="sku"
+    ):
+        assert (judged.findings, judged.shown("pc")) == ({}, code)
+
+
+def test_field_31_words_that_mean_nothing_count_as_empty() -> None:
+    words = (
+        "none",
+        "null",
+        "n/a",
+        "nan",
+        "-",
+        "0",
+        "#N/A",
+        "no barcode",
+        "None",
+        " NULL ",
+        "N/A",
+        "No  Barcode",
+    )
+    more = (
+        "<NA>",
+        "undefined",
+        "--",
+        "?",
+        "n.a.",
+        "Does not apply",
+        "#REF!",
+        "0000000000000",
+        "0.0",
+        "kein Barcode",
+    )
+    for word, judged in judge_each("barcode", words + more, code_source=["barcode", "sku"]):
+        assert (judged.findings, judged.shown("pc")) == ({}, "SKU-1"), word
+    for word, judged in judge_each("barcode", words):
+        finding = "code_zero" if word == "0" else "code_missing"
+        assert (judged.state, judged.findings) == ("held", {finding: ERROR}), word
+    # The SKU is a word too: the same, and no label shows it.
+    for word, judged in judge_each("sku", ("none", "N/A"), code_source=["sku", "barcode"]):
+        assert (judged.shown("pc"), judged.shown("pi")) == ("4006381333931", ""), word
+    # Whole words only.
+    for code, judged in judge_each(
+        "sku", ("NONE-1", "NA12", "null0", "nan_1", "KEIN1", "0-1"), code_source="sku"
+    ):
+        assert (judged.findings, judged.shown("pc"), judged.shown("pi")) == ({}, code, code)
+
+
+def test_field_33_the_only_variant_has_no_option() -> None:
+    policy: dict[str, Any] = {"fields": {"f1": "{option1}[ / {option2}]", "f2": "{variant_title}"}}
+    alone = judge({"option1": "Default Title", "variant_title": "Default Title"}, **policy)
+    assert (alone.shown("f1"), alone.shown("f2")) == ("", "")
+    one_of_two = judge({"option1": "Red", "option2": "XL", "variant_title": "Red / XL"}, **policy)
+    assert (one_of_two.shown("f1"), one_of_two.shown("f2")) == ("Red / XL", "Red / XL")
+
+
 def test_gtin_check_digit() -> None:
     kinds = {
         "96385074": "gtin8",

@@ -67,6 +67,11 @@ def assert_is_clean(text: str) -> None:
         ("<script>alert(1)</script>", "alert(1)"),
         ("Size < 5", "Size < 5"),
         ("3 <4> 5 <- 6 <3", "3 <4> 5 <- 6 <3"),
+        ("<p>Tea<p>green<LI>", "Tea green<LI>"),
+        ("<B>Bio</b> <FONT COLOR=red size='2'>tea</FONT>", "Bio tea"),
+        ("Tea<!-- <b> in a > comment --> green<!-- open", "Tea green<!-- open"),
+        ("<!DOCTYPE html><o:p></o:p>Tea<hr/>", "Tea"),
+        ('<img src="a>b.png" alt=x>Tea', "Tea"),
         ("open <b", "open <b"),
         ("Salt &amp; pepper", "Salt & pepper"),
         ("&amp;quot;", "&quot;"),
@@ -88,6 +93,51 @@ def assert_is_clean(text: str) -> None:
 )
 def test_what_is_cleaned(given_text: str | None, expected: str) -> None:
     assert clean(given_text) == expected
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "T-Shirt <M>",
+        "Cable <USB-C to A> 1 m",
+        "a<b",
+        "1 < 2 > 0",
+        "T-Shirt <S>",
+        "T-Shirt <small>",
+        "Sizes <S>, <M> and <L>",
+        "<Map of Europe>",
+        "Stand <Base>, <Base black>",
+        "Battery <AA> (<A>)",
+        "a<b and c>d",
+        "<a = b>",
+        "<b-b>",
+        "Mail <tea@example.com>",
+        "<https://example.com>",
+        "<!>",
+    ],
+)
+def test_field_32_what_is_not_html_stays(title: str) -> None:
+    assert clean(title) == title
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="&<>\u200b\ufeff"), max_size=20)
+)
+def test_field_32_text_in_brackets_that_is_no_element_stays(text: str) -> None:
+    kept = f"<-{clean(text)}->"
+    assert clean(kept) == kept
+
+
+@given(
+    st.sampled_from(["b", "span", "h1", "strong", "table"]),
+    st.dictionaries(
+        st.sampled_from(["class", "style", "data-x"]), st.text("abc >:;'", max_size=9), max_size=3
+    ),
+    st.text("abc <M> 12", max_size=9),
+)
+def test_field_32_html_goes_with_its_attributes(name: str, attributes: dict[str, str], text: str) -> None:
+    tag = " ".join([name, *(f'{key}="{value}"' for key, value in attributes.items())])
+    assert clean(f"<{tag}>{text}</{name}>") == clean(text)
 
 
 @given(st.one_of(st.text(), MARKUP))
@@ -118,7 +168,22 @@ def test_naughty_strings_become_clean_and_keep_their_visible_characters() -> Non
 
 def test_cleaning_hostile_text_takes_no_long_time() -> None:
     """Seconds if any pattern needed quadratic time; the test's own time limit fails it."""
-    for piece in ("<a", "&a", "&#", " ", "<br ", "</", "a\u0301", "\u200b"):
+    pieces = (
+        "<a",
+        "&a",
+        "&#",
+        " ",
+        "<br ",
+        "</",
+        "a\u0301",
+        "\u200b",
+        "<!--",
+        "-->",
+        "<!doctype ",
+        "<a b=",
+        '<a b="',
+    )
+    for piece in (*pieces, "<a b='\"", "<b>", "<a b=c ", "<a  ", " b=''"):
         clean(piece * 200_000)
 
 

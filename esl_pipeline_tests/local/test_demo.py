@@ -249,6 +249,27 @@ def test_a_wrong_label_makes_the_report_wrong_and_is_printed() -> None:
     assert "Every label is right" not in said.getvalue()
 
 
+def test_field_41_a_label_that_is_right_but_not_on_the_shelf_makes_the_report_wrong_and_is_printed() -> None:
+    repaired = {"missing": 0, "different": 0}
+    drift = repaired | {"foreign": 0}
+    night = NightReport(
+        labels=2, outdated=0, drift=drift, drift_in_dagster=drift, repaired=repaired, seconds=1
+    )
+    labels, on_shelf = shown(MILK, TEA), shown(TEA)
+    wave = WaveReport("opening", labels=2, not_shown=compare(EXPECTED, "DEMO", on_shelf))
+    report = report_of(wave, labels, night)
+    report.sandbox = {**report.sandbox, "shown": on_shelf}
+    figures = report.figures()
+    assert (figures["right"], figures["wrong"]) == (False, [])
+    assert [entry["kind"] for entry in figures["not_shown"]] == ["missing"]
+    assert (figures["labels"]["on_server"], figures["labels"]["on_shelf"]) == (2, 1)
+    said = io.StringIO()
+    print_report(Console(file=said, width=100), report, as_json=False)
+    assert "1 label is wrong on the shelf." in said.getvalue()
+    assert re.search(rf"DEMO {MILK['pc']}\s+missing", said.getvalue())
+    assert "Every label is right" not in said.getvalue()
+
+
 @pytest.mark.parametrize("told", ["drift_in_dagster", "repaired"])
 def test_drift_that_is_not_told_exactly_makes_the_report_wrong_and_is_printed(told: str) -> None:
     repaired = {"missing": 3, "different": 5}
@@ -280,7 +301,14 @@ def report_of(
         held_back=0,
         expected_held_back=0,
         findings=[],
-        sandbox={"labels": labels, "history": {}, "calls": {}, "pushes": {}},
+        sandbox={
+            "labels": labels,
+            "shown": labels,
+            "history": {},
+            "calls": {},
+            "pushes": {},
+            "refreshes": {},
+        },
         traced_code="",
         trace=[],
         start_seconds=1,
@@ -366,7 +394,7 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     figures = json.loads(said.getvalue())
     assert right, figures
-    assert figures["wrong"] == []
+    assert figures["wrong"] == figures["not_shown"] == []
     webhooks, labels, held = figures["webhooks"], figures["labels"], figures["held_back"]
     assert 280 <= webhooks["sent"] <= 320
     received = webhooks["kept"] + webhooks["duplicates"] + webhooks["refused"]
@@ -374,7 +402,8 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert 0.05 < webhooks["dropped"] / webhooks["sent"] < 0.15
     assert webhooks["duplicates"] > 6
     assert (webhooks["refused"], webhooks["unusable"], webhooks["dead"]) == (1, 1, 0)
-    assert labels["on_shelf"] == labels["expected"] > 280
+    assert labels["on_shelf"] == labels["on_server"] == labels["expected"] > 280
+    assert 3 <= labels["refreshes"] <= 2 * labels["calls"], "one a burst, at least one each part of the demo"
     assert labels["written"] > labels["on_shelf"]
     assert labels["removed"] >= 10
     assert labels["written_unchanged"] == 0

@@ -1,10 +1,12 @@
 """The sandbox label server against the documented contract, over real HTTP."""
 
 import re
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -225,7 +227,7 @@ def test_state_tells_calls_pushes_and_history(sandbox: Sandbox):
 
 def test_state_can_be_cleared(sandbox: Sandbox):
     post(sandbox, "create", **product())
-    empty = {"labels": {}, "calls": {}, "pushes": {}, "history": {}}
+    empty = {"labels": {}, "shown": {}, "calls": {}, "pushes": {}, "history": {}, "refreshes": {}}
     assert sandbox.http.delete("/sandbox/state").json() == empty == sandbox.state()
 
 
@@ -276,6 +278,108 @@ def test_the_command_serves_and_labels_survive_a_kill(tmp_path: Path):
                 process.kill()
 
 
+# --- physical labels ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting() -> Iterator[Sandbox]:
+    """A server without auto-trigger."""
+    with running_sandbox(LabelStore(auto_trigger=False)) as sandbox:
+        yield sandbox
+
+
+def refresh(sandbox: Sandbox, **fields: Any) -> Any:
+    return sandbox.http.post("/api/default/esl/bind_task", json={**COMMON, **fields}).json()
+
+
+def prices_shown(sandbox: Sandbox, store: str = "001") -> dict[str, str]:
+    return {code: record["pp"] for code, record in sandbox.state()["shown"].get(store, {}).items()}
+
+
+def test_with_auto_trigger_a_physical_label_shows_each_change_at_once(sandbox: Sandbox):
+    post(sandbox, "create_multiple", f1=[product("1"), product("2")])
+    post(sandbox, "create", **product("1", price="6"))
+    post(sandbox, "del_multiple", f1=["2"])
+    sandbox.http.put("/sandbox/labels/001/3", json={"pp": "7.00"}).raise_for_status()
+    assert prices_shown(sandbox) == {"1": "6.00", "3": "7.00"}
+    assert sandbox.state()["shown"] == sandbox.state()["labels"]
+    assert refresh(sandbox) == SUCCESS
+    assert sandbox.state()["refreshes"] == {}, "nothing was waiting"
+
+
+def test_field_41_without_it_nothing_is_shown_before_the_trigger_of_that_store(waiting: Sandbox):
+    post(waiting, "create_multiple", f1=[product("1"), product("2")])
+    post(waiting, "create", store_code="002", **product("9"))
+    assert waiting.state()["shown"] == {}
+    assert refresh(waiting) == SUCCESS
+    assert prices_shown(waiting) == {"1": "5.00", "2": "5.00"}
+    assert prices_shown(waiting, "002") == {}
+    post(waiting, "create", **product("1", price="6"))
+    assert prices_shown(waiting) == {"1": "5.00", "2": "5.00"}
+    refresh(waiting)
+    assert prices_shown(waiting) == {"1": "6.00", "2": "5.00"}
+    state = waiting.state()
+    assert state["calls"]["bind_task"] == len(state["refreshes"]["001"]) == 2
+    assert "" not in state["history"]["001"], "a refresh changes no product"
+
+
+def test_a_deleted_product_is_on_its_label_until_the_refresh(waiting: Sandbox):
+    post(waiting, "create", **product("1"))
+    post(waiting, "create", **product("2"))
+    refresh(waiting)
+    post(waiting, "del_multiple", f1=["1", "2"])
+    post(
+        waiting, "create", **product("2", price="8")
+    )  # comes back before the refresh: its label is hung again
+    assert prices_shown(waiting) == {"1": "5.00", "2": "5.00"}
+    refresh(waiting)
+    assert prices_shown(waiting) == {"2": "8.00"}
+
+
+def test_the_trigger_wants_the_key_and_can_be_made_to_fail(waiting: Sandbox):
+    post(waiting, "create", **product())
+    assert refresh(waiting, sign="guess") == refused("invalid sign")
+    waiting.faults({"kind": "status", "status": 503, "action": "bind_task", "times": 1})
+    assert waiting.http.post("/api/default/esl/bind_task", json=COMMON).status_code == 503
+    assert waiting.state()["shown"] == {}
+    assert refresh(waiting) == SUCCESS
+    assert waiting.http.get("/api/default/esl/bind_task", params=COMMON).status_code == 404
+    assert waiting.http.post("/api/default/product/bind_task", json=COMMON).status_code == 404
+
+
+def test_physical_labels_survive_a_restart_and_those_of_an_older_file_hang_already(tmp_path: Path):
+    file = tmp_path / "labels.db"
+    with running_sandbox(LabelStore(file, auto_trigger=False)) as sandbox:
+        post(sandbox, "create", **product())
+        refresh(sandbox)
+        post(sandbox, "create", **product(price="6"))
+        before = sandbox.state()
+    with running_sandbox(LabelStore(file, auto_trigger=False)) as sandbox:
+        assert sandbox.state() == before
+        assert prices_shown(sandbox) == {"4006": "5.00"}
+    with closing(sqlite3.connect(file)) as old, old:
+        old.execute("drop table physical")
+    with running_sandbox(LabelStore(file, auto_trigger=False)) as sandbox:
+        assert prices_shown(sandbox) == {"4006": "6.00"}
+
+
+def test_the_page_shows_the_physical_label_and_marks_one_that_waits(waiting: Sandbox):
+    post(waiting, "create", **product("1"))
+    (card,) = cards(waiting)["labels"]
+    assert (card["blank"], card["waits"], card["price"], card["next"]) == (True, True, "", "5.00")
+    before = cards(waiting)
+    assert (before["labels_total"], before["waiting"]) == (1, 1)
+    refresh(waiting)
+    after = cards(waiting, since=before["revision"])
+    (card,) = after["labels"]
+    assert (card["blank"], card["waits"], card["price"], after["waiting"]) == (False, False, "5.00", 0)
+    post(waiting, "del_multiple", f1=["1"])
+    (card,) = cards(waiting, q="Earl")["labels"]
+    assert (card["waits"], card["price"], card["next"]) == (True, "5.00", "")
+    refresh(waiting)
+    assert cards(waiting)["labels"] == []
+
+
 # --- faults -------------------------------------------------------------------------------------
 
 
@@ -321,6 +425,29 @@ def test_bad_codes_refuse_their_batch_whole_or_from_there_on(sandbox: Sandbox, a
     assert codes(sandbox) == kept
     assert post(sandbox, "create_multiple", f1=[product("4")]) == SUCCESS
     assert post(sandbox, "create", **product("3"))["error_code"] == 1
+
+
+def test_hidden_labels_are_in_no_answer_that_the_rule_holds_for(sandbox: Sandbox):
+    post(sandbox, "create_multiple", f1=[product(code) for code in ("1", "2", "3")])
+    sandbox.faults(
+        *({"kind": "hidden", "hides": ["2", "none"], "action": a} for a in ("query", "query_count"))
+    )
+    assert [row["product_code"] for row in get(sandbox, "query")] == ["1", "3"]
+    assert get(sandbox, "query_count") == {"count": 2}
+    assert [row["product_code"] for row in post(sandbox, "query_with_code", f1=["2"])] == ["2"]
+    sandbox.faults({"kind": "hidden", "hides": ["2"]})
+    assert post(sandbox, "query_with_code", f1=["2"]) == []
+    assert post(sandbox, "create", **product("2")) == SUCCESS
+
+
+def test_a_server_may_take_codes_for_numbers(sandbox: Sandbox):
+    sandbox.faults({"kind": "drops_zeros"})
+    post(sandbox, "create_multiple", f1=[product("00123"), product("7")])
+    post(sandbox, "create", **product("0456"))
+    assert codes(sandbox) == ["123", "7", "456"]
+    assert [row["product_code"] for row in post(sandbox, "query_with_code", f1=["00123"])] == ["123"]
+    assert post(sandbox, "del_multiple", f1=["00456", "0123"])["count"] == 2
+    assert get(sandbox, "query")[0]["product_code"] == "7"
 
 
 def test_latency_adds_to_other_faults(sandbox: Sandbox):

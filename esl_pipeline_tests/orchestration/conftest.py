@@ -46,6 +46,7 @@ class Pipeline:
     buffer: Buffer
     dsn: str
     sandbox: Sandbox
+    dagster_dsn: str = ""
 
     def materialize(
         self, *names: str, shop: str = KEY, raise_on_error: bool = True, **resources: Any
@@ -72,6 +73,11 @@ class Pipeline:
         """Change the buffer behind everyone's back."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(query.encode())
+
+    def rows(self, query: str) -> list[Any]:
+        """Look behind the functions."""
+        with psycopg.connect(self.dsn) as connection:
+            return connection.execute(query.encode()).fetchall()
 
     def sql_elsewhere(self, query: str) -> None:
         """The same, from another database of the server."""

@@ -221,3 +221,28 @@ def test_every_asset_says_what_its_columns_are(pipeline: Pipeline) -> None:
         (spec,) = pipeline.definitions.get_assets_def(asset).specs
         named = [column.name for column in spec.metadata["dagster/column_schema"].columns]
         assert sorted(pd.read_parquet(frame).columns) == sorted(named)
+
+
+def test_field_41_a_run_of_one_shop_ends_with_one_refresh_of_its_store(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
+    arrive(pipeline.buffer, *(product(n) for n in range(1, 4)))
+
+    result = pipeline.materialize()
+
+    assert pipeline.sandbox.state()["calls"] == {"create_multiple": 1, "bind_task": 1}
+    (row,) = pipeline.rows("select store_code, run_id, outcome from esl.refreshes")
+    assert row == (STORE, result.run_id, "accepted")
+    assert pipeline.buffer.due()["refresh"] is False
+
+
+def test_a_run_whose_refresh_fails_succeeds(pipeline: Pipeline) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    pipeline.sandbox.faults({"kind": "status", "status": 500, "action": "bind_task"})
+
+    result = pipeline.materialize()
+
+    assert result.success
+    assert metadata(result, "hipoink_sync_results")["outcomes"] == "1 accepted"
+    assert pipeline.buffer.status()["refreshes"]["waiting"][0]["attempts"] == 1

@@ -96,6 +96,7 @@ def test_jobs_sensors_and_schedules(
     }
     assert checks == {
         ("shopify_products", "webhooks_arrive"),
+        ("shopify_products", "shop_is_read"),
         ("validated_variants", "quarantine_share"),
         ("validated_variants", "codes_are_unique"),
         ("validated_variants", "preview"),

@@ -1,14 +1,21 @@
 """The drain job: all shops, one materialisation per asset and shop, one drain at a time."""
 
+import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from esl_pipeline.orchestration import event_sync
-from esl_pipeline.stages.drain import LEASE
+from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.connections import LABEL_SERVER_TIMEOUT_SECONDS
+from esl_pipeline.orchestration import event_sync, reports
+from esl_pipeline.stages.drain import LEASE, drain
+from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import (
     KEY,
@@ -181,6 +188,110 @@ def test_wrong_policies_are_said_and_hold_up_nobody_else(pipeline: Pipeline) -> 
 
     assert result.success
     assert set(pipeline.labels(OTHER_STORE)) == {"C-2"} and not pipeline.labels(STORE)
+
+
+def test_field_35_the_closing_checks_are_asked_once_for_all_shops(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(pipeline.buffer)
+    map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
+    map_shop(pipeline.buffer, "third.myshopify.com", "S3")
+    arrive(pipeline.buffer, product(1))
+    arrive(pipeline.buffer, product(2), shop=OTHER_SHOP)
+    called: Counter[str] = Counter()
+    call = PsycopgTransport.call
+
+    def counted(transport: PsycopgTransport, function: str, p: Any) -> Any:
+        called[function] += 1
+        return call(transport, function, p)
+
+    monkeypatch.setattr(PsycopgTransport, "call", counted)
+
+    result = pipeline.drain()
+
+    assert [called[name] for name in ("esl_status", "esl_preview", "esl_accuracy")] == [1, 1, 1]
+    found = {(check.check_name, check.partition) for check in result.get_asset_check_evaluations()}
+    names = {"quarantine_share", "codes_are_unique", "preview", "label_accuracy", "backlog"}
+    assert found == {(name, shop) for name in names for shop in (KEY, OTHER_KEY)}
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+
+
+@pytest.mark.parametrize("broken", ["status", "preview", "accuracy"])
+def test_field_35_a_report_that_fails_fails_nothing_else(pipeline: Pipeline, broken: str) -> None:
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    pipeline.sql(
+        f"create or replace function public.esl_{broken}(p jsonb) returns jsonb language plpgsql as"
+        " $$ begin raise query_canceled; end $$"
+    )
+
+    result = pipeline.drain()
+
+    assert result.success and set(pipeline.labels(STORE)) == {"C-1"}
+    made = {check.check_name for check in result.get_asset_check_evaluations()}
+    lost = {
+        "status": {"backlog"},
+        "accuracy": {"label_accuracy"},
+        "preview": {"quarantine_share", "codes_are_unique", "preview"},
+    }
+    assert made == set().union(*lost.values()) - lost[broken]
+    said = [entry.user_message for entry in pipeline.instance.all_logs(result.run_id)]
+    assert any("could not be made" in text and min(lost[broken]) in text for text in said)
+
+
+def test_field_35_a_materialisation_that_cannot_be_logged_fails_nothing_else(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(pipeline.buffer)
+    map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
+    arrive(pipeline.buffer, product(1))
+    arrive(pipeline.buffer, product(2), shop=OTHER_SHOP)
+    report = reports.labels_report
+
+    def labels_report(labels: Any, found: Any) -> Any:
+        if KEY.endswith(labels[0]["source_store_id"].iloc[0]):
+            raise ValueError("a title that nobody thought of")
+        return report(labels, found)
+
+    monkeypatch.setattr(reports, "labels_report", labels_report)
+
+    result = pipeline.drain()
+
+    assert result.success and set(pipeline.labels(STORE)) == {"C-1"}
+    every = {(asset, shop) for asset in ASSETS for shop in (KEY, OTHER_KEY)}
+    assert set(materialisations(pipeline, result)) == every - {("validated_variants", KEY)}
+
+
+def test_field_39_a_drain_may_be_as_old_as_its_setting_says(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from esl_pipeline.definitions import build_definitions
+
+    for seconds, runtime in (("600", "900"), ("3600", "3900"), ("86400", "86700"), ("30.5", "331")):
+        monkeypatch.setenv("ESL_DRAIN_MAX_AGE_SECONDS", seconds)
+        monkeypatch.setenv("ESL_DRAIN_IDLE_SECONDS", "20")
+        job = build_definitions().resolve_job_def("event_sync")
+        assert job.tags["dagster/max_runtime"] == runtime
+        assert int(runtime) > float(seconds) + PushRules().lease + 2 * LABEL_SERVER_TIMEOUT_SECONDS
+
+
+def test_field_39_nothing_waits_beyond_the_age(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle time as long as the age would double it, and run monitoring would end the run as dead."""
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    monkeypatch.setenv("ESL_DRAIN_IDLE_SECONDS", "3600")
+    monkeypatch.setenv("ESL_DRAIN_MAX_AGE_SECONDS", "3600")
+    monkeypatch.setattr(event_sync, "drain", partial(_drain_of_age, 1.5))
+
+    started = time.monotonic()
+    assert pipeline.drain().success
+
+    assert time.monotonic() - started < 30 and set(pipeline.labels(STORE)) == {"C-1"}
+
+
+def _drain_of_age(age: float, *args: Any, **options: Any) -> bool:
+    *others, limits = args
+    return drain(*others, replace(limits, age=age), **options)
 
 
 def _after_a_round(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:

@@ -3,17 +3,28 @@
 import dagster as dg
 import pytest
 
-from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, BufferVersionError, classify
+from esl_pipeline.buffer.errors import (
+    BufferError,
+    BufferUnavailable,
+    BufferVersionError,
+    Failure,
+    Size,
+    classify,
+)
 from esl_pipeline.orchestration.failures import is_permanent
 from esl_pipeline.settings import SettingsError
+
+
+def _failed(code: str, message: str) -> BufferError:
+    return classify(Failure(code, message), function="esl_due", size=Size.FIXED, credential="X")
 
 
 @pytest.mark.parametrize(
     ("error", "permanent"),
     [
         (BufferUnavailable("away", retryable=True), False),
-        (classify(function="esl_due", code="40001", message="serialization", credential="X"), False),
-        (classify(function="esl_due", code="28P01", message="password", credential="X"), True),
+        (_failed("40001", "serialization"), False),
+        (_failed("28P01", "password"), True),
         (BufferVersionError("older"), True),
         (BufferError("a bad call", code="22023"), True),
         (SettingsError(["HIPOINK_API_BASE_URL is not set"]), True),

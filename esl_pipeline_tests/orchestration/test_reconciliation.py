@@ -12,11 +12,13 @@ from starlette.datastructures import Headers
 from esl_pipeline.local.shopify.faults import CutDownload
 from esl_pipeline.local.shopify.sandbox import TOKEN, ShopifySandbox
 from esl_pipeline.local.shopify.server import running_shopify
+from esl_pipeline.orchestration import assets, reconciliation
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.shops import shop_of
+from esl_pipeline_tests.hipoink.servers import client_of
 from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.test_assets import metadata
@@ -85,7 +87,10 @@ def test_a_shop_without_webhooks_has_every_label_by_morning(
         0,
     )
     assert checks(first) == dict.fromkeys(
-        ("webhooks_arrive", "quarantine_share", "codes_are_unique", "preview", "label_accuracy", "backlog"),
+        (
+            *("webhooks_arrive", "shop_is_read", "quarantine_share", "codes_are_unique", "preview"),
+            *("label_accuracy", "backlog"),
+        ),
         True,
     )
     assert 0 < said["duration (s)"] < 60 and said["peak memory (MiB)"] > 0
@@ -114,8 +119,6 @@ def test_labels_edited_behind_our_back_are_found_and_mended(
     map_shop(pipeline.buffer)
     reconcile(pipeline)
     codes = sorted(prices(pipeline))
-    from esl_pipeline_tests.hipoink.servers import client_of
-
     with client_of(pipeline.sandbox.url) as intruder:
         intruder.create_multiple(STORE, [{"pc": codes[0], "pn": "Other", "pp": "0.01"}])
         intruder.create_multiple(STORE, [{"pc": "FOREIGN", "pn": "Not ours", "pp": "5.00"}])
@@ -126,6 +129,22 @@ def test_labels_edited_behind_our_back_are_found_and_mended(
     assert (said["drift missing"], said["drift different"], said["drift foreign"]) == (2, 1, 1)
     assert prices(pipeline) == wanted(shopify) | {"FOREIGN": "5.00"}
     assert numbers(reconcile(pipeline))["drift missing"] == 0
+
+
+def test_field_04_a_refused_label_is_tried_once_a_night(pipeline: Pipeline, shopify: ShopifySandbox) -> None:
+    map_shop(pipeline.buffer)
+    code = sorted(wanted(shopify))[0]
+    pipeline.sandbox.faults({"kind": "bad_codes", "codes": [code]})
+    reconcile(pipeline)
+    pipeline.sql("update esl.sync_queue set state = 'failed', refusals = 5")  # the end of hours of refusals
+    before = changing_calls(pipeline)
+    reconcile(pipeline)
+    assert changing_calls(pipeline) - before == 1
+    (store,) = pipeline.buffer.status()["stores"]
+    assert store["queue"]["failed"] == 1 and code not in prices(pipeline)
+    pipeline.sandbox.faults()
+    reconcile(pipeline)
+    assert prices(pipeline) == wanted(shopify)
 
 
 def test_a_truncated_catalogue_removes_nothing_and_says_why(
@@ -209,6 +228,108 @@ def test_catch_up_reads_what_webhooks_missed(pipeline: Pipeline, shopify: Shopif
     assert job.execute_in_process(instance=pipeline.instance).success
 
 
+def test_field_03_a_shop_that_cannot_be_read_keeps_no_other_from_its_turn(
+    pipeline: Pipeline, shopify: ShopifySandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked, broken, healthy = "a-revoked.myshopify.com", "b-broken.myshopify.com", SHOP
+    for number, name in enumerate((revoked, broken, healthy)):
+        map_shop(pipeline.buffer, name, f"S{number}")
+    monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", f"{revoked}=shpat_revoked,{broken}={TOKEN},{healthy}={TOKEN}")
+    reconciled = datetime.now(UTC)
+    for found in shopify.shop.products.values():
+        found.updated_at = reconciled
+    read = reconciliation.read_changes
+
+    def read_changes(*args: Any, shop: dict[str, str], **rest: Any) -> dict[str, Any]:
+        if shop["source_store_id"] == broken:
+            raise KeyError("not thought of")
+        return read(*args, shop=shop, **rest)
+
+    monkeypatch.setattr(reconciliation, "read_changes", read_changes)
+    job = pipeline.definitions.resolve_job_def("catch_up")
+    for _ in range(3):  # whoever comes first
+        failed = job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
+
+    assert not failed.success
+    said = failed.failure_data_for_node("read_recent_changes")
+    assert said is not None and said.user_failure_data is not None
+    words = str(said.user_failure_data.description)
+    assert words.startswith("2 of 3 shops could not be read: ") and healthy not in words
+    assert f"shopify:{revoked}: " in words and "HTTP 401" in words and "shpat_revoked" not in words
+    assert f"shopify:{broken}: KeyError: 'not thought of'" in words
+    assert set(said.user_failure_data.metadata) == {f"shopify:{revoked}", f"shopify:{broken}"}
+    judged = {found.partition: found.passed for found in failed.get_asset_check_evaluations()}
+    assert judged == {f"shopify:{revoked}": False, f"shopify:{broken}": False, KEY: True}
+    pipeline.drain()
+    assert {code: label["pp"] for code, label in pipeline.labels("S2").items()} == wanted(shopify)
+
+    # The token is renewed: the check passes again by itself.
+    monkeypatch.setattr(reconciliation, "read_changes", read)
+    monkeypatch.setenv(
+        "SHOPIFY_ADMIN_TOKEN", ",".join(f"{name}={TOKEN}" for name in (revoked, broken, healthy))
+    )
+    mended = job.execute_in_process(instance=pipeline.instance)
+    assert {found.passed for found in mended.get_asset_check_evaluations()} == {True}
+
+
+def test_field_03_a_store_that_cannot_be_compared_keeps_no_other_from_it(
+    pipeline: Pipeline, shopify: ShopifySandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for store in ("A1", STORE):
+        map_shop(pipeline.buffer, SHOP, store)
+    reconcile(pipeline)
+    gone = sorted(prices(pipeline))[0]
+    with client_of(pipeline.sandbox.url) as intruder:
+        intruder.del_multiple(STORE, [gone])
+    compare = assets.compare_store
+
+    def compare_store(*args: Any, store: str, **rest: Any) -> Any:
+        if store == "A1":
+            raise ValueError("what nobody thought of")
+        return compare(*args, store=store, **rest)
+
+    monkeypatch.setattr(assets, "compare_store", compare_store)
+    failed = reconcile(pipeline, raise_on_error=False)
+
+    assert not failed.success
+    said = str(failed.failure_data_for_node("hipoink_sync_results"))
+    assert "1 of 2 stores could not be compared: A1: ValueError: what nobody thought of" in said
+    assert prices(pipeline) == wanted(shopify), "the other store was compared and mended"
+
+
+def test_field_29_an_active_shop_that_cannot_be_read_while_others_can_is_said(
+    pipeline: Pipeline, shopify: ShopifySandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(pipeline.buffer)
+    map_shop(pipeline.buffer, OTHER_SHOP, "S2")
+    monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", f"https://Corner-Shop.myshopify.com/={TOKEN}")
+    job = pipeline.definitions.resolve_job_def("catch_up")
+
+    def judged() -> dict[str | None, tuple[bool, str]]:
+        done = job.execute_in_process(instance=pipeline.instance)
+        return {
+            found.partition: (found.passed, str(found.description))
+            for found in done.get_asset_check_evaluations()
+            if found.check_name == "shop_is_read"
+        }
+
+    first = judged()
+    assert first[KEY][0] and not first[f"shopify:{OTHER_SHOP}"][0]
+    assert "SHOPIFY_ADMIN_TOKEN has a token for other shops only" in first[f"shopify:{OTHER_SHOP}"][1]
+    assert [r.partition_key for r in tick(pipeline, "nightly_reconciliation")] == [KEY]
+    monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", f"corner-shop={TOKEN}, other-shop={TOKEN}")
+    assert all(passed for passed, _ in judged().values())
+
+
+def test_field_29_a_partition_that_names_no_shop_is_refused(
+    pipeline: Pipeline, shopify: ShopifySandbox
+) -> None:
+    pipeline.instance.add_dynamic_partitions("shops", ["shopify:Corner-Shop.myshopify.com"])
+    failed = pipeline.materialize(shop="shopify:Corner-Shop.myshopify.com", raise_on_error=False)
+    (failure,) = [event for event in failed.all_events if event.is_step_failure]
+    assert f"they are called like {KEY}" in str(failure.event_specific_data)
+
+
 def test_f33_a_shop_that_falls_silent_raises_an_alarm_once(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
@@ -268,7 +389,8 @@ def test_field_13_a_shop_that_a_message_switched_off_raises_an_alarm_until_someb
     [(1000, True, "WARN"), (999, True, "WARN"), (998, False, "WARN"), (979, False, "ERROR")],
 )
 def test_accuracy_warns_below_999_and_fails_below_980(accurate: int, passed: bool, severity: str) -> None:
-    result = label_accuracy([{"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}])
+    mapping = {"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}
+    result = label_accuracy([mapping | {"unsettled": 0, "problem": None}])
     assert (result.passed, result.severity.value) == (passed, severity)
 
 
@@ -282,8 +404,9 @@ def test_the_backlog_tells_how_much_waits_for_how_long_and_why(pipeline: Pipelin
     assert not waiting.passed and "the oldest change waits for 120" in str(waiting.description)
     assert waiting.metadata["webhooks waiting"].value == 2
     assert backlog(pipeline.buffer.status(), KEY, now=datetime.now(UTC)).passed
-    pipeline.sandbox.faults({"kind": "error", "error_msg": "price out of range", "times": 3})
+    pipeline.sandbox.faults({"kind": "error", "error_msg": "price out of range"})
     pipeline.drain()
+    pipeline.sql("update esl.sync_queue set state = 'failed'")  # the end of hours of refusals
     refused = backlog(pipeline.buffer.status(), KEY, now=later)
     assert not refused.passed and "esl-pipeline redrive" in str(refused.description)
     assert (refused.metadata["labels given up"].value, refused.metadata["webhooks waiting"].value) == (2, 0)

@@ -5,11 +5,15 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import pytest
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration.checks import label_accuracy
 from esl_pipeline.stages.push import RESULT_COLUMNS
 from esl_pipeline.stages.read import VARIANT_COLUMNS
+from esl_pipeline.stages.reconcile import Drift
 
 
 def results(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
@@ -57,6 +61,22 @@ def test_nothing_at_all() -> None:
     assert empty[1]["labels to publish"] == 0 and empty[2]["pushes"] == 0
 
 
+def test_where_the_label_server_differed_and_what_was_given_up() -> None:
+    quiet = reports.drift_report([Drift("S1", listed=2, ledger=2)])
+    assert quiet == {"drift missing": 0, "drift different": 0, "drift foreign": 0, "labels listed": 2}
+    loud = reports.drift_report([
+        Drift("S1", given_up={"A": "missing"}, given_up_count=2, skipped=3, odd=["0"], odd_count=1),
+        Drift("S2", given_up={"B": "foreign"}, given_up_count=1, complete=False, reason="cut"),
+        Drift("S3", changed={"01": "1"}, changed_count=1, taken_back=["C"], taken_back_count=1),
+    ])  # fmt: skip
+    assert (loud["given up"], loud["labels not compared"], loud["odd codes"]) == (3, 3, 1)
+    assert (loud["labels taken back"], loud["listing incomplete"]) == (1, "S2: cut")
+    for words in ("S1: 2 came back after three repairs and are left as they are: A (missing)",
+                  "S3: 1 missing labels, because the server changes codes: 01 may hang as 1"):  # fmt: skip
+        assert words in loud["to look at"]
+    assert dg.AssetMaterialization("a", metadata=loud)
+
+
 def test_deliveries_and_their_age() -> None:
     now = datetime.now(UTC)
     events = [
@@ -89,3 +109,23 @@ def test_lists_are_short_and_without_repetition() -> None:
     assert reports.listed([3, 1, 3, None, 1]) == "3, 1"
     assert reports.listed(range(20)).endswith("18, 19")
     assert reports.listed(range(23)).endswith("18, 19 and 3 more")
+
+
+@pytest.mark.parametrize(
+    ("ended", "passes", "words"),
+    [
+        ({"complete": True, "reason": None, "skipped": 3, "given_up": 0}, True, "0 of 0 labels"),
+        ({"complete": True, "reason": None, "skipped": 0, "given_up": 2}, False, "S1: 2 labels"),
+        ({"complete": False, "reason": "cut off", "skipped": 0, "given_up": 0}, False, "not whole (cut off)"),
+    ],
+)
+def test_field_27_what_the_last_comparison_left_alone_is_told(
+    buffer: Buffer, ended: dict[str, Any], passes: bool, words: str
+) -> None:
+    shop = {"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}
+    buffer.mapping_create(shop | {"hipoink_store_code": "S1"})
+    buffer.drift_end(store="S1", at="2026-03-01T02:00:00+00:00", run_id="r", listed=9, ledger=9, **ended)
+    judged = label_accuracy(buffer.accuracy(shop=shop))
+    assert judged.passed is passes and words in str(judged.description)
+    told = judged.metadata["labels that the last comparison skipped"]
+    assert told == dg.MetadataValue.int(ended["skipped"])

@@ -373,9 +373,10 @@ def change_the_shop(stack: Stack) -> dict[str, str]:
     gone, hidden = [card for card in shopify.products()[7:] if len(card["variants"]) == 2][:2]
     shopify.delete(gone)
     shopify.set_status(hidden, "draft")
-    drifted = shopify.products()[-2]["variants"]
-    labels.edit(drifted[0]["barcode"], pn=next(_foreign_names))
-    labels.take_away(drifted[-1]["barcode"])
+    name = next(_foreign_names)
+    labels.edit(shopify.products()[-2]["variants"][0]["barcode"], pn=name)
+    lost = shopify.products()[-12:-2]
+    labels.take_away(lost[int(name.split()[-1]) % len(lost)]["variants"][-1]["barcode"])
     return shopify.prices()
 
 

@@ -61,7 +61,8 @@ def test_labels_that_wait_are_due_too(pipeline: Pipeline) -> None:
     arrive(pipeline.buffer, product(1))
     pipeline.materialize("shopify_products")
     assert pipeline.buffer.due() | {"shops": [], "drain": None} == {
-        "due": True, "inbox": False, "variants": True, "queue": False, "outage": None, "shops": [], "drain": None,
+        "due": True, "inbox": False, "variants": True, "queue": False, "refresh": False, "outage": None, "shops": [],
+        "drain": None,
     }  # fmt: skip
     assert tick(pipeline).run_requests
 

@@ -109,10 +109,20 @@ class Trap:
             await asyncio.sleep(0.005)
 
 
+class _Connection:
+    """One connection through the proxy."""
+
+    last_way: Way = "down"
+
+
 class ChaosProxy:
-    """The proxy; as a context manager it is closed at the end of the block. `toxics` may be set at any time."""
+    """The proxy; as a context manager it is closed at the end of the block. `toxics` may be set at any time.
+
+    round_trips: how often a client has sent something after it had last been sent something.
+    """
 
     def __init__(self, upstream: tuple[str, int] | Path) -> None:
+        self.round_trips = 0
         self.toxics: tuple[Toxic, ...] = ()
         self._upstream = upstream
         self._trap: Trap | None = None
@@ -187,7 +197,7 @@ class ChaosProxy:
         task = asyncio.current_task()
         assert task is not None
         self._pairs[task] = (client, server)
-        connection = object()
+        connection = _Connection()
         try:
             with suppress(asyncio.CancelledError):  # _reset_all; asyncio.streams would report it
                 async with asyncio.TaskGroup() as both:
@@ -206,11 +216,14 @@ class ChaosProxy:
         writer: asyncio.StreamWriter,
         client: asyncio.StreamWriter,
         way: Way,
-        connection: object,
+        connection: "_Connection",
     ) -> None:
         """Pass on what one side says until it has ended; its end too."""
         passed = 0
         while data := await reader.read(_CHUNK):
+            if way == "up" and connection.last_way != "up":
+                self.round_trips += 1
+            connection.last_way = way
             if self._trap is not None:
                 await self._trap.pass_by(connection, way, data)
             swallowed, pieces, pause = False, [data], 0.0

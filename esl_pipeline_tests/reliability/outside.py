@@ -94,7 +94,7 @@ class LabelServer:
         """Start it, unless it runs."""
         if self._running is not None:
             return
-        data = ("--port", str(self._port), "--data", str(self._folder / "labels.sqlite"))
+        data = ("--port", str(self._port), "--data", str(self._folder / "labels.sqlite"), "--no-auto-trigger")
         self._running = Leashed.start(
             "label server",
             [sys.executable, "-m", "esl_pipeline.local.label_server", *data],
@@ -114,12 +114,19 @@ class LabelServer:
 
     def wrong(self, products: Sequence[Product]) -> list[Difference]:
         """Every label that is not what the shop says now."""
+        return self._unlike(products, "labels")
+
+    def not_shown(self, products: Sequence[Product]) -> list[Difference]:
+        """Every physical label that does not show what the shop says now."""
+        return self._unlike(products, "shown")
+
+    def _unlike(self, products: Sequence[Product], what: str) -> list[Difference]:
         shelf = Shelf()
         shelf.settle(products)
         assert shelf.held_back == 0, (
             "only changes that can be on a label, or what it must show depends on the past"
         )
-        return compare(shelf.labels, STORE, self.state()["labels"])
+        return compare(shelf.labels, STORE, self.state()[what])
 
     def _answers(self) -> bool:
         try:

@@ -67,7 +67,8 @@ class Report:
             f"{f['events']} events ({f['dropped']} dropped, {f['duplicates absorbed']} duplicates absorbed), "
             f"{f['kills']} kills, {f['label-server faults']} label-server faults, {f['pushed labels']} labels pushed, "
             f"{f['retries of pushes']} retries, {f['corrections']} corrections, longest lag {f['longest lag']}, "
-            f"{f['wrong labels']} wrong, {f['lost events']} lost, {f['audit holes']} audit holes"
+            f"{f['wrong labels']} wrong, {f['not shown']} not shown, {f['lost events']} lost, "
+            f"{f['audit holes']} audit holes"
         )
 
 
@@ -205,7 +206,8 @@ class _Soak:
             (row,) = self._sql(
                 "select (select count(*) from esl.webhook_inbox where state in ('ready', 'leased'))"
                 " + (select count(*) from esl.products where due)"
-                " + (select count(*) from esl.sync_queue where state in ('ready', 'leased')) as n"
+                " + (select count(*) from esl.sync_queue where state in ('ready', 'leased'))"
+                " + (select count(*) from esl.refresh_marks where since is not null or lease_until is not null) as n"
             )
             return row["n"] == 0
 
@@ -302,6 +304,9 @@ class _Soak:
         wrong = self._wrong()
         figures["wrong labels"] = len(wrong)
         report.problems += [f"wrong label: {one}" for one in wrong[:20]]
+        not_shown = self._labels.not_shown(list(self._shop.products.values()))
+        figures["not shown"] = len(not_shown)
+        report.problems += [f"not shown: {one}" for one in not_shown[:20]]
         for figure in ("lost events", "unfinished events", "audit holes", "left in the queue"):
             if figures[figure]:
                 report.problems.append(f"{figure}: {figures[figure]}")

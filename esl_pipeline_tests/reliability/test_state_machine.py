@@ -70,7 +70,15 @@ FATES: st.SearchStrategy[Fate] = st.sampled_from(["go"] * 5 + ["repeat", "lose",
 TOPICS = ("products/create", "products/update", "products/delete")
 FOREIGN = "FOREIGN"
 # What failed waits until the machine says that time has passed, so that an example does not depend on the clock.
-SLOW = replace(RULES, initial_delay=600, max_delay=600, pause=600)
+SLOW = replace(
+    RULES,
+    initial_delay=600,
+    max_delay=600,
+    refused_delay=600,
+    max_refused_delay=600,
+    pause=600,
+    max_pause=600,
+)
 PREFIX = "New: "
 
 
@@ -490,7 +498,7 @@ class Machine(RuleBasedStateMachine):
     def _end_back_off(self) -> None:
         self.parts.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
         self.parts.sql("update esl.label_servers set probe_at = now() where probe_at > now()")
-        self.parts.sql("delete from esl.store_pauses")
+        self.parts.sql("update esl.store_health set until = now() where until > now()")
 
     def _break_connections(self) -> None:
         self.parts.sql(

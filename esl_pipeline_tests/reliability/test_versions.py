@@ -325,3 +325,47 @@ def test_f37_new_code_refuses_an_older_buffer_until_it_is_migrated(
         assert "run `esl-pipeline migrate`" in said.stdout + said.stderr, said
     assert new.run("esl_pipeline.cli", "migrate").returncode == 0
     assert new.run("esl_pipeline.cli", "status").returncode == 0
+
+
+def test_field_38_of_two_builds_of_one_version_the_older_touches_nothing_and_goes_on(
+    server: EmbeddedPostgres,
+) -> None:
+    server.create_database("builds")
+    dsn = server.dsn("builds")
+    settings = pipeline_settings("http://127.0.0.1:1", "http://127.0.0.1:1")
+    with scratch_home("esl-builds-") as home, ExitStack() as stack:
+        for name in ("older", "newer"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / "esl_pipeline", home / name / "esl_pipeline", ignore=ignored)
+            shutil.copy(ROOT / "dagster.yaml", home / name)
+        older, newer = (Release(home / name, settings).on(dsn) for name in ("older", "newer"))
+        with (newer.tree / "esl_pipeline/buffer/functions/push.sql").open("a") as functions:
+            functions.write("-- A later build.\n")
+        assert newer.run("esl_pipeline.buffer.build").returncode == 0
+        assert older.run("esl_pipeline.cli", "migrate").returncode == 0
+        map_shop(dsn)
+
+        port = free_port()
+        stack.enter_context(_receiver(older, port))
+        assert "applied functions" in newer.run("esl_pipeline.cli", "migrate").stdout
+        (build,) = _sql(dsn, "select obj_description('esl'::regnamespace, 'pg_namespace') as of")
+
+        # What runs goes on; what starts again, or is told to migrate, says what to do and leaves the functions alone.
+        shop = stack.enter_context(running_shopify(open_shop(38), sender=None))
+        with WebhookSender(f"http://127.0.0.1:{port}/webhooks/shopify", WEBHOOK_SECRET) as sender:
+            sender.send(shop.sandbox.webhooks.created(next(iter(shop.sandbox.shop.products.values()))))
+            assert sender.wait(30), sender.state(5)
+        assert len(_sql(dsn, "select 1 from esl.webhook_inbox")) == 1
+        for arguments in (
+            ("esl_pipeline.cli", "receiver", "--port", "0"),
+            ("esl_pipeline.cli", "migrate"),
+            ("esl_pipeline.cli", "status"),
+            ("dagster", "job", "execute", "-m", "esl_pipeline.definitions", "-j", "event_sync"),
+        ):
+            said = older.run(*arguments)
+            assert said.returncode == 1, said
+            assert "newer than this code" in said.stdout + said.stderr, said
+            assert "update esl_pipeline here" in said.stdout + said.stderr, said
+            assert "run `esl-pipeline migrate`" not in said.stdout + said.stderr, said
+        assert _sql(dsn, "select obj_description('esl'::regnamespace, 'pg_namespace') as of") == [build]
+        assert newer.run("esl_pipeline.cli", "status").returncode == 0

@@ -41,6 +41,17 @@ def test_many_events_are_read_in_one_go(world: World) -> None:
     world.update(*[product(n) for n in range(1, 51)])
     before = world.buffer.transport.calls
     world.round()
-    # Claim, merge, due, stage; claim and finish of one batch; the claim that finds nothing more.
-    assert world.buffer.transport.calls - before == 7
+    # Claim, merge, due, stage; claim and finish of one batch; the claim that finds nothing more; claim and finish
+    # of the store's refresh.
+    assert world.buffer.transport.calls - before == 9
     assert world.calls() == 1
+
+
+def test_a_burst_costs_two_calls_for_its_refresh_and_a_push_none(world: World) -> None:
+    world.map()
+    world.settle(product(variants=HUNDRED))
+    before = world.buffer.transport.calls
+    assert world.round().did_something is False
+    # Inbox, due, queue: the refresh is over.
+    assert world.buffer.transport.calls - before == 3
+    assert world.sandbox.state()["calls"] == {"create_multiple": 1, "bind_task": 1}

@@ -48,6 +48,7 @@ def test_a_drain_works_until_nothing_is_due_and_gives_its_lease_back(world: Worl
         "inbox": False,
         "variants": False,
         "queue": False,
+        "refresh": False,
         "outage": None,
         "drain": None,
         "shops": [{"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}],

@@ -85,13 +85,16 @@ def test_a_dead_letter_is_tried_again_when_its_label_changes(ready: World) -> No
 
 
 def test_a_refused_label_is_failed_with_the_servers_words(ready: World) -> None:
+    ready.settle(product(2))
     ready.sandbox.faults({"kind": "error", "error_code": 99_999_999_999, "error_msg": "price out of range"})
     ready.settle(product())
     row = ready.queue()["C-1"]
     assert row["state"] == "failed"
     assert "price out of range" in row["last_error"]
     assert ready.outcomes("C-1") == ["rejected"]
-    (logged,) = ready.sql("select error_code, http_status, answer from esl.sync_log where kind = 'result'")
+    logged = ready.sql(
+        "select error_code, http_status, answer from esl.sync_log where kind = 'result' order by id"
+    )[-1]
     assert (logged["error_code"], logged["http_status"]) == (99_999_999_999, 200)
     assert "price out of range" in logged["answer"]
 
@@ -224,9 +227,10 @@ def test_f22_leases_are_measured_by_the_databases_clock(
 def test_a_label_whose_workers_always_die_becomes_a_dead_letter(ready: World) -> None:
     ready.update(product(), product(2))
     ready.round(batch_size=0)
-    for _ in range(3):
+    for _ in range(7):  # both, then each alone three times
         ready.buffer.push_claim(limit=10, lease_seconds=60, max_attempts=3, run_id="dead", asset=ASSET)
         ready.expire_leases()
+        ready.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
     ready.settle(max_attempts=3)
     assert {row["state"] for row in ready.queue().values()} == {"dead"}
 

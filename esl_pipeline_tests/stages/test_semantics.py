@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import regex
@@ -185,6 +186,12 @@ def test_a_paused_mapping_that_changed_its_shop_clears_the_old_labels_when_it_is
     world.settle()
     assert list(world.labels()) == ["C-1"]
     world.buffer.mapping_update(mapping, {"is_active": True})
+    world.settle()
+    assert list(world.labels()) == ["C-1"]  # perhaps it is the same shop under another name
+    other = {"source_system": "shopify", "source_store_id": "other.myshopify.com"}
+    world.buffer.snapshot_begin(snapshot_id=str(uuid4()), shop=other, run_id="r")
+    (read,) = world.sql("select id::text from esl.snapshots")
+    world.buffer.snapshot_finish(snapshot_id=read["id"], as_of=when(9), counts={})
     world.settle()
     assert world.labels() == {}
 
@@ -370,7 +377,7 @@ def test_two_variants_with_one_code_are_both_held_back_until_one_changes(world: 
     assert world.findings() == set()
 
 
-@pytest.mark.parametrize("leaves", ["deleted", "draft", "held"])
+@pytest.mark.parametrize("leaves", ["deleted", "draft", "cleared"])
 def test_a_duplicate_ends_when_one_of_the_two_leaves(world: World, leaves: str) -> None:
     world.map()
     world.settle(product(1, variants=[variant(1, "A", "1.00"), variant(2, "A", "2.00")]), product(3))
@@ -378,7 +385,7 @@ def test_a_duplicate_ends_when_one_of_the_two_leaves(world: World, leaves: str) 
     last = {
         "deleted": product(1, version=2, variants=[variant(1, "A", "1.00")]),
         "draft": product(1, version=2, status="draft", variants=[variant(2, "A", "2.00")]),
-        "held": product(1, version=2, variants=[variant(1, "A", "1.00"), variant(2, "A", None)]),
+        "cleared": product(1, version=2, variants=[variant(1, "A", "1.00"), variant(2, None, "2.00")]),
     }[leaves]
     world.settle(last)
     assert world.prices().get("A") == (None if leaves == "draft" else "1.00")

@@ -11,7 +11,7 @@ language sql immutable set search_path = '' as $$
             'esl_version', 'esl_mapping_list', 'esl_status', 'esl_preview', 'esl_accuracy', 'esl_due',
             'esl_inbox_claim', 'esl_variants_*', 'esl_missing_variants', 'esl_labels_*', 'esl_push_*', 'esl_rate_*',
             'esl_lease_*', 'esl_claims_*', 'esl_snapshot_*', 'esl_watermark_*', 'esl_drift_*', 'esl_housekeep',
-            'esl_redaction_*']),
+            'esl_redaction_*', 'esl_refresh_*']),
         ('esl_admin', array[
             'esl_version', 'esl_mapping_*', 'esl_token_*', 'esl_status', 'esl_findings', 'esl_preview', 'esl_trace',
             'esl_changes_approve', 'esl_redrive'])
@@ -25,7 +25,9 @@ language sql immutable set search_path = '' as $$
         else c.function = p_function end)
 $$;
 
--- Called at the end of every migration. The roles are groups: each process has a login of its own, a member of one.
+-- Called at the end of every migration: who may call what, and what holds for every call. The roles are groups: each
+-- process has a login of its own, a member of one. (A function's own statement_timeout is for PostgREST, which applies it
+-- before the call, over the 8 s that a project's role has. Over psycopg it would come too late: see PsycopgTransport.)
 create or replace function esl.restrict_functions() returns void language plpgsql set search_path = '' as $$
 declare t regclass; f record; r text;
 begin
@@ -45,8 +47,13 @@ begin
              where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r' and not c.relrowsecurity loop
         execute format('alter table %s enable row level security', t);
     end loop;
-    for f in select p.oid::regprocedure as signature, p.proname::text as name from pg_catalog.pg_proc p
+    for f in select p.oid::regprocedure as signature, p.proname::text as name, p.proconfig as settings
+             from pg_catalog.pg_proc p
              where p.pronamespace = 'public'::regnamespace and p.proname like 'esl\_%' loop
+        -- A call takes milliseconds, the compilation of its plan a hundred of them, in every session anew.
+        if not 'jit=off' = any (coalesce(f.settings, '{}')) then
+            execute format('alter function %s set jit = off', f.signature);
+        end if;
         execute format('revoke all on function %s from public', f.signature);
         for r in select rolname from pg_catalog.pg_roles
                  where rolname in ('anon', 'authenticated') or rolname in (select c.role from esl.callers() c)
@@ -64,11 +71,14 @@ begin
     notify pgrst, 'reload schema';
 end $$;
 
--- {} -> {"version": n, "functions": digest}: the handshake at start, and the receiver's health check. The digest of
--- these files is kept as the schema's comment, so that code and functions of different builds never work together.
+-- {} -> {"version": n, "build": n, "functions": digest}: the handshake at start, and the receiver's health check. Number
+-- and digest of these files are kept as the schema's comment, so that code and functions of different builds never work
+-- together, and the older of the two knows it.
 create or replace function public.esl_version(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object('version', coalesce(max(version), 0),
-                              'functions', pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace'))
-    from esl.schema_migrations
+                              'build', coalesce(substring(n.comment from '^([0-9]{1,9}) ')::int, 0),
+                              'functions', substring(n.comment from '[^ ]+$'))
+    from (select pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace') as comment) n
+    left join esl.schema_migrations on true group by n.comment
 $$;

@@ -133,7 +133,7 @@ begin
         limit p_limit);
     get diagnostics v_all = row_count;
     foreach v_table in array array['product_versions', 'products', 'inventory_levels', 'variant_details', 'shops',
-                                   'watermarks', 'snapshots'] loop
+                                   'watermarks', 'snapshots', 'shop_deliveries'] loop
         execute format('delete from esl.%I where ctid = any (array(
                             select ctid from esl.%I where source_system = $1 and source_store_id = $2 limit $3))',
                        v_table, v_table) using p_system, p_shop, p_limit;
@@ -164,12 +164,14 @@ begin
     return v_all;
 end $$;
 
--- {keep_bodies_days, limit} -> {bodies, redacted, more}: one batch; call again while more. Nulls the bodies of finished
--- deliveries (their hashes stay, so that copies are still known) and deletes what shops have asked to be forgotten, once
--- that is confirmed (esl_redaction_decide) and for as long as nothing speaks against it.
+-- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, redacted, more}: one batch; call again while
+-- more. Nulls the bodies of finished deliveries (their hashes stay, so that copies are still known), deletes later those
+-- that protect nothing any more, and what shops have asked to be forgotten, once that is confirmed
+-- (esl_redaction_decide) and for as long as nothing speaks against it.
 create or replace function public.esl_housekeep(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
-declare r esl.redactions; v_bodies int; v_rows int := 0; v_limit int := (p ->> 'limit')::int;
+declare
+    r esl.redactions; v_bodies int; v_deliveries int; v_rows int := 0; v_limit int := (p ->> 'limit')::int;
 begin
     update esl.webhook_inbox set body = null
     where id in (
@@ -177,6 +179,16 @@ begin
         where body is not null and finished_at < now() - make_interval(days => (p ->> 'keep_bodies_days')::int)
         order by finished_at limit v_limit for update skip locked);
     get diagnostics v_bodies = row_count;
+
+    -- These bodies carry a signed time of their own: a copy that is no longer known is older than what is stored, and so
+    -- superseded (see esl_variants_merge). The others (products/delete, shop/redact, …) are known by their hash alone.
+    delete from esl.webhook_inbox
+    where id in (
+        select id from esl.webhook_inbox
+        where topic in ('products/create', 'products/update', 'inventory_levels/update', 'app/uninstalled')
+          and finished_at < now() - make_interval(days => (p ->> 'keep_deliveries_days')::int)
+        order by finished_at limit v_limit for update skip locked);
+    get diagnostics v_deliveries = row_count;
 
     select * into r from esl.redactions o
     where o.finished_at is null and esl.may_redact(o) order by o.id limit 1 for update skip locked;
@@ -186,7 +198,7 @@ begin
         set removed = removed + v_rows, finished_at = case when v_rows = 0 then clock_timestamp() end
         where id = r.id;
     end if;
-    return jsonb_build_object('bodies', v_bodies, 'redacted', v_rows, 'more',
-        v_bodies = v_limit or (r.id is not null and exists (
+    return jsonb_build_object('bodies', v_bodies, 'deliveries', v_deliveries, 'redacted', v_rows, 'more',
+        v_bodies = v_limit or v_deliveries = v_limit or (r.id is not null and exists (
             select from esl.redactions o where o.finished_at is null and esl.may_redact(o))));
 end $$;

@@ -1,49 +1,45 @@
 -- The queue at work: claim a batch (with its intents), finish it (with its results), shared pace and leases.
 
--- Whether prices may rise now: {opens, closes, time_zone}, past midnight when it closes before it opens; null: always.
-create or replace function esl.window_is_open(p_window jsonb, p_now timestamptz default now()) returns boolean
-language sql stable set search_path = '' as $$
-    select case when w.opens is null then true
-                when w.opens <= w.closes then w.here >= w.opens and w.here < w.closes
-                else w.here >= w.opens or w.here < w.closes end
-    from (select (p_window ->> 'opens')::time as opens, (p_window ->> 'closes')::time as closes,
-                 (p_now at time zone coalesce(p_window ->> 'time_zone', 'UTC'))::time as here) w
-$$;
-
--- Whether a queued label of a live mapping may be pushed now. Drastic changes wait until all changes of their shop are
--- judged, so that the guard sees them together; a removal also until its variant's new label is accepted, so that the
--- shelf is never empty between; nothing is written to a store that the mapping has left. Not SQL, which would be
--- inlined: then the planner joins and sorts the whole queue for every batch, instead of walking its index.
+-- Whether a queued label of a live mapping may be pushed now. Not before its variant is evaluated, since it may be of an
+-- older content or policy. Drastic changes wait until all changes of their shop are judged, so that the guard sees them
+-- together; a removal also until its variant's new label is accepted, so that the shelf is never empty between; nothing
+-- is written to a store that the mapping has left. Not SQL, which would be inlined: then the planner joins and sorts the
+-- whole queue for every batch, instead of walking its index. Its own lookups are by whole keys, planned once: planned for
+-- each row, as its callers want theirs, they would cost ten times as much.
 create or replace function esl.may_push(q esl.sync_queue, m esl.store_mappings) returns boolean
-language plpgsql stable cost 1000 set search_path = '' as $$
+language plpgsql stable cost 1000 set search_path = '' set plan_cache_mode = force_generic_plan as $$
+declare v_is_due boolean;
 begin
-    if q.operation = 'delete' then
-        if exists (select from esl.sync_queue u
-                   where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+    if q.variant_id <> '' then  -- foreign labels have none
+        select o.due into v_is_due from esl.products o
+        where o.variant_id = q.variant_id and o.source_store_id = m.source_store_id
+          and o.source_system = m.source_system;
+        if coalesce(v_is_due, m.awaits_read_since is not null) then
             return false;
         end if;
-    elsif m.hipoink_store_code <> q.store_code then
+        if q.operation = 'delete' and exists (
+                select from esl.sync_queue u
+                where u.mapping_id = q.mapping_id and u.variant_id = q.variant_id and u.operation = 'upsert') then
+            return false;
+        end if;
+    end if;
+    if q.operation = 'upsert' and m.hipoink_store_code <> q.store_code then
         return false;
     end if;
-    if q.is_drastic and not q.approved and exists (
+    if q.drastic is not null and not q.approved and exists (
             select from esl.products o
             where o.source_system = m.source_system and o.source_store_id = m.source_store_id and o.due) then
         return false;
     end if;
-    return q.priority <> 0 or esl.window_is_open(m.settings -> 'raise_window');
+    -- A push since may have put it in doubt: what is not known to be lower is no rise.
+    return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
--- What may be pushed now: nothing of a paused mapping, or one in dry run, or a paused store.
-drop view if exists esl.pushable;
-create view esl.pushable as
-select q.store_code, q.code, q.operation, q.priority, q.next_attempt_at, q.created_at, q.max_batch, q.attempts, q.state,
-       m.source_system, m.source_store_id
-from esl.sync_queue q
-join esl.store_mappings m on m.id = q.mapping_id
-where m.is_active and not m.is_dry_run
-  and ((q.state = 'ready' and q.next_attempt_at <= now()) or (q.state = 'leased' and q.lease_until < now()))
-  and q.store_code not in (select s.store_code from esl.store_pauses s where s.until > now())
-  and esl.may_push(q, m);
+-- Whether nothing is known to pass at a store: after three refused calls in a row, or a pause, one label alone is tried.
+create or replace function esl.is_doubted(h esl.store_health) returns boolean
+language sql immutable set search_path = '' as $$
+    select h.refusals >= 3 or h.pauses > 0
+$$;
 
 -- Whether nothing may be pushed to a label server now, not even to try.
 create or replace function esl.is_down(p_server text) returns boolean
@@ -51,89 +47,156 @@ language sql stable set search_path = '' as $$
     select exists (select from esl.label_servers where server = p_server and probe_at > clock_timestamp())
 $$;
 
+-- The label whose turn it is, of one shop or of all; its batch is of the same mapping, store, operation and max_batch.
+-- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The other stores come first after a slow call, so
+-- that none waits for more than one of them; stores in doubt come last. Among the rest by priority, then by time.
+-- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
+-- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
+create or replace function esl.next_push(p_shop jsonb, p_alone boolean) returns esl.sync_queue
+language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare t record; v_next esl.sync_queue;
+begin
+    for t in
+        with recursive groups as (
+            (select q.mapping_id, q.store_code, q.priority from esl.sync_queue q
+             where q.state = 'ready' order by q.mapping_id, q.store_code, q.priority limit 1)
+            union all
+            select n.* from groups g cross join lateral (
+                select q.mapping_id, q.store_code, q.priority from esl.sync_queue q
+                where q.state = 'ready'
+                  and (q.mapping_id, q.store_code, q.priority) > (g.mapping_id, g.store_code, g.priority)
+                order by q.mapping_id, q.store_code, q.priority limit 1) n
+        ), live as (
+            select g.*, p_alone or coalesce(esl.is_doubted(h), false) as alone,
+                   coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
+            from groups g
+            join esl.store_mappings m on m.id = g.mapping_id and m.is_active and not m.is_dry_run and m.problem is null
+                and (p_shop is null or (m.source_system, m.source_store_id)
+                     = (p_shop ->> 'source_system', p_shop ->> 'source_store_id'))
+            left join esl.store_health h on h.store_code = g.store_code
+            left join (select r.store_code, r.duration_ms from esl.sync_log r
+                       where r.kind = 'result' order by r.id desc limit 1) l on true
+            where coalesce(h.until <= now(), true)
+        )
+        select w.alone, w.slow, n.is_new, array_agg(w.mapping_id) as mappings, array_agg(w.store_code) as stores,
+               array_agg(w.priority) as priorities
+        from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
+        group by w.alone, w.slow, n.is_new, case when n.is_new or not w.alone then w.priority end
+        order by w.alone, w.slow, n.is_new desc, min(w.priority)
+    loop
+        select x.* into v_next
+        from unnest(t.mappings, t.stores, t.priorities) as g (mapping_id, store_code, priority)
+        join esl.store_mappings m on m.id = g.mapping_id
+        cross join lateral (
+            select q.* from esl.sync_queue q
+            where q.state = 'ready' and q.mapping_id = g.mapping_id and q.store_code = g.store_code
+              and q.priority = g.priority and q.next_attempt_at <= now()
+              and (not t.is_new or (q.attempts = 0 and q.refused_at is null))
+              and esl.may_push(q, m)
+            order by q.next_attempt_at, q.created_at, q.code collate "C" limit 1) x
+        order by x.next_attempt_at, x.created_at, x.code collate "C" limit 1;
+        if found then
+            return v_next;
+        end if;
+    end loop;
+    return null;
+end $$;
+
+-- Whether anything may be pushed to a store now.
+create or replace function esl.has_push(p_store text) returns boolean
+language sql stable set search_path = '' as $$
+    select not exists (select from esl.store_health h where h.store_code = p_store and h.until > now())
+       and exists (select from esl.store_mappings m join esl.sync_queue q on q.mapping_id = m.id
+                   where m.is_active and not m.is_dry_run and m.problem is null and q.store_code = p_store and q.state = 'ready'
+                     and q.next_attempt_at <= now() and esl.may_push(q, m))
+$$;
+
+-- A worker that died after its claim leaves intents without a result: what became of them is unknown. Something may be
+-- in its batch that no run survives: each time the batch is halved, until the culprit stands alone and dies of its
+-- attempts, with growing pauses, while the others pass.
+create or replace function esl.take_back_lost(p jsonb) returns void
+language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    with lost as materialized (
+        select q.store_code, q.code, q.push_id from esl.sync_queue q
+        where q.state = 'leased' and q.lease_until < now()
+        order by q.store_code, q.code for update skip locked
+    ), sized as (
+        select l.*, (count(*) over (partition by l.push_id))::int as size from lost l
+    ), released as (
+        update esl.sync_queue q
+        set state = case when s.size = 1 and q.attempts >= (p ->> 'max_attempts')::int then 'dead' else 'ready' end,
+            max_batch = case when s.size > 1 then (s.size + 1) / 2 else q.max_batch end,
+            attempts = case when s.size > 1 then q.attempts - 1 else q.attempts end,
+            next_attempt_at = case when s.size > 1 then now()
+                else now() + (q.attempts - 1) * make_interval(secs => (p ->> 'lease_seconds')::float8) end,
+            lease_until = null, last_error = 'the run ended before the answer of the label server was recorded'
+        from sized s where q.store_code = s.store_code and q.code = s.code
+        returning q.*
+    )
+    insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
+                              attempt, run_id, outcome, message)
+    select 'result', push_id, store_code, code, mapping_id, variant_id, operation, label_hash, attempts,
+           p ->> 'run_id', 'lost', last_error
+    from released where push_id is not null;
+end $$;
+
 -- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, label_server?} ->
 -- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}]} (rows empty: nothing due).
--- One batch is one call at the label server: one store, one operation. The rises first. Writes an intent per label.
--- While the label server is down, one batch at a time may try whether it still is.
+-- One batch is one call at the label server: one mapping, one store, one operation (see esl.next_push). Writes an intent
+-- per label. While the label server is down, or a store in doubt, one worker at a time may try one label.
 -- The same claim_id again returns the same rows.
--- Walks the queue in its order: a planner without statistics would rather judge and sort all of it for each batch.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
-set enable_sort = off set enable_bitmapscan = off as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_push   uuid := (p ->> 'claim_id')::uuid;
-    v_max    int := (p ->> 'max_attempts')::int;
-    v_lease  interval := make_interval(secs => (p ->> 'lease_seconds')::float8);
-    v_probes boolean;
-    v_slow   text;
-    v_head   record;
+    v_push    uuid := (p ->> 'claim_id')::uuid;
+    v_until   timestamptz := clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8);
+    v_probes  boolean;
+    v_doubted boolean;
+    v_limit   int;
+    v_claimed int := 0;
+    v_head    esl.sync_queue;
+    v_mapping esl.store_mappings;
 begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
-        -- A worker that died after its claim leaves an intent without a result: what became of it is unknown.
-        with lost as (
-            select q.store_code, q.code from esl.sync_queue q
-            where q.state = 'leased' and q.lease_until < now()
-            order by q.store_code, q.code for update skip locked
-        ), released as (
-            update esl.sync_queue q
-            set state = case when q.attempts >= v_max then 'dead' else 'ready' end, next_attempt_at = now(),
-                lease_until = null, last_error = 'the run ended before the answer of the label server was recorded'
-            from lost where q.store_code = lost.store_code and q.code = lost.code
-            returning q.*
-        )
-        insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
-                                  attempt, run_id, outcome, message)
-        select 'result', push_id, store_code, code, mapping_id, variant_id, operation, label_hash, attempts,
-               p ->> 'run_id', 'lost', last_error
-        from released where push_id is not null;
+        perform esl.take_back_lost(p);
 
         -- Whoever probes keeps the others from it until its lease is over.
-        update esl.label_servers set probe_at = clock_timestamp() + v_lease
+        update esl.label_servers set probe_at = v_until
         where server = p ->> 'label_server' and probe_at <= clock_timestamp();
         v_probes := found;
-
-        if v_probes then
-            -- Not with what it may have failed for.
-            select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
-            where v.state = 'ready'
-              and (p -> 'shop' is null or (v.source_system, v.source_store_id)
-                   = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-            order by v.attempts, v.max_batch desc, v.priority, v.next_attempt_at limit 1;
-        else
-            -- After a slow call the other stores come first: none waits for more than one of them.
-            select l.store_code into v_slow from (
-                select r.store_code, r.duration_ms from esl.sync_log r where r.kind = 'result' order by r.id desc limit 1) l
-            where l.duration_ms > 1000;
-            loop
-                select v.store_code, v.operation, v.max_batch into v_head from esl.pushable v
-                where v.state = 'ready' and not esl.is_down(p ->> 'label_server')
-                  and (v_slow is null or v.store_code <> v_slow)
-                  and (p -> 'shop' is null or (v.source_system, v.source_store_id)
-                       = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-                order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C" limit 1;
-                exit when found or v_slow is null;
-                v_slow := null;
-            end loop;
+        if v_probes or not esl.is_down(p ->> 'label_server') then
+            v_head := esl.next_push(p -> 'shop', v_probes);
         end if;
 
-        if found then
-            -- Chosen first and locked after: joining the whole queue with itself grows with its square.
-            with chosen as materialized (
-                select v.store_code, v.code from esl.pushable v
-                where v.state = 'ready' and v.store_code = v_head.store_code and v.operation = v_head.operation
-                  and v.max_batch = v_head.max_batch
-                  and (p -> 'shop' is null or (v.source_system, v.source_store_id)
-                       = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-                order by v.priority, v.next_attempt_at, v.created_at, v.code collate "C"
-                limit least((p ->> 'limit')::int, v_head.max_batch)
+        if v_head.code is not null then
+            select * into v_mapping from esl.store_mappings where id = v_head.mapping_id;
+            v_doubted := exists (
+                select from esl.store_health h where h.store_code = v_head.store_code and esl.is_doubted(h));
+            v_limit := least((p ->> 'limit')::int, case when v_probes or v_doubted then 1 else v_head.max_batch end);
+            -- Label after label, so that whatever the planner believes of the queue, it walks along the index; then locked.
+            with recursive chosen as (
+                select q.ctid as at, q.priority, q.next_attempt_at, q.created_at, q.code, 1 as place
+                from esl.sync_queue q where q.code = v_head.code and q.store_code = v_head.store_code
+                union all
+                select n.*, c.place + 1 from chosen c cross join lateral (
+                    select q.ctid, q.priority, q.next_attempt_at, q.created_at, q.code from esl.sync_queue q
+                    where q.state = 'ready' and q.mapping_id = v_head.mapping_id and q.store_code = v_head.store_code
+                      and (q.priority, q.next_attempt_at, q.created_at, q.code collate "C")
+                          > (c.priority, c.next_attempt_at, c.created_at, c.code collate "C")
+                      and q.operation = v_head.operation and q.max_batch = v_head.max_batch
+                      and q.next_attempt_at <= now() and esl.may_push(q, v_mapping)
+                    order by q.priority, q.next_attempt_at, q.created_at, q.code collate "C" limit 1) n
+                where c.place < v_limit
             ), batch as (
-                select q.store_code, q.code from chosen join esl.sync_queue q using (store_code, code)
-                where q.state = 'ready' and q.operation = v_head.operation for update of q skip locked
+                select q.store_code, q.code from chosen c join esl.sync_queue q on q.ctid = c.at
+                where c.place <= v_limit and q.state = 'ready' and q.operation = v_head.operation
+                for update of q skip locked
             )
             update esl.sync_queue q
-            set state = 'leased', push_id = v_push, attempts = q.attempts + 1, in_doubt = true,
-                lease_until = clock_timestamp() + v_lease
+            set state = 'leased', push_id = v_push, attempts = q.attempts + 1, in_doubt = true, lease_until = v_until
             from batch b where q.store_code = b.store_code and q.code = b.code;
+            get diagnostics v_claimed = row_count;
 
             insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label,
                                       label_hash, attempt, run_id, asset, partition, event_ids)
@@ -142,7 +205,11 @@ begin
                    m.source_system || ':' || m.source_store_id, q.event_ids
             from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
             where q.push_id = v_push and q.state = 'leased';
-        elsif v_probes then
+            if v_doubted and v_claimed > 0 then
+                update esl.store_health set until = v_until where store_code = v_head.store_code;
+            end if;
+        end if;
+        if v_probes and v_claimed = 0 then
             update esl.label_servers set probe_at = clock_timestamp() where server = p ->> 'label_server';
         end if;
     end if;
@@ -184,14 +251,64 @@ begin
     return v_probe;
 end $$;
 
--- {push_id, outcome, http_status, error_code, message, answer, duration_ms, retry_after_seconds, pause_seconds,
---  max_attempts, initial_delay_seconds, multiplier, max_delay_seconds, run_id,
+-- Whose fault a refusal is (a no, or refused credentials), told of one call as esl_push_finish is: 'label', 'store' or
+-- 'server'. Blame needs evidence: it is the label's when it was alone and its neighbours pass, which means that the store
+-- accepted something since the label was refused first, or before, and little was refused since; the server's when
+-- several stores are refused and nothing passes; else the store's. A store that passes nothing is paused with the
+-- server's words, for longer each time: after five refusals, or at the first credentials if it never passed anything.
+-- p_before: when the label was refused first. p_again: it has failed before, so its refusal says nothing new.
+create or replace function esl.blame(p jsonb, p_alone boolean, p_before timestamptz, p_again boolean) returns text
+language plpgsql volatile set search_path = '' as $$
+declare
+    v_store  text := p ->> 'store_code';
+    v_now    timestamptz := clock_timestamp();
+    v_label  boolean;
+    v_server boolean;
+    h        esl.store_health;
+begin
+    insert into esl.store_health (store_code) values (v_store) on conflict do nothing;
+    select * into h from esl.store_health where store_code = v_store for update;
+    -- Several stores and three refusals, this one included, since anything was accepted anywhere.
+    select count(*) > 1 and sum(x.refusals) >= 2 into v_server
+    from esl.store_health x
+    where x.refused_at > coalesce((select max(accepted_at) from esl.store_health), '-infinity')
+       or (x.store_code = v_store and h.pauses = 0);
+    v_label := p_alone and coalesce(
+        h.accepted_at > p_before or (h.accepted_at is not null and h.refusals < 3 and not v_server), false);
+    if v_label and p_again then
+        update esl.store_health set until = null where store_code = v_store;
+        return 'label';
+    end if;
+    h.refusals := h.refusals + 1;
+    update esl.store_health
+    set refusals = h.refusals, until = null, reason = p ->> 'message',
+        refused_at = case when h.pauses = 0 then v_now else refused_at end
+    where store_code = v_store;
+
+    -- However many labels are at fault: a store that accepts none of twenty gets a rest as well.
+    v_server := v_server and not v_label;
+    if not v_server and (h.refusals >= 20 or (not v_label and (
+            h.refusals >= 5 or h.pauses > 0
+            or (p ->> 'outcome' = 'authentication' and (h.accepted_at is null or h.refusals > 3))))) then
+        update esl.store_health
+        set pauses = h.pauses + 1,
+            until = v_now + make_interval(secs => least(
+                (p ->> 'max_pause_seconds')::float8, (p ->> 'pause_seconds')::float8 * power(2, least(h.pauses, 60))))
+        where store_code = v_store;
+    end if;
+    return case when v_label then 'label' when v_server then 'server' else 'store' end;
+end $$;
+
+-- {push_id, outcome, http_status, error_code, message, answer, duration_ms, retry_after_seconds, run_id,
 --  rows: [{code, generation}], store_code, operation,
+--  max_attempts, initial_delay_seconds, multiplier, max_delay_seconds,
+--  max_refusals, refused_delay_seconds, refused_multiplier, max_refused_delay_seconds, pause_seconds, max_pause_seconds,
 --  label_server?, server_failed? (none: no call was made), down_after?, probe_seconds?, max_probe_seconds?}
 -- -> {accepted, retried, failed, dead, stale}
--- accepted: the ledger takes the pushed labels. transient/unknown: again later, with growing delay. rejected: a batch
--- is halved until the refused label stands alone, which is then failed; so is one that the server does not survive.
--- authentication: the store pauses. While the label server is down, nothing is a label's own fault.
+-- accepted: the ledger takes the pushed labels. transient/unknown: again later, with growing delay, at last dead.
+-- rejected/authentication: a refusal (see esl.blame); at the label's own fault again with long delays, at last failed.
+-- A batch is halved until the culprit stands alone: at once when it was refused or its outcome is unknown, else after
+-- some tries. What is not a label's own fault is no attempt of it: in company, or while the store or server is in doubt.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
@@ -203,7 +320,12 @@ declare
     v_codes   text[];
     v_mine    text[];
     v_stale   text[];
+    v_changed text[];
+    v_refused boolean := v_outcome in ('rejected', 'authentication');
+    v_blame   text;
+    v_alone   boolean;
     v_halved  boolean;
+    v_counts  boolean;
     v_probe   timestamptz;
     v_result  jsonb;
 begin
@@ -225,9 +347,24 @@ begin
     from esl.sync_log i
     where i.push_id = v_push and i.kind = 'intent' and i.code = any (v_codes);
 
+    v_alone := cardinality(v_codes) = 1;
+    if v_outcome = 'accepted' and cardinality(v_codes) > 0 then
+        insert into esl.store_health (store_code, accepted_at) values (v_store, v_now)
+        on conflict (store_code) do update
+        set accepted_at = v_now, refusals = 0, refused_at = null, pauses = 0, until = null, reason = null;
+    elsif v_refused and cardinality(v_mine) > 0 then
+        select esl.blame(p, v_alone, min(q.refused_at), max(q.attempts) > 1) into v_blame
+        from esl.sync_queue q where q.store_code = v_store and q.code = any (v_mine);
+        if v_blame = 'server' and p ? 'label_server' then
+            p := p || '{"server_failed": true}';
+        end if;
+    elsif cardinality(v_mine) > 0 then
+        update esl.store_health set until = null where store_code = v_store and pauses + refusals > 0;
+    end if;
     v_probe := esl.note_health(p);
 
     if v_outcome = 'accepted' then
+        perform esl.note_drastic(v_push, v_store, v_mine);
         insert into esl.hipoink_products as s (store_code, code, mapping_id, variant_id, label, label_hash, push_id,
                                                accepted_at)
         select i.store_code, i.code, i.mapping_id, i.variant_id, i.label, i.label_hash, v_push, v_now
@@ -239,11 +376,11 @@ begin
 
         insert into esl.price_history (variant_id, mapping_id, since, price)
         select distinct on (i.variant_id, i.mapping_id)
-               i.variant_id, i.mapping_id, v_now, (i.label ->> 'pp')::numeric
+               i.variant_id, i.mapping_id, v_now, esl.price_of(i.label)
         from esl.sync_log i
         where i.push_id = v_push and i.kind = 'intent' and i.operation = 'upsert' and i.code = any (v_mine)
-          and i.label ->> 'pn' <> '-'  -- a blank label asks no price
-          and (i.label ->> 'pp')::numeric is distinct from (
+          and esl.price_of(i.label) is not null and not esl.is_blank(i.label)  -- which asks no price
+          and esl.price_of(i.label) is distinct from (
               select h.price from esl.price_history h
               where h.variant_id = i.variant_id and h.mapping_id = i.mapping_id order by h.since desc limit 1)
         on conflict do nothing;
@@ -258,40 +395,45 @@ begin
           and q.generation = r.generation and not q.redo;
         update esl.sync_queue q
         set state = 'ready', in_doubt = q.redo, redo = false, attempts = 0, next_attempt_at = v_now,
-            lease_until = null, last_error = null
+            lease_until = null, last_error = null, refused_at = null, refusals = 0
         where q.store_code = v_store and q.code = any (v_mine);
         perform esl.requeue(array_fill(v_store, array[cardinality(v_mine)]), v_mine);
+        perform esl.want_refresh(v_store);
     else
-        -- A label that changed while it was on its way starts afresh. Neither a batch that has to be halved nor
-        -- refused credentials nor a server that is down count as an attempt of the label.
-        v_halved := cardinality(v_codes) > 1 and v_probe is null and v_outcome in ('rejected', 'unknown');
+        select v_probe is null and not v_alone and (
+                   v_refused or v_outcome = 'unknown'
+                   or max(q.attempts) >= least(3, (p ->> 'max_attempts')::int))
+        into v_halved
+        from esl.sync_queue q where q.store_code = v_store and q.code = any (v_mine);
+        v_counts := v_probe is null and not v_halved and (not v_refused or v_blame = 'label');
+        -- A label that changed while it was on its way starts afresh.
+        select coalesce(array_agg(q.code), '{}') into v_changed
+        from jsonb_to_recordset(p -> 'rows') as r (code text, generation bigint)
+        join esl.sync_queue q on q.store_code = v_store and q.code = r.code and q.generation <> r.generation;
         update esl.sync_queue q
-        set lease_until = null,
-            redo = false, last_error = p ->> 'message',
+        set lease_until = null, redo = false, last_error = p ->> 'message',
             max_batch = case when v_halved then (cardinality(v_codes) + 1) / 2 else q.max_batch end,
-            attempts = case when q.generation <> r.generation then 0
-                            when v_halved or v_probe is not null or v_outcome = 'authentication' then q.attempts - 1
-                            else q.attempts end,
-            state = case when q.generation <> r.generation or v_halved or v_probe is not null
-                           or v_outcome = 'authentication' then 'ready'
-                         when v_outcome = 'rejected' then 'failed'
-                         when q.attempts >= (p ->> 'max_attempts')::int then 'dead'
+            attempts = case when q.code = any (v_changed) then 0 when v_counts then q.attempts else q.attempts - 1 end,
+            refused_at = case when q.code = any (v_changed) then null
+                              when v_refused then coalesce(q.refused_at, v_now) else q.refused_at end,
+            refusals = case when q.code = any (v_changed) then 0 when v_refused and v_counts then q.refusals + 1
+                            else q.refusals end,
+            state = case when q.code = any (v_changed) or not v_counts then 'ready'
+                         when v_refused and q.refusals + 1 >= (p ->> 'max_refusals')::int then 'failed'
+                         when not v_refused and q.attempts >= (p ->> 'max_attempts')::int then 'dead'
                          else 'ready' end,
             next_attempt_at = case
-                when v_outcome in ('rejected', 'authentication') or q.generation <> r.generation then v_now
-                else coalesce(v_probe, v_now + make_interval(secs => greatest(
-                    coalesce((p ->> 'retry_after_seconds')::float8, 0),
-                    least((p ->> 'max_delay_seconds')::float8, (p ->> 'initial_delay_seconds')::float8
-                        * power((p ->> 'multiplier')::float8, least(q.attempts - 1, 60)))
-                    * (0.75 + random() / 2)))) end
-        from jsonb_to_recordset(p -> 'rows') as r (code text, generation bigint)
-        where q.store_code = v_store and q.code = r.code and q.code = any (v_mine);
-
-        if v_outcome = 'authentication' then
-            insert into esl.store_pauses as s (store_code, until, reason)
-            values (v_store, v_now + make_interval(secs => (p ->> 'pause_seconds')::float8), p ->> 'message')
-            on conflict (store_code) do update set until = excluded.until, reason = excluded.reason;
-        end if;
+                when q.code = any (v_changed) or (v_halved and v_refused) then v_now
+                when v_probe is not null then v_probe
+                else v_now + make_interval(secs => greatest(
+                    coalesce((p ->> 'retry_after_seconds')::float8, 0), (0.75 + random() / 2) * case
+                    when v_refused then least((p ->> 'max_refused_delay_seconds')::float8,
+                        (p ->> 'refused_delay_seconds')::float8
+                        * power((p ->> 'refused_multiplier')::float8, case when v_counts then least(q.refusals, 60) else 0 end))
+                    else least((p ->> 'max_delay_seconds')::float8,
+                        (p ->> 'initial_delay_seconds')::float8
+                        * power((p ->> 'multiplier')::float8, least(q.attempts - 1, 60))) end)) end
+        where q.store_code = v_store and q.code = any (v_mine);
     end if;
 
     -- What a late worker pushed may stand on the label now (of a refused batch, a part of it): queue what the ledger says
@@ -316,6 +458,20 @@ begin
     into v_result
     from (select 1) one left join esl.sync_queue q on q.store_code = v_store and q.code = any (v_mine);
     return v_result;
+end $$;
+
+-- {shop} -> {labels}: for the nightly run; the shop's failed and dead labels are due once more. They keep their counts,
+-- so that one more refusal of the same kind puts them back at once.
+create or replace function public.esl_push_again(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare v_labels int;
+begin
+    update esl.sync_queue q set state = 'ready', next_attempt_at = now()
+    from esl.store_mappings m
+    where m.id = q.mapping_id and q.state in ('failed', 'dead')
+      and m.source_system = p #>> '{shop,source_system}' and m.source_store_id = p #>> '{shop,source_store_id}';
+    get diagnostics v_labels = row_count;
+    return jsonb_build_object('labels', v_labels);
 end $$;
 
 -- {server, rate_per_second, slots} -> {wait_seconds}: reserves call slots of one label server for whoever asks.
@@ -354,8 +510,8 @@ language sql volatile security definer set search_path = '' as $$
     ) select jsonb_build_object('released', exists (select from gone))
 $$;
 
--- {label_server?} -> {due, inbox, variants, queue, outage, drain, shops}: what the sensor asks. due: a drain run would
--- find work now. outage: {since, probe_at, reason} while the label server is down.
+-- {label_server?} -> {due, inbox, variants, queue, refresh, outage, drain, shops}: what the sensor asks. due: a drain run
+-- would find work now. outage: {since, probe_at, reason} while the label server is down.
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with mapped as (
@@ -367,10 +523,14 @@ language sql volatile security definer set search_path = '' as $$
                     where i.state = 'ready' or (i.state = 'leased' and i.lease_until < now())) as inbox,
             exists (select from mapped s join esl.products o using (source_system, source_store_id)
                     where s.is_active and o.due) as variants,
-            not esl.is_down(p ->> 'label_server') and exists (select from esl.pushable) as queue
+            not esl.is_down(p ->> 'label_server') and (
+                exists (select from esl.sync_queue q where q.state = 'leased' and q.lease_until < now())
+                or (esl.next_push(null, false)).code is not null) as queue,
+            exists (select from esl.refreshable(p ->> 'label_server')) as refresh
     )
     select jsonb_build_object(
-        'due', f.inbox or f.variants or f.queue, 'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue,
+        'due', f.inbox or f.variants or f.queue or f.refresh,
+        'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh,
         'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
                    from esl.label_servers where server = p ->> 'label_server' and down_since is not null),
         'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases

@@ -163,6 +163,8 @@ begin
         return jsonb_build_object('finished', false, 'removed', 0, 'levels_gone', 0, 'reason', v_reason);
     end if;
 
+    perform esl.shop_was_read(s.source_system, s.source_store_id);
+
     -- Locked first: a webhook that is being merged goes before or after all of this, never between.
     select array_agg(product_id) into v_products from (
         select v.product_id from esl.product_versions v
@@ -299,110 +301,173 @@ language sql volatile security definer set search_path = '' as $$
                          and m.settings ->> 'owns_store' = 'true'))
 $$;
 
--- {store, since, codes} -> {labels: [{code, push_id, label}], foreign: [codes]}: what the ledger says of listed codes.
--- Moving labels are left out of both. foreign: in no ledger, queue or evaluated label of ours.
+-- What our own audit says of a place that is in no ledger: whose label we wrote there last. No row: nobody's, or it was
+-- removed and the label server has said so. What was adopted only to be removed (no variant) was never ours.
+create or replace function esl.written(p_store text, p_code text)
+returns table (mapping_id uuid, variant_id text, label jsonb)
+language sql stable as $$  -- inlined as well
+    select m.id, i.variant_id, coalesce(i.label, (
+               select u.label from esl.sync_log u
+               where u.code = p_code and u.store_code = p_store and u.kind = 'intent' and u.operation = 'upsert'
+               order by u.id desc limit 1))
+    from (select l.* from esl.sync_log l
+          where l.code = p_code and l.store_code = p_store and l.kind = 'intent'
+          order by l.id desc limit 1) i
+    join esl.store_mappings m on m.id = i.mapping_id
+    where i.variant_id <> '' and (i.operation = 'upsert' or not exists (
+        select from esl.sync_log r
+        where r.code = p_code and r.store_code = p_store and r.push_id = i.push_id and r.outcome = 'accepted'))
+$$;
+
+-- {store, since, codes} -> {labels: [{code, push_id, label}], ours: [{code, label}], foreign: [codes]}: what we know of
+-- listed codes. Moving labels are left out. ours: in no ledger, but written by us (label: what was sent last).
+-- foreign: in no ledger, queue, audit or evaluated label of ours.
 create or replace function public.esl_drift_compare(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     return (
-        with listed as (
+        with listed as materialized (
             select c.code, s.push_id, s.label
             from jsonb_array_elements_text(p -> 'codes') as c (code)
             left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
             where not esl.is_moving(p ->> 'store', c.code, (p ->> 'since')::timestamptz)
+        ), unknown as materialized (
+            select l.code, w.mapping_id is not null as is_ours, w.label
+            from listed l left join lateral esl.written(p ->> 'store', l.code) w on true
+            where l.push_id is null
         )
         select jsonb_build_object(
-            'labels', coalesce(jsonb_agg(to_jsonb(l) order by l.code) filter (where l.push_id is not null), '[]'),
-            'foreign', coalesce(jsonb_agg(l.code order by l.code) filter (where l.push_id is null and not exists (
-                select from esl.labels b where b.code = l.code and b.store_code = p ->> 'store')), '[]'))
-        from listed l);
+            'labels', (select coalesce(jsonb_agg(to_jsonb(l) order by l.code), '[]') from listed l
+                       where l.push_id is not null),
+            'ours', (select coalesce(jsonb_agg(jsonb_build_object('code', u.code, 'label', u.label) order by u.code), '[]')
+                     from unknown u where u.is_ours),
+            'foreign', (select coalesce(jsonb_agg(u.code order by u.code), '[]') from unknown u
+                        where not u.is_ours and not exists (
+                            select from esl.labels b where b.code = u.code and b.store_code = p ->> 'store'))));
 end $$;
 
--- {store, since, after?, limit} -> {labels: [{code, push_id}], next}: the ledger page by page, without moving labels.
+-- {store, since, after?, limit} -> {labels: [{code, push_id}], moving: [codes], next}: ledger and queue page by page.
 create or replace function public.esl_drift_ledger(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     return (
         with page as materialized (
-            select s.code, s.push_id from esl.hipoink_products s
-            where s.store_code = p ->> 'store' and s.code > coalesce(p ->> 'after', '')
-            order by s.code limit (p ->> 'limit')::int
+            select code, (array_agg(push_id) filter (where push_id is not null))[1] as push_id from (
+                (select s.code, s.push_id from esl.hipoink_products s
+                 where s.store_code = p ->> 'store' and s.code > coalesce(p ->> 'after', '')
+                 order by s.code limit (p ->> 'limit')::int)
+                union all
+                (select q.code, null from esl.sync_queue q
+                 where q.store_code = p ->> 'store' and q.code > coalesce(p ->> 'after', '')
+                 order by q.code limit (p ->> 'limit')::int)) known
+            group by code order by code limit (p ->> 'limit')::int
+        ), judged as materialized (
+            select g.*, esl.is_moving(p ->> 'store', g.code, (p ->> 'since')::timestamptz) as moves from page g
         )
         select jsonb_build_object(
-            'labels', coalesce(jsonb_agg(to_jsonb(g) order by g.code) filter (
-                where not esl.is_moving(p ->> 'store', g.code, (p ->> 'since')::timestamptz)), '[]'),
-            'next', max(g.code))
-        from page g);
+            'labels', coalesce(jsonb_agg(jsonb_build_object('code', j.code, 'push_id', j.push_id) order by j.code)
+                               filter (where not j.moves and j.push_id is not null), '[]'),
+            'moving', coalesce(jsonb_agg(j.code order by j.code) filter (where j.moves), '[]'),
+            'next', max(j.code))
+        from judged j);
 end $$;
 
--- {store, run_id, since, labels: [{code, kind, push_id, ours, theirs, label, label_hash}]} -> {requeued}
+-- {store, run_id, since, labels: [{code, kind, push_id, ours, theirs, label, label_hash}]} -> {requeued, given_up: [codes]}
 -- The ledger takes what the label server really holds, and esl.requeue decides what follows.
---   of a variant that is held back or keeps its label: what the ledger says is pushed again
---   different -> the ledger's label becomes `label`; not for the fourth time in 14 days when the same difference came
---                back after three pushes: then it is how the server keeps what we send, and pushing changes nothing
---   missing   -> the label leaves the ledger
+--   different -> the ledger's label becomes `label`; of a variant that is held back or keeps its label: what the ledger
+--                says is pushed again
+--   missing   -> stays in the ledger, in doubt: what is wanted is pushed, a removal too where nothing is wanted any more,
+--                because the label may hang after all
+--   ours      -> the label enters the ledger again, in doubt, as its variant's
 --   foreign   -> the label enters the ledger, owned by no variant, so that it is removed (esl.guard counts it)
+-- Not for the fourth time in 14 days, when the same came back after three repairs: then it is how the server keeps what
+-- we send (or another writer), and repairing changes nothing: given_up. The same is the same difference; a label that
+-- is missing, or there, is so whatever it says.
 -- What has been pushed since it was compared (another push_id, a row in the queue) is left alone.
 create or replace function public.esl_drift_repair(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
-declare v_store text := p ->> 'store'; v_codes text[]; v_stores text[];
+declare v_store text := p ->> 'store'; v_codes text[]; v_given_up text[];
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
 
     with found as materialized (
-        select d.*, s.code is not null as on_label, coalesce(d.ours, s.label) as said, s.mapping_id, s.variant_id,
-               coalesce(o.state in ('held', 'kept') or o.collides, false) as stays
+        select d.code, d.kind, d.theirs, d.label, d.label_hash, coalesce(d.ours, s.label, w.label) as said,
+               coalesce(s.mapping_id, w.mapping_id) as mapping_id, coalesce(s.variant_id, w.variant_id) as variant_id,
+               coalesce(o.state in ('held', 'kept') or o.collides, false) as stays,
+               (select count(*) from esl.drift x
+                where x.code = d.code and x.store_code = v_store and x.kind = d.kind
+                  and (d.kind <> 'different' or (x.ours, x.theirs) = (d.ours, d.theirs))
+                  and x.at > now() - interval '14 days') as repairs
         from jsonb_to_recordset(p -> 'labels') as d (
             code text, kind text, push_id uuid, ours jsonb, theirs jsonb, label jsonb, label_hash text)
         left join esl.hipoink_products s on s.code = d.code and s.store_code = v_store
+        left join lateral esl.written(v_store, case when d.kind = 'ours' then d.code end) w on true
         left join esl.labels o on o.variant_id = s.variant_id and o.mapping_id = s.mapping_id
         where d.push_id is not distinct from s.push_id
           and not esl.is_moving(v_store, d.code, (p ->> 'since')::timestamptz)
+          and (d.kind <> 'ours' or w.mapping_id is not null)
+          and (d.kind <> 'foreign' or not exists (
+              select from esl.labels b where b.code = d.code and b.store_code = v_store))
     ), taken as materialized (
-        select f.* from found f
-        where f.kind = 'missing'
-           or (f.kind = 'different' and (
-               select count(*) from esl.drift x
-               where x.code = f.code and x.store_code = v_store and x.kind = 'different'
-                 and (x.ours, x.theirs) = (f.ours, f.theirs) and x.at > now() - interval '14 days') < 3)
-           or (f.kind = 'foreign' and not exists (
-               select from esl.labels b where b.code = f.code and b.store_code = v_store))
+        select f.* from found f where f.repairs < 3
     ), noted as (
         insert into esl.drift (run_id, store_code, code, kind, ours, theirs)
         select p ->> 'run_id', v_store, code, kind, said, theirs from taken
     ), corrected as (
         update esl.hipoink_products s set label = t.label, label_hash = t.label_hash from taken t
         where t.kind = 'different' and not t.stays and s.code = t.code and s.store_code = v_store
-    ), restored as (
-        -- In doubt: the server holds something else than the ledger says, so that nobody drops the row.
+    ), doubted as (
+        -- What the server holds is not what the ledger says, or not known: nobody may drop the row.
         insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, label_hash, priority,
                                     in_doubt)
-        select s.store_code, s.code, s.mapping_id, s.variant_id, 'upsert', s.label, s.label_hash, 0, true
-        from taken t join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
-        where t.stays and t.kind <> 'foreign'
+        select v_store, t.code, t.mapping_id, t.variant_id, 'upsert', coalesce(s.label, t.label),
+               coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true
+        from taken t left join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
+        where t.kind in ('missing', 'ours') or (t.kind = 'different' and t.stays)
         on conflict (store_code, code) do nothing
-    ), gone as (
-        delete from esl.hipoink_products s using taken t
-        where t.kind = 'missing' and not t.stays and s.code = t.code and s.store_code = v_store
     ), adopted as (
         insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
-        select v_store, t.code, m.id, '', t.label, t.label_hash, gen_random_uuid()
-        from taken t cross join (
+        select v_store, t.code, coalesce(t.mapping_id, m.id), coalesce(t.variant_id, ''), t.label, t.label_hash,
+               gen_random_uuid()
+        from taken t left join (
             select id from esl.store_mappings where hipoink_store_code = v_store and is_active
-            order by is_dry_run, settings ->> 'owns_store' = 'true' desc, created_at, id limit 1) m
-        where t.kind = 'foreign'
+            order by is_dry_run, settings ->> 'owns_store' = 'true' desc, created_at, id limit 1) m on t.mapping_id is null
+        where t.kind in ('foreign', 'ours') and coalesce(t.mapping_id, m.id) is not null
     )
-    select array_agg(code), array_agg(v_store) into v_codes, v_stores from taken;
-    perform esl.requeue(v_stores, v_codes);
+    select array_agg(code) filter (where repairs < 3), coalesce(array_agg(code) filter (where repairs >= 3), '{}')
+    into v_codes, v_given_up from found;
+    perform esl.requeue(array_fill(v_store, array[coalesce(cardinality(v_codes), 0)]), v_codes);
+    if v_codes is not null then  -- the server may hold what it never confirmed, and its labels not show it
+        perform esl.want_refresh(v_store);
+    end if;
 
-    return (select jsonb_build_object('requeued', count(*))
-            from jsonb_to_recordset(p -> 'labels') as d (code text)
+    return (select jsonb_build_object('requeued', count(*), 'given_up', to_jsonb(v_given_up))
+            from (select distinct d.code from jsonb_to_recordset(p -> 'labels') as d (code text)) d
             join esl.sync_queue q on q.code = d.code and q.store_code = v_store);
 end $$;
 
--- {shop?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, publishable, accurate, due}]}
--- of every active mapping that is not in dry run. accurate: of the publishable labels, those that the label server
--- accepted as they should be now. due: variants of the shop that are not evaluated yet.
+-- {store, at, run_id, complete, reason, listed, ledger, skipped, given_up} -> {}: how a comparison that began at that
+-- time ended; the latest of each store is kept.
+create or replace function public.esl_drift_end(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+    insert into esl.comparisons as c (store_code, at, run_id, complete, reason, listed, ledger, skipped, given_up)
+    values (p ->> 'store', (p ->> 'at')::timestamptz, p ->> 'run_id', (p ->> 'complete')::boolean, p ->> 'reason',
+            (p ->> 'listed')::int, (p ->> 'ledger')::int, (p ->> 'skipped')::int, (p ->> 'given_up')::int)
+    on conflict (store_code) do update
+    set at = excluded.at, run_id = excluded.run_id, complete = excluded.complete, reason = excluded.reason,
+        listed = excluded.listed, ledger = excluded.ledger, skipped = excluded.skipped, given_up = excluded.given_up
+    where c.at <= excluded.at;
+    return '{}';
+end $$;
+
+-- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, problem, publishable,
+--   accurate, unsettled, due, comparison: {at, complete, reason, skipped, given_up, …} or null}]} of every active mapping
+--   that is not in dry run.
+-- accurate: of the publishable labels, those that the label server accepted as they should be now, with nothing in doubt.
+-- unsettled: other places where it does not hold, or is not known to hold, what it should: labels that are to go and are
+-- still there, whatever they wait for, and ones that are to be put back. due: variants that are not evaluated yet.
+-- comparison: how the last one of the store with the label server's own list ended.
 create or replace function public.esl_accuracy(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
 set statement_timeout = '55s' as $$
@@ -410,19 +475,29 @@ begin
     return (select jsonb_build_object('mappings',
         coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]')) from (
         select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
+               esl.mapping_problem(m) as problem,
                count(l.variant_id) as publishable,
-               count(s.code) filter (where o.variant_id is null) as accurate,
+               count(s.code) filter (where o.variant_id is null and q.code is null) as accurate,
+               (select count(*) from esl.sync_queue w
+                where w.mapping_id = m.id and not exists (
+                    select from esl.labels b
+                    where b.variant_id = w.variant_id and b.mapping_id = m.id and b.state = 'publish' and not b.collides
+                      and b.code = w.code and b.store_code = w.store_code)) as unsettled,
                (select count(*) from esl.products d where d.due and not d.removed
-                  and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due
+                  and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due,
+               (select to_jsonb(c) from esl.comparisons c where c.store_code = m.hipoink_store_code) as comparison
         from esl.store_mappings m
         left join esl.labels l on l.mapping_id = m.id and l.state = 'publish' and not l.collides
         left join esl.hipoink_products s
           on s.code = l.code and s.store_code = l.store_code and s.label_hash = l.label_hash
+        left join esl.sync_queue q on q.code = l.code and q.store_code = l.store_code and q.in_doubt
         left join esl.products o
           on o.due and o.variant_id = l.variant_id and o.source_system = m.source_system
          and o.source_store_id = m.source_store_id
         where m.is_active and not m.is_dry_run
           and (p -> 'shop' is null or (m.source_system, m.source_store_id)
                = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+          and (p -> 'shops' is null or (m.source_system, m.source_store_id) in (
+               select * from jsonb_to_recordset(p -> 'shops') as w (source_system text, source_store_id text)))
         group by m.id) t);
 end $$;

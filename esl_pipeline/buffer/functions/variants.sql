@@ -403,11 +403,13 @@ language sql volatile security definer set search_path = '' as $$
                                        and d.compare_at_price is not null and d.price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
                                  then esl.prior_price(m.id, d.variant_id, d.price::numeric)::text end))
                     from esl.store_mappings m
-                    join lateral (select h.label from esl.hipoink_products h
-                                  where h.variant_id = d.variant_id and h.mapping_id = m.id
-                                  order by h.accepted_at desc limit 1) s on true
+                    left join lateral (select h.label from esl.hipoink_products h
+                                       where h.variant_id = d.variant_id and h.mapping_id = m.id
+                                       order by h.accepted_at desc limit 1) s on true
                     where m.is_active and m.source_system = d.source_system
-                      and m.source_store_id = d.source_store_id)) order by d.revision)
+                      and m.source_store_id = d.source_store_id
+                      and (s.label is not null or m.settings ->> 'show_compare_at' = 'if_prior_30d_ok')))
+                order by d.revision)
             from due d
             left join esl.variant_details x
               on x.source_system = d.source_system and x.source_store_id = d.source_store_id

@@ -1,0 +1,196 @@
+"""After the pushes: the label server is told to refresh the physical labels of each store, once a burst.
+
+A server without auto-trigger shows nothing of what it has accepted before that (esl/bind_task). Which stores wait for
+it stands in the buffer, marked with the accepted push itself; nothing here holds up or fails a label.
+"""
+
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.hipoink.errors import (
+    AuthenticationError,
+    HipoinkError,
+    RejectedError,
+    UnknownOutcomeError,
+)
+from esl_pipeline.stages.shops import Shop
+
+_log = logging.getLogger(__name__)
+
+# At the end of a run, for the call at hand: one that is cut off is made again when its claim runs out.
+_LAST_SECONDS = 5.0
+# No public source says how a server of the 2020 generation refuses what it does not know.
+_NO_SUCH_ACTION = re.compile(
+    r"\b(?:action|method|route|api|interface|function|url|path)\b[^\"]*"
+    r"\b(?:not (?:exists?|found|defined|supported|allowed)|undefined|unknown|invalid)\b"
+    r"|\b(?:unknown|undefined|unsupported|invalid|no such) (?:action|method|route|api|interface|function|url|path)\b"
+    r"|\bnot implemented\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class RefreshRules:
+    """When a store's labels are refreshed; seconds.
+
+    Once nothing more can be pushed to it, at the latest `settle` after the first push of a burst; two triggers of a
+    store are `gap` apart. After failures it is tried again with the next burst, or with growing delays. `look`: so
+    often does a run ask what is due.
+    """
+
+    gap: float = 3
+    settle: float = 5
+    initial_delay: float = 5
+    multiplier: float = 2
+    max_delay: float = 900
+    look: float = 0.5
+    # Longer than the client's longest call with its own retries, so that no store is triggered by two workers at once.
+    lease: float = 60
+
+
+DEFAULT_RULES = RefreshRules()
+
+
+def refresh_stores(
+    buffer: Buffer,
+    client: HipoinkClient,
+    rules: RefreshRules = DEFAULT_RULES,
+    *,
+    run_id: str,
+    shop: Shop | None = None,
+) -> int:
+    """Trigger the stores that are due, one after another -> how many triggers the label server accepted.
+
+    Two round trips and a call each, beside the limiter's; one round trip when nothing is due. Raises BufferError only.
+    """
+    accepted, more = 0, True
+    while more:
+        claim = buffer.refresh_claim(
+            lease_seconds=rules.lease, settle_seconds=rules.settle, run_id=run_id, shop=shop
+        )
+        if claim["store_code"] is None:
+            break
+        result = _trigger(client, claim["store_code"])
+        accepted += result["outcome"] == "accepted"
+        more = buffer.refresh_finish(
+            claim_id=claim["claim_id"],
+            store_code=claim["store_code"],
+            run_id=run_id,
+            gap_seconds=rules.gap,
+            initial_delay_seconds=rules.initial_delay,
+            multiplier=rules.multiplier,
+            max_delay_seconds=rules.max_delay,
+            **result,
+        )["more"]
+    return accepted
+
+
+class Refresher:
+    """A thread that triggers what is due whenever it is asked: a server that is slow with it delays no push.
+
+    A context manager; at its end what was asked for is still done, or given up after some seconds: the mark stands.
+    """
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        client: HipoinkClient,
+        rules: RefreshRules = DEFAULT_RULES,
+        *,
+        run_id: str,
+        shop: Shop | None = None,
+    ) -> None:
+        self._buffer, self._client, self._rules = buffer, client, rules
+        self._run_id, self._shop = run_id, shop
+        self._changed = threading.Condition()
+        self._asked = self._ends = False
+        self._thread = threading.Thread(target=self._work, name="refresh", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._ends = True
+            self._changed.notify()
+        self._thread.join(timeout=_LAST_SECONDS)
+
+    def ask(self) -> None:
+        """Something was accepted, or may be due for another reason."""
+        with self._changed:
+            self._asked = True
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while self._is_asked():
+            try:
+                refresh_stores(self._buffer, self._client, self._rules, run_id=self._run_id, shop=self._shop)
+            except Exception as error:  # the marks stand, and the run meets the same trouble itself
+                _log.warning("the label server was not told to refresh: %s", type(error).__name__)
+            with self._changed:
+                self._changed.wait_for(lambda: self._ends, self._rules.look)
+
+    def _is_asked(self) -> bool:
+        """Wait until asked; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._asked or self._ends)
+            asked, self._asked = self._asked, False
+            return asked
+
+
+def _trigger(client: HipoinkClient, store_code: str) -> dict[str, Any]:
+    """One call; its outcome as the arguments of Buffer.refresh_finish."""
+    started = time.monotonic()
+    try:
+        answer = client.bind_task(store_code)
+    except BufferError:  # of the shared limiter: no call was made
+        raise
+    except HipoinkError as error:
+        return {
+            "outcome": _outcome(error),
+            "http_status": error.http_status,
+            "error_code": error.error_code,
+            "message": str(error),
+            "answer": error.answer,
+            "retry_after_seconds": error.retry_after,
+            "duration_ms": _milliseconds(started),
+        }
+    except Exception as error:  # whatever it is, it is this call's
+        return {
+            "outcome": "transient",
+            "message": f"the call could not be made: {type(error).__name__}",
+            "duration_ms": _milliseconds(started),
+        }
+    return {
+        "outcome": "accepted",
+        "http_status": answer.http_status,
+        "error_code": answer.error_code,
+        "message": answer.error_msg,
+        "answer": answer.body,
+        "duration_ms": answer.duration_ms,
+    }
+
+
+def _outcome(error: HipoinkError) -> str:
+    if error.http_status in (404, 405, 501):
+        return "not_known"
+    if isinstance(error, AuthenticationError):
+        return "authentication"
+    if isinstance(error, RejectedError):
+        return "not_known" if _NO_SUCH_ACTION.search(error.answer or "") else "rejected"
+    return "unknown" if isinstance(error, UnknownOutcomeError) else "transient"
+
+
+def _milliseconds(started: float) -> int:
+    return int((time.monotonic() - started) * 1000)

@@ -1,0 +1,85 @@
+"""A claim walks the queue's index in its order, whatever the planner believes of the queue, on every Postgres."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from esl_pipeline.buffer.migrate import migrate
+from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable
+
+QUEUED, BATCH, STORES = 20_000, 100, 3
+
+
+@contextmanager
+def _stock() -> Iterator[EmbeddedPostgres]:
+    """Debian's Postgres 15, with JIT as its package has it."""
+    try:
+        with EmbeddedPostgres.temporary(version=15, settings={"jit": "on"}) as server:
+            yield server
+    except PostgresUnavailable as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module", params=[15, 16, 18])
+def server(
+    request: pytest.FixtureRequest, start_postgres: Callable[[int], EmbeddedPostgres]
+) -> Iterator[EmbeddedPostgres]:
+    if request.param != 15:
+        yield start_postgres(request.param)
+        return
+    with _stock() as stock:
+        yield stock
+
+
+def _call(connection: psycopg.Connection, function: str, **p: object) -> dict[str, list[dict[str, object]]]:
+    (answer,) = connection.execute(f"select public.{function}(%s)".encode(), [Jsonb(p)]).fetchone() or ()
+    return dict(answer)
+
+
+@pytest.mark.parametrize("known", ["nothing", "a small queue", "all"])
+def test_field_36_a_claim_reads_little_more_than_its_batch(server: EmbeddedPostgres, known: str) -> None:
+    name = f"queue_{known.replace(' ', '_')}"
+    server.create_database(name)
+    migrate(server.dsn(name))
+    queue = (
+        b"insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, priority, in_doubt)"
+        b" select m.hipoink_store_code, 'C-' || n, m.id, n::text, 'upsert', '{}', n %% 3, false"
+        b" from generate_series(%s::int, %s::int) n"
+        b" join esl.store_mappings m on m.hipoink_store_code = 'S' || n %% %s"
+    )
+    with psycopg.connect(server.dsn(name), autocommit=True) as connection:
+        connection.execute("alter table esl.sync_queue set (autovacuum_enabled = false)")
+        for number in range(STORES):
+            mapped = {"source_system": "shopify", "source_store_id": f"shop-{number}"}
+            _call(connection, "esl_mapping_create", **mapped, hipoink_store_code=f"S{number}")
+        connection.execute(queue, [1, 30, STORES])
+        if known == "a small queue":
+            connection.execute("analyze")
+        connection.execute(queue, [31, QUEUED, STORES])
+        if known == "all":
+            connection.execute("analyze")
+        with connection.transaction():
+            claim = _call(
+                connection,
+                "esl_push_claim",
+                claim_id=str(uuid.uuid4()),
+                limit=BATCH,
+                lease_seconds=60,
+                max_attempts=5,
+                run_id="r",
+                asset="a",
+            )
+            (read,) = connection.execute(
+                "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables"
+                " where schemaname = 'esl' and relname = 'sync_queue'"
+            ).fetchone() or (0,)
+        switches = connection.execute(
+            "select p.proname from pg_proc p where p.proconfig::text like '%enable\\_%'"
+        ).fetchall()
+    assert len(claim["rows"]) == BATCH
+    assert read < 10 * BATCH
+    assert switches == []
