@@ -147,7 +147,7 @@ class HipoinkClient:
         once = list(dict.fromkeys(map(_code, codes)))
         judge = Judge(f"query_with_code for store {store_code}", False, self._redact)
         body = orjson.dumps({"f1": _filled(once), **_common(store_code)})
-        request = self._http.build_request("POST", self._url("query_with_code"), content=body)
+        request = self._http.build_request("POST", self._url("product/query_with_code"), content=body)
         return self._tried(judge, request, Judge.rows)
 
     def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:

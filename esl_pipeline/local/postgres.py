@@ -145,7 +145,8 @@ class EmbeddedPostgres:
         """Create a database, a copy of `template` if given (to which nobody may be connected)."""
         statement = sql.SQL("create database {}").format(sql.Identifier(name))
         if template is not None:
-            statement += sql.SQL(" template {}").format(sql.Identifier(template))
+            # Copied as files, not through the log: four times as fast for a small database.
+            statement += sql.SQL(" template {} strategy file_copy").format(sql.Identifier(template))
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             connection.execute(statement)
 
