@@ -383,7 +383,6 @@ def reconcile(
                     store=store,
                     run_id=run_id,
                     dry_run=dry_run,
-                    owns_store=bool(mapping["settings"].get("owns_store")),
                 )
                 for store, mapping in stores.items()
             ]

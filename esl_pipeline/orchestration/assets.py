@@ -233,7 +233,6 @@ def _compared(
             label_server.client,
             store=store,
             run_id=run_id,
-            owns_store=bool(mapping["settings"].get("owns_store")),
         )
         if drift.complete:
             break

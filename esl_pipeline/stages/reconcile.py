@@ -362,7 +362,6 @@ def compare_store(
     store: str,
     run_id: str,
     dry_run: bool = False,
-    owns_store: bool = False,
     page_size: int = 200,
 ) -> Drift:
     """Compare the label server's list of a store with the ledger, field by field where the server returns a field.
@@ -370,15 +369,15 @@ def compare_store(
     Missing and different labels are queued again, as far as they are still wanted. What is not listed is asked for by
     code, or where the server cannot say, looked for in the list once more; and what is missing then may hang all the
     same: it is pushed in doubt, or removed when nobody wants it any more. A listed label that is in no ledger but in
-    our audit is ours, and its variant decides about it. Foreign ones are left alone, unless owns_store (or a policy's
-    owns_store) says that nobody else keeps labels there: then they are removed, 5,000 a call, under the guard of mass
-    changes. What did not hold after three repairs in 14 days is given up. dry_run: only count. Labels that are on
-    their way, or were meanwhile, are not compared. A failing label server makes the Drift incomplete; raises
-    BufferError only. The result is kept in esl.comparisons.
+    our audit is ours, and its variant decides about it. Foreign ones are left alone, unless a policy's owns_store says
+    that nobody else keeps labels there: then they are removed, 5,000 a call, under the guard of mass changes. What did
+    not hold after three repairs in 14 days is given up. dry_run: only count. Labels that are on their way, or were
+    meanwhile, are not compared. A failing label server makes the Drift incomplete; raises BufferError only. The result
+    is kept in esl.comparisons.
     """
     comparison = _Comparison(buffer, label_client, store, run_id, dry_run=dry_run, page_size=page_size)
     comparison.look()
-    return comparison.concluded(owns_store)
+    return comparison.concluded()
 
 
 class _Comparison:
@@ -420,13 +419,13 @@ class _Comparison:
         self._add(rows)
         self._add_padded()
 
-    def concluded(self, owns_store: bool) -> Drift:
+    def concluded(self) -> Drift:
         """What follows from the list as a whole, when it is whole."""
         if self.drift.complete:
             self._conclude_missing()
         self.drift.foreign = sorted(self._foreign)[:EXAMPLES_KEPT]
         self.drift.foreign_count = len(self._foreign)
-        if self.drift.complete and (owns_store or self._is_owned):
+        if self.drift.complete and self._is_owned:
             perhaps_ours = set(self._changed.values())
             strange = [label for code, label in self._foreign.items() if code not in perhaps_ours]
             self._repair([_foreign(label) for label in strange[:MAX_ROWS_PER_CALL]])

@@ -390,7 +390,7 @@ def test_field_13_a_shop_that_a_message_switched_off_raises_an_alarm_until_someb
 )
 def test_accuracy_warns_below_999_and_fails_below_980(accurate: int, passed: bool, severity: str) -> None:
     mapping = {"hipoink_store_code": "S", "publishable": 1000, "accurate": accurate}
-    result = label_accuracy([mapping | {"unsettled": 0, "problem": None}])
+    result = label_accuracy([mapping | {"unsettled": 0, "problem": None, "comparison": None}])
     assert (result.passed, result.severity.value) == (passed, severity)
 
 

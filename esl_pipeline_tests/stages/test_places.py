@@ -308,6 +308,13 @@ def test_field_19_a_dearer_product_that_takes_a_deleted_ones_code_is_no_rise(clo
     assert closed.prices() == {"C-1": "8.00"}
 
 
+def test_field_19_what_somebody_changed_at_the_label_server_is_corrected_at_once(closed: World) -> None:
+    closed.sandbox.http.put(f"/sandbox/labels/{STORE}/C-1", json={"pp": "0.50"}).raise_for_status()
+    assert compare_store(closed.buffer, closed.client, store=STORE, run_id=RUN).requeued == 1
+    closed.settle()
+    assert closed.prices() == {"C-1": "5.00"}
+
+
 def test_field_19_a_price_after_a_blank_label_is_no_rise(world: World) -> None:
     world.map(settings={"on_unpublish": "blank", "raise_window": window(is_open=False)})
     world.settle(tea(price="5.00"))
@@ -594,12 +601,16 @@ def snapshot(world: World, shop: str, variants: Sequence[int]) -> None:
     ]
     world.buffer.snapshot_merge(
         snapshot_id=snapshot_id,
-        as_of=as_of,
         products=[row | {"deleted": False, "missing_variants": 0, "variant_ids": None} for row in shared],
         variants=[
             row
             | {"variant_id": row["product_id"], "barcode": f"C-{row['product_id']}", "price": "1.00"}
-            | {"inventory_item_id": f"1000{row['product_id']}", "content_hash": "read"}
+            | {
+                "inventory_item_id": f"1000{row['product_id']}",
+                "content_hash": "read",
+                "sku": "",
+                "variant_title": "",
+            }
             for row in shared
         ],
     )

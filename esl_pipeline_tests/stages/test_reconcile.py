@@ -540,7 +540,7 @@ def test_foreign_labels_leave_a_store_that_is_ours_alone_under_the_guard(stocked
     world.buffer.mapping_update(mapping["id"], {"settings": {"owns_store": True}})
     world.settle()
     stocked.edit_label("FOREIGN", pn="not ours", pp="1.00")
-    assert stocked.compare(owns_store=True).requeued == 1
+    assert stocked.compare().requeued == 1
     world.settle()
     assert world.labels() == right
     for number in range(40):
@@ -605,9 +605,7 @@ def test_an_incomplete_list_tells_nothing_of_what_is_missing(
     rows[0]["product_price"] = "0.01"
     rows[9] = {"product_code": "FOREIGN", "product_name": "?", "product_price": "1.00"}
     with running(listing(rows, **options)) as url, client_of(url) as client:
-        drift = compare_store(
-            stocked.world.buffer, client, store=STORE, run_id=RUN, page_size=10, owns_store=True
-        )
+        drift = compare_store(stocked.world.buffer, client, store=STORE, run_id=RUN, page_size=10)
     assert not drift.complete and words in str(drift.reason)
     assert (drift.missing, drift.different_count, drift.foreign) == ([], 1, ["FOREIGN"])
     assert {row["operation"] for row in stocked.world.queue().values()} == {"upsert"}
@@ -763,6 +761,11 @@ def lost_delete(world: World, code: str) -> None:
     )
 
 
+def own(world: World) -> None:
+    """From now on nobody else keeps labels in the stores."""
+    world.sql("""update esl.store_mappings set settings = settings || '{"owns_store": true}'""")
+
+
 def compare(world: World, **options: Any) -> Drift:
     return compare_store(world.buffer, world.client, store=STORE, run_id=RUN, **options)
 
@@ -772,7 +775,7 @@ def compare(world: World, **options: Any) -> Drift:
 def test_field_14_what_our_audit_says_we_wrote_is_ours(
     world: World, how: Callable[[World, str], None], owns_store: bool
 ) -> None:
-    world.map()
+    world.map(settings={"owns_store": owns_store})
     world.settle(product_body(1), product_body(2), product_body(3))
     right = world.labels()
     for code in ("C-1", "C-2"):
@@ -781,7 +784,7 @@ def test_field_14_what_our_audit_says_we_wrote_is_ours(
     world.settle()
     assert world.labels() == right  # nobody knows of C-1 any more
     world.sandbox.http.put(f"/sandbox/labels/{STORE}/C-2", json={"pp": "0.01"}).raise_for_status()
-    drift = compare(world, owns_store=owns_store)
+    drift = compare(world)
     assert (drift.taken_back, drift.foreign_count, drift.requeued) == (["C-1", "C-2"], 0, 2)
     (queued,) = world.sql("select label ->> 'pp' as pp from esl.hipoink_products where code = 'C-2'")
     assert queued["pp"] == "0.01"  # what hangs, not what should
@@ -820,10 +823,10 @@ def test_field_14_what_we_removed_and_somebody_hung_up_again_is_foreign(world: W
 
 
 def test_field_14_a_foreign_label_that_was_to_be_removed_does_not_become_ours(world: World) -> None:
-    world.map()
+    world.map(settings={"owns_store": True})
     world.settle(product_body(1))
     world.sandbox.http.put(f"/sandbox/labels/{STORE}/X", json={"pn": "theirs", "pp": "1"}).raise_for_status()
-    assert compare(world, owns_store=True).requeued == 1
+    assert compare(world).requeued == 1
     world.sandbox.faults({"kind": "error", "action": "del_multiple"})
     world.round()
     world.sql("delete from esl.sync_queue")
@@ -859,9 +862,7 @@ def test_field_07_one_odd_record_is_left_out_and_the_others_are_compared(stocked
     ]
     with running(listing([strange[0], *rows, *strange[1:]])) as url, client_of(url) as client:
         drift = compare_store(stocked.world.buffer, client, store=STORE, run_id=RUN, page_size=20)
-        told = compare_store(
-            stocked.world.buffer, client, store=STORE, run_id=RUN, owns_store=True, dry_run=True
-        )
+        told = compare_store(stocked.world.buffer, client, store=STORE, run_id=RUN, dry_run=True)
     assert (drift.complete, drift.reason, drift.missing) == (True, None, [lost])
     assert [row["code"] for row in drift.different] == [twin]
     assert (drift.foreign, drift.odd_count, drift.requeued) == (["4711", "FOREIGN"], 10, 2)
@@ -885,7 +886,8 @@ def test_field_06_a_foreign_code_that_we_could_not_send_is_not_adopted(stocked: 
     world = stocked.world
     stocked.edit_label(code, pn="not ours", pp="1.00")
     stocked.edit_label("FOREIGN", pn="not ours", pp="1.00")
-    drift = stocked.compare(owns_store=True)
+    own(world)
+    drift = stocked.compare()
     assert (drift.odd, drift.odd_count, drift.foreign) == ([code], 1, ["FOREIGN"])
     world.settle()
     assert world.labels().keys() - stocked.prices().keys() == {code}
@@ -928,9 +930,10 @@ def test_field_16_a_label_that_the_server_hides_is_pushed_three_times_and_report
 
 def test_field_16_a_foreign_label_that_always_comes_back_is_somebody_elses(stocked: Market) -> None:
     requeued = []
+    own(stocked.world)
     for night in range(5):
         stocked.edit_label("FOREIGN", pn="not ours", pp=f"{night}.00")
-        drift = stocked.compare(owns_store=True)
+        drift = stocked.compare()
         requeued.append(drift.requeued)
         stocked.world.settle()
     assert requeued == [1, 1, 1, 0, 0]
@@ -964,7 +967,7 @@ def test_field_16_a_server_that_drops_leading_zeros_loses_no_label(world: World)
 def test_field_16_a_code_that_may_be_ours_is_not_removed_as_foreign(
     world: World, written: Callable[[str], str]
 ) -> None:
-    world.map()
+    world.map(settings={"owns_store": True})
     code = "0Ab-1234567cD"
     world.settle(product_body(1, variants=[variant_body(1, code=code)]), product_body(2))
     rows = [
@@ -973,7 +976,7 @@ def test_field_16_a_code_that_may_be_ours_is_not_removed_as_foreign(
     ]
     rows.append({"product_code": "FOREIGN", "product_name": "?", "product_price": "1.00"})
     with running(listing(rows)) as url, client_of(url) as client:
-        drift = compare_store(world.buffer, client, store=STORE, run_id=RUN, owns_store=True)
+        drift = compare_store(world.buffer, client, store=STORE, run_id=RUN)
     assert drift.changed == {code: written(code)}
     removed = {code for code, row in world.queue().items() if row["operation"] == "delete"}
     assert removed == {"FOREIGN"}

@@ -423,7 +423,7 @@ begin
         select v_store, t.code, t.mapping_id, t.variant_id, 'upsert', coalesce(s.label, t.label),
                coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true
         from taken t left join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
-        where t.kind in ('missing', 'ours') or (t.kind = 'different' and t.stays)
+        where t.kind in ('missing', 'different', 'ours')
         on conflict (store_code, code) do nothing
     ), adopted as (
         insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
