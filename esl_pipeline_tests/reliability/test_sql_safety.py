@@ -26,13 +26,19 @@ NAUGHTY = DATA / "security" / "blns.json"
 
 # Inlined by the planner, which a setting of its own would forbid; called from functions that have the empty path.
 WITHOUT_SEARCH_PATH = {
-    "is_revived",
-    "is_moving",
-    "written",
+    "blank_of",
     "content",
     "content_columns",
+    "drastic_kind",
+    "is_blank",
+    "is_large_change",
+    "is_moving",
+    "is_revived",
     "plain_price",
+    "policy_number",
+    "price_of",
     "unsaid",
+    "written",
 }
 # Where text is put together to SQL, with what is put in: names of our own files and tables only.
 COMPOSED = {"buffer/migrate.py": 1, "local/label_store.py": 1}

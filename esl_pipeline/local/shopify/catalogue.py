@@ -155,7 +155,7 @@ _GOODS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         _PIECES,
         ("Avocado 🥑", "Pink Lady-ish apples 🍎", "Mango “ready to eat” 🥭"),
     ),
-    ("Bakery", "Hill & Hollow", _PIECES, ("Croissant 🥐", "Cinnamon roll", "Bagel <sesame> & more")),
+    ("Bakery", "Hill & Hollow", _PIECES, ("Croissant 🥐", "Cinnamon roll", "Bagel <em>sesame</em> & more")),
     ("Snacks", "Tide Crisps", _GRAMS, ("Sea-salt crisps", "Chilli peanuts 🌶️", "Popcorn 50/50")),
     ("Drinks", "Fizz Works", _LITRES, ("Ginger beer", "Cold brew ☕", "Tonic 'No. 7'")),
     ("Household", "Clear Day", _PIECES, ("Sponge", "Bin bags 35 l", "Candles, unscented")),
