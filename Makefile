@@ -10,7 +10,7 @@ HISTORY ?= 5000000
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak lint types audit sbom bench-validate bench-reconcile bench-jit bench-status lock clean
+.PHONY: demo up test test-slow soak machine breaks lint types audit sbom bench-validate bench-reconcile bench-jit bench-status lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -26,8 +26,15 @@ test-slow: $(VENV)/.dev
 
 # Linux. The long state machine, then a pipeline under load while its parts are killed; SEED=n draws the faults of an earlier soak again.
 soak: $(VENV)/.dev
-	ESL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q esl_pipeline_tests/reliability/test_state_machine.py
+	$(BIN)/python -m esl_pipeline_tests.reliability.long_machine --examples $(EXAMPLES) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m esl_pipeline_tests.reliability.soak $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
+
+# The state machine, for as many examples as wanted; and whether it finds what is broken on purpose.
+machine: $(VENV)/.dev
+	$(BIN)/python -m esl_pipeline_tests.reliability.long_machine --examples $(EXAMPLES) $(if $(SEED),--seed $(SEED))
+
+breaks: $(VENV)/.dev
+	$(BIN)/python -m esl_pipeline_tests.reliability.breaks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

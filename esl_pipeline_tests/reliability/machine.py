@@ -1,0 +1,1575 @@
+"""The state machine: a model of two shops and three stores against the real functions, stages and label server.
+
+test_state_machine.py runs it briefly, long_machine.py for as long as you like, breaks.py against broken code.
+"""
+
+import base64
+import copy
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import hypothesis.strategies as st
+import psycopg
+import psycopg.rows
+import stamina
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from starlette.datastructures import Headers
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.local.label_store import LabelStore
+from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.sources.facts import Facts
+from esl_pipeline.sources.shopify.admin import AdminError
+from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.stages import drain, reconcile
+from esl_pipeline.stages.drain import drain_round
+from esl_pipeline.stages.push import PushRules
+from esl_pipeline.stages.read import read_inbox
+from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
+from esl_pipeline_tests.reliability import model
+from esl_pipeline_tests.reliability.light import light_evaluation
+from esl_pipeline_tests.reliability.model import MappingModel, Place, Shown, Told, Verdict
+from esl_pipeline_tests.reliability.stepping import LABEL_SERVER, Fate, Job, Worker
+from esl_pipeline_tests.world import ASSET, RULES, World, product, variant, when
+
+# What the code cannot do yet. ESL_MACHINE_ON=a,b tries some of them all the same.
+NOT_YET = ("edits_among_rivals",)
+
+
+@dataclass
+class Faults:
+    """Which faults the machine may make beside those that it always makes. ESL_MACHINE_OFF=a,b switches some off."""
+
+    page_slips: bool = True  # the label server's list: a row comes and one goes between two pages
+    empty_variants: bool = True  # a body with "variants": []
+    unsaid_keys: bool = True  # a body without a key
+    there_and_back: bool = True  # three versions in a second, the third with the body of the first
+    levels_in_a_second: bool = True  # two levels with one updated_at
+    levels_gone: bool = True  # stock no longer kept at the location: a message, and what a read does not have
+    late_orders: bool = True  # app/uninstalled and shop/redact older than what the shop has said since
+    real_uninstall: bool = True
+    bad_settings: bool = True  # no valid policy
+    absurd_settings: bool = True  # nor anything that SQL can calculate with
+    label_refused: bool = True  # a label that the server refuses, for as long as the fault stands
+    label_forbidden: bool = True  # the same with HTTP 403
+    label_crashes: bool = True  # the same with HTTP 500
+    store_refuses: bool = True  # the server refuses everything of one store
+    busy: bool = True  # the server refuses everything for a few calls: no label may be blamed
+    windows: bool = True  # a raise window that is closed
+    leaving: bool = True  # on_delete and on_unpublish other than remove
+    guards: bool = True  # guard_labels and max_change_pct change at any time; changes wait unapproved
+    two_stores: bool = True  # a second mapping of a shop
+    dry_runs: bool = True  # a mapping in dry run with a wrong template
+    held_claims: bool = True  # a variant with an error keeps its claim
+    left_stores: bool = True  # what a mapping has left behind in another store goes, whatever it was
+    edits_among_rivals: bool = (
+        True  # a label of a variant that has left, kept because others collide there, is edited
+    )
+    removals_in_doubt: bool = True  # a removal without an answer, and then the label must stay
+    findings: bool = True  # collisions are found as they are
+    accuracy: bool = True  # esl_accuracy says what the oracle says
+
+    def __post_init__(self) -> None:
+        off = set(NOT_YET) - set(os.environ.get("ESL_MACHINE_ON", "").split(","))
+        for name in [*off, *filter(None, os.environ.get("ESL_MACHINE_OFF", "").split(","))]:
+            assert hasattr(self, name), f"there is no fault called {name}"
+            setattr(self, name, False)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+
+FAULTS = Faults()
+
+SLOTS = (1, 2, 3)
+WORKERS = (0, 1)
+SHOPS = st.sampled_from("AB")
+CODES = st.sampled_from(["own"] * 5 + ["X", None])
+PRICES = st.sampled_from(["new"] * 4 + ["old"] * 2 + ["zero", None])
+Variants = list[tuple[str | None, str | None]]
+VARIANTS: st.SearchStrategy[Variants] = st.lists(st.tuples(CODES, PRICES), min_size=1, max_size=2)
+BUSY: dict[str, Any] = {"kind": "error", "error_msg": "system busy, try again later"}
+ONCE: list[dict[str, Any]] = [
+    {"kind": "status", "status": 503},
+    {"kind": "status", "status": 500, "apply": True},
+    {"kind": "status", "status": 429, "retry_after": "30"},
+    {"kind": "status", "status": 401},
+    {"kind": "reset", "apply": True},  # to the client the same as a time-out after acceptance
+    {"kind": "reset"},
+    {"kind": "error", "error_msg": "no"},
+    {"kind": "error", "error_msg": "no", "apply": True},
+    {"kind": "text"},
+    {"kind": "bad_codes", "codes": ["own-11"], "apply": True},
+]
+ONCE_OR_NOT = st.sampled_from([None, None, *ONCE])
+FATES: st.SearchStrategy[Fate] = st.sampled_from(["go"] * 5 + ["repeat", "lose", "fail", "kill", "kill"])
+TOPICS = ("products/create", "products/update", "products/delete")
+POLICIES = [
+    *("prefix", "prefix", "window", "window", "leaving", "leaving", "guard", "guard"),
+    *("bad", "absurd", "mend", "mend", "dry", "live"),
+]
+FOREIGN = "FOREIGN"
+PREFIX = "New: "
+WRONG = "WRONG "  # of a policy that was never live: on no label, ever
+LIFECYCLE = ("app/uninstalled", "shop/redact")
+# What failed waits until the machine says that time has passed, so that an example does not depend on the clock.
+SLOW = replace(
+    RULES,
+    initial_delay=600,
+    max_delay=600,
+    max_refusals=PushRules().max_refusals,
+    refused_delay=600,
+    max_refused_delay=600,
+    pause=600,
+    max_pause=600,
+)
+# Settings that are no policy; then such as SQL cannot calculate with either.
+BAD: list[Any] = [
+    {"duplicate_rule": "toss a coin"},
+    {"title_template": "{nonsense}"},
+    {"statuses": "active", "unknown": 1},
+]
+ABSURD: list[Any] = [
+    {"guard_labels": 3_000_000_000},
+    {"guard_labels": "many"},
+    {"guard_labels": -1, "guard_share_pct": 10**12},
+    {"max_change_pct": 10**200},
+    {"max_held_share_pct": 3_000_000_000},
+    {"raise_window": {"opens": "08:00", "closes": "09:00", "time_zone": "localtime"}},
+    {"raise_window": {"opens": "08:00", "closes": "09:00", "time_zone": "Mars/Phobos"}},
+    {"raise_window": {"opens": "25:99", "closes": 7, "time_zone": "UTC"}},
+    {"raise_window": "at night"},
+    {"show_compare_at": "if_prior_30d_ok", "guard_labels": None},
+]
+
+
+@dataclass
+class Parts:
+    """What is real: one buffer and one label server for all examples, emptied before each."""
+
+    world: World
+    labels: LabelStore
+    connection: psycopg.Connection[dict[str, Any]]
+    workers: list[Worker]
+
+    def empty(self) -> None:
+        """Forget the last example."""
+        self.sql(
+            "do $$ begin set local session_replication_role = replica; execute (select 'truncate ' ||"
+            " string_agg(format('esl.%I', relname), ',') from pg_class where relkind = 'r'"
+            " and relnamespace = 'esl'::regnamespace and relname <> 'schema_migrations'); end $$"
+        )
+        self.labels.clear()
+
+    def sql(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Look (or tamper) behind the functions."""
+        cursor = self.connection.execute(query.encode(), values or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def shelves(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The records that hang, by store and code."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in self.labels._all("select store, code, record from label"):
+            found.setdefault(row["store"], {})[row["code"]] = json.loads(row["record"])
+        return found
+
+
+@dataclass
+class Message:
+    """One webhook as Shopify made it. heard: what the shop's Told makes of it, once it is delivered."""
+
+    shop: str
+    topic: str
+    body: dict[str, Any]
+    triggered_at: str
+    webhook_id: str
+    heard: Callable[[], None]
+    triggered: float
+    delivered: bool = False
+
+
+@dataclass
+class ShopModel:
+    """What one shop says now, and what each of its variants said at which version."""
+
+    domain: str
+    mappings: list[MappingModel]
+    products: dict[int, dict[str, Any]] = field(default_factory=dict)
+    remade: dict[int, int] = field(default_factory=lambda: dict.fromkeys(SLOTS, 0))
+    levels: dict[int, tuple[float, int]] = field(default_factory=dict)  # item: (second, available)
+    said: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    told: Told = field(default_factory=Told)
+    is_certain: bool = True  # whether told is exact: a read that was killed may have told a part
+    reading: "Catalogue | None" = None
+
+    @property
+    def key(self) -> dict[str, str]:
+        return {"source_system": "shopify", "source_store_id": self.domain}
+
+    def on_shelf(self) -> list[dict[str, Any]]:
+        """The variants of active products, each with its product's title."""
+        return [
+            item | {"of": body["title"]}
+            for body in self.products.values()
+            if body["status"] == "active"
+            for item in body["variants"]
+        ]
+
+    def truth(self) -> Told:
+        """What is told once everything is."""
+        told = Told()
+        for body in self.products.values():
+            told.hear(body["id"], 1, 1, body)
+        for item, (at, available) in self.levels.items():
+            told.hear_level(item, at, at, available)
+        return told
+
+
+class Catalogue:
+    """The model as the source of a full reconciliation; a part is a product, and it may break off before the end."""
+
+    def __init__(self, shop: ShopModel, as_of: float, parts: int | None) -> None:
+        self.shop, self.as_of, self.parts = shop, as_of, parts
+        self.bodies = [copy.deepcopy(body) for body in shop.products.values()]
+        self.seconds = {body["id"]: body.pop("second") for body in self.bodies}
+        self.levels = dict(shop.levels)
+
+    def read(self, on_poll: Any) -> Iterator[Facts]:
+        on_poll(SimpleNamespace(created_at=datetime.fromisoformat(when(self.as_of))))  # type: ignore[arg-type]
+        for body in self.bodies[: self.parts]:
+            raw = json.dumps(body).encode()
+            said = self.shop.key | {
+                "id": 0,
+                "topic": "products/update",
+                "body_base64": base64.b64encode(raw).decode(),
+                "body_sha256": hashlib.sha256(b"read" + raw).hexdigest(),
+                "received_at": datetime.now(UTC).isoformat(),
+                "triggered_at": when(self.as_of),  # type: ignore[arg-type]
+            }
+            facts = read_deliveries([said])
+            for row in [*facts.products, *facts.variants]:
+                row["event_ids"] = []
+            for row in facts.products:
+                row["variant_ids"] = None
+            facts.events.clear()
+            yield facts
+        if self.parts is not None:
+            raise AdminError("the download broke off")
+
+    def read_stock(self, on_poll: Any) -> Iterator[Facts]:
+        on_poll(SimpleNamespace(created_at=datetime.fromisoformat(when(self.as_of))))  # type: ignore[arg-type]
+        yield Facts(
+            levels=[
+                self.shop.key
+                | {
+                    "inventory_item_id": str(item),
+                    "location_id": model.LOCATION,
+                    "available": available,
+                    "updated_at": when(at),  # type: ignore[arg-type]
+                    "triggered_at": when(self.as_of),  # type: ignore[arg-type]
+                    "body_sha256": hashlib.sha256(f"{item} {available}".encode()).hexdigest(),
+                }
+                for item, (at, available) in self.levels.items()
+            ]
+        )
+
+    def heard(self) -> None:
+        """The read is over: this is what it told."""
+        told = self.shop.told
+        for body in self.bodies[: self.parts]:
+            told.hear(body["id"], self.seconds[body["id"]], self.as_of, body)
+        if self.parts is not None:
+            return
+        there = {body["id"] for body in self.bodies}
+        for slot, remade in self.shop.remade.items():
+            letter = self.shop.mappings[0].shop
+            for number in (_product_id(letter, slot, n) for n in range(remade + 1)):
+                if number not in there:
+                    told.hear(number, self.as_of, self.as_of, None)
+        if any(mapping.shows_stock and mapping.is_active for mapping in self.shop.mappings):
+            for item, (at, available) in self.levels.items():
+                told.hear_level(item, at, self.as_of, available)
+            for item in set(told.levels) - set(self.levels):
+                told.hear_level(item, self.as_of, self.as_of, None)
+
+
+def _product_id(letter: str, slot: int, remade: int) -> int:
+    """Ids are unique over all shops and for ever."""
+    return 1_000 * (1 + "AB".index(letter)) + 10 * remade + slot
+
+
+class Slipping(HipoinkClient):
+    """A client of which somebody else's label goes and another one comes between page 1 and the rest of a list."""
+
+    @classmethod
+    def of(cls, client: HipoinkClient) -> "Slipping":
+        slipping = copy.copy(client)
+        slipping.__class__ = cls
+        return slipping  # type: ignore[return-value]
+
+    def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
+        ours = super().query(store_code, 1, 1_000)
+        before, after = [_listed("F-went"), *ours], [*ours, _listed("F-came")]
+        rows = before if page == 1 else after
+        return rows[(page - 1) * size : page * size]
+
+    def query_count(self, store_code: str) -> int:
+        return super().query_count(store_code) + 1
+
+
+def _listed(code: str) -> dict[str, object]:
+    return {"product_code": code, "product_name": "not ours", "product_price": "1.00", "enabled": 1}
+
+
+class Machine(RuleBasedStateMachine):
+    """Each version has a number. The price of a variant is the number of the version that set it."""
+
+    parts: Parts
+    faults: Faults = FAULTS
+    went_well: list[bool] = []  # noqa: RUF012 # of each example that was run
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trouble_before = sys.exc_info()[1]
+        self.parts.empty()
+        self.world, self.workers = self.parts.world, self.parts.workers
+        self.version = self.second = 0
+        mappings = {
+            "A": [MappingModel("A", ["A2", "A1"])],
+            "B": [MappingModel("B", ["B2", "B1"], shows_stock=True)],
+        }
+        if self.faults.two_stores:
+            mappings["A"].append(MappingModel("A", ["A3"], shows_stock=True))
+        self.shops = {
+            letter: ShopModel(f"shop-{letter.lower()}.myshopify.com", mappings[letter]) for letter in "AB"
+        }
+        self.messages: list[Message] = []
+        self.numbers = itertools.count(1)
+        self.sent: set[tuple[str, str, str]] = set()
+        self.acknowledged: set[tuple[str, str, str]] = set()
+        self.to_compare: set[str] = set()  # stores of whose labels somebody else has changed one
+        self.was_late = False
+        self.standing: list[dict[str, Any]] = []  # faults of the label server that stay until they are lifted
+        self.blamed: set[str] = {"own-11"}  # codes that the label server has ever refused by themselves
+        self.started = False
+        self.parts.world.sandbox.faults()
+
+    @property
+    def mappings(self) -> list[MappingModel]:
+        return [mapping for shop in self.shops.values() for mapping in shop.mappings]
+
+    @initialize(guard=st.sampled_from([1, 1000]))
+    def stock(self, guard: int) -> None:
+        self.started = True
+        for letter, shop in self.shops.items():
+            for mapping in shop.mappings:
+                mapping.guard = guard
+                mapping.id = self.world.map(shop.domain, mapping.store, settings=self._settings(mapping))
+            self._date_activation(shop, 0)
+            for slot in SLOTS[:2]:
+                self._edit(letter, slot, [("own", "new")])
+        self._deliver_all()
+        self.world.round()
+
+    def teardown(self) -> None:
+        is_well = sys.exc_info()[1] is self.trouble_before  # else a step has failed
+        try:
+            if self.started and is_well:
+                is_well = False
+                self._converge()
+                is_well = True
+        finally:
+            self.went_well.append(is_well)
+            for worker in self.workers:
+                worker.kill()
+
+    # --- at Shopify
+
+    @rule(
+        letter=SHOPS,
+        slot=st.sampled_from(SLOTS),
+        variants=st.one_of(VARIANTS, VARIANTS, VARIANTS, VARIANTS, st.none()),
+        title=st.sampled_from(["old", "old", "new"]),
+        status=st.sampled_from(["active"] * 6 + ["draft"]),
+        at_once=st.sampled_from([False, False, True]),
+        deliver=st.sampled_from([True, True, False]),
+    )
+    def edit(
+        self,
+        letter: str,
+        slot: int,
+        variants: Variants | None,
+        title: str,
+        status: str,
+        at_once: bool,
+        deliver: bool,
+    ) -> None:
+        """A product is changed, made or made again, or deleted; at_once: within the second of the last change."""
+        if variants is None:
+            self._delete(letter, slot)
+        else:
+            self._edit(letter, slot, variants, title=title, status=status, at_once=at_once)
+        if deliver:
+            self._deliver(self.messages[-1])
+
+    def _edit(
+        self,
+        letter: str,
+        slot: int,
+        variants: Variants,
+        *,
+        title: str = "old",
+        status: str = "active",
+        at_once: bool = False,
+    ) -> None:
+        shop = self.shops[letter]
+        triggered = self._tick(at_once)
+        before = shop.products.get(slot)
+        number = _product_id(letter, slot, shop.remade[slot])
+        old = {item["id"]: item["price"] for item in before["variants"]} if before else {}
+        new = f"{self.version}.00"
+        rows = []
+        for place, (code, price) in enumerate(variants, start=1):
+            item = 10 * number + place
+            prices = {
+                "new": new,
+                "old": old.get(item, new),
+                "plain": "9999.00",
+                "zero": "0.00",
+                "cheap": f"{self.version / 100:.2f}",
+                None: None,
+            }
+            barcode = f"own-{slot}{place}" if code == "own" else code
+            rows.append(variant(item, barcode, prices[price], sku=f"{letter}{item}"))
+        titles = {"new": f"Title {self.version}", "plain": "Title 0"}
+        name = before["title"] if before and title == "old" else titles.get(title, titles["new"])
+        shop.products[slot] = product(number, self.second, rows, title=name, status=status)
+        self._say(letter, "products/update" if before else "products/create", slot, triggered)
+
+    def _delete(self, letter: str, slot: int) -> None:
+        """Shopify never uses an id again: who makes the product again makes another one."""
+        shop = self.shops[letter]
+        if gone := shop.products.pop(slot, None):
+            shop.remade[slot] += 1
+            triggered = self._tick()
+            self._post(
+                letter,
+                "products/delete",
+                {"id": gone["id"]},
+                triggered,
+                lambda: shop.told.hear(gone["id"], triggered, triggered, None),
+            )
+
+    def _tick(self, at_once: bool = False) -> float:
+        """The next version; when its webhook was triggered."""
+        self.version += 1
+        self.second += not at_once
+        return self.second + self.version / 10_000
+
+    def _say(self, letter: str, topic: str, slot: int, triggered: float, without: Sequence[str] = ()) -> None:
+        shop = self.shops[letter]
+        body = shop.products[slot] = shop.products[slot] | {"second": self.second}
+        second = self.second
+        for item in shop.on_shelf():
+            shop.said.setdefault((item["sku"], item["of"] + str(item["price"])), []).append(self.version)
+        message = {name: value for name, value in body.items() if name != "second" and name not in without}
+        message["variants"] = [
+            {name: value for name, value in item.items() if "variants." + name not in without}
+            for item in body["variants"]
+        ]
+        self._post(
+            letter,
+            topic,
+            message,
+            triggered,
+            lambda: shop.told.hear(body["id"], second, triggered, body, is_whole=not without),
+        )
+
+    def _post(
+        self, letter: str, topic: str, body: dict[str, Any], triggered: float, heard: Callable[[], None]
+    ) -> None:
+        at = when(triggered)  # type: ignore[arg-type]
+        name = f"webhook-{len(self.messages)}"
+        self.messages.append(Message(letter, topic, body, at, name, heard, triggered))
+
+    @rule(
+        letter=SHOPS,
+        slot=st.sampled_from(SLOTS),
+        what=st.sampled_from(["empty", "unsaid", "there and back"]),
+        key=st.sampled_from(["status", "title", "variants.price", "variants.barcode", "variants.sku"]),
+    )
+    @precondition(
+        lambda self: self.faults.empty_variants or self.faults.unsaid_keys or self.faults.there_and_back
+    )
+    def say_oddly(self, letter: str, slot: int, what: str, key: str) -> None:
+        """A body that lacks its variants (which is never true) or a key (which says nothing of it); or a price that
+        comes and goes within a second."""
+        shop = self.shops[letter]
+        before = shop.products.get(slot)
+        if before is None:
+            return
+        if what == "empty" and self.faults.empty_variants:
+            self._deliver_all(letter)
+            triggered = self._tick()
+            lie = before | {"variants": [], "variant_gids": [], "updated_at": when(self.second)}
+            lie.pop("second")
+            self._post(letter, "products/update", lie, triggered, lambda: None)
+            self._deliver(self.messages[-1])
+        elif what == "unsaid" and self.faults.unsaid_keys:
+            self._deliver_all(letter)
+            triggered = self._tick()
+            body = before | {"updated_at": when(self.second)}
+            if key != "title":
+                body["title"] = f"Title {self.version}"
+            body["variants"] = [
+                item | ({"price": f"{self.version}.00"} if key != "variants.price" and item["price"] else {})
+                for item in before["variants"]
+            ]
+            shop.products[slot] = body
+            self._say(letter, "products/update", slot, triggered, [key])
+            self._deliver(self.messages[-1])
+        elif what == "there and back" and self.faults.there_and_back:
+            self._change_price(letter, slot)
+            first = shop.products[slot]
+            self._edit(letter, slot, [("own", "new")] * len(first["variants"]), at_once=True)
+            self._deliver(self.messages[-1])
+            shop.products[slot] = first
+            self._say(letter, "products/update", slot, self._tick(at_once=True))
+            self._deliver(self.messages[-1])
+
+    @rule(
+        letter=SHOPS,
+        slot=st.sampled_from(SLOTS),
+        what=st.sampled_from(["another second"] * 2 + ["the same second"] * 2 + ["gone"]),
+        deliver=st.sampled_from([True, True, False]),
+    )
+    def stock_changes(self, letter: str, slot: int, what: str, deliver: bool) -> None:
+        """The stock of a product's first variant: once, or twice within a second."""
+        shop = self.shops[letter]
+        if (body := shop.products.get(slot)) is None:
+            return
+        item = body["variants"][0]["inventory_item_id"]
+        if what == "the same second" and self.faults.levels_in_a_second:
+            self._stock_changes(shop, letter, item, "another second")
+            if not deliver:
+                self._stock_changes(shop, letter, item, what)
+                self._deliver(self.messages[-1])
+                self._deliver(self.messages[-2])
+                return
+            self._deliver(self.messages[-1])
+        self._stock_changes(shop, letter, item, what)
+        if deliver:
+            self._deliver(self.messages[-1])
+
+    def _stock_changes(self, shop: ShopModel, letter: str, item: int, what: str) -> None:
+        triggered = self._tick(at_once=what == "the same second" and self.faults.levels_in_a_second)
+        at, version = float(self.second), self.version
+        if what == "gone" and self.faults.levels_gone and item in shop.levels:
+            del shop.levels[item]
+            self._post(
+                letter,
+                "inventory_levels/disconnect",
+                {"inventory_item_id": item, "location_id": int(model.LOCATION)},
+                triggered,
+                lambda: shop.told.hear_level(item, triggered, triggered, None),
+            )
+        else:
+            shop.levels[item] = (at, version)
+            self._post(
+                letter,
+                "inventory_levels/update",
+                {
+                    "inventory_item_id": item,
+                    "location_id": int(model.LOCATION),
+                    "available": version,
+                    "updated_at": when(self.second),
+                },
+                triggered,
+                lambda: shop.told.hear_level(item, at, triggered, version),
+            )
+
+    @rule(letter=SHOPS, what=st.sampled_from(["late uninstall", "late redact", "uninstall", "uninstall"]))
+    @precondition(lambda self: self.faults.late_orders or self.faults.real_uninstall)
+    def leaves(self, letter: str, what: str) -> None:
+        """The shop uninstalls the app; or a message says so that is older than what it has said since."""
+        shop = self.shops[letter]
+        if what == "uninstall" and self.faults.real_uninstall:
+            if not any(mapping.is_active for mapping in shop.mappings):
+                return
+            triggered = self._tick()
+            self._send_order(shop, "app/uninstalled", triggered)
+            for mapping in shop.mappings:
+                mapping.is_active = False
+        elif what != "uninstall" and self.faults.late_orders:
+            if shop.told.newest <= 1:
+                return
+            topic = "app/uninstalled" if what == "late uninstall" else "shop/redact"
+            self._send_order(shop, topic, shop.told.newest - 0.5)
+            while self.world.buffer.housekeep(keep_bodies_days=30)["more"]:
+                pass
+
+    def _send_order(self, shop: ShopModel, topic: str, triggered: float) -> None:
+        body = {"shop_id": 1, "shop_domain": shop.domain}
+        if topic == "app/uninstalled":
+            at = when(triggered)  # type: ignore[arg-type]
+            body = {"id": 1, "myshopify_domain": shop.domain, "updated_at": at}
+        self._send(shop.domain, topic, body, when(triggered), f"order-{next(self.numbers)}")  # type: ignore[arg-type]
+
+    # --- on the way
+
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["late"] * 4 + ["again", "answer lost", "other id", "other topic", "other shop"]),
+    )
+    def deliver_any(self, data: st.DataObject, how: str) -> None:
+        """What is under way, or was hours ago; or an old body again under what is not signed: id, topic, shop."""
+        under_way = [message for message in self.messages if not message.delivered]
+        pool = (how == "late" and under_way) or self.messages
+        message = pool[data.draw(st.integers(0, 10**6)) % len(pool)]
+        if how in ("late", "again", "answer lost"):
+            self._deliver(message, is_acknowledged=how != "answer lost")
+            return
+        domain = self.shops[message.shop].domain
+        if how == "other shop":  # the first shop that claims a product owns it
+            other = self.shops["B" if message.shop == "A" else "A"].domain
+            domain = other if message.delivered and self._is_known(message) else "third-shop.myshopify.com"
+        topic = message.topic
+        if how == "other topic" and topic in TOPICS:
+            topic = data.draw(st.sampled_from(TOPICS))
+        self._send(domain, topic, message.body, message.triggered_at, f"replay-{next(self.numbers)}", message)
+
+    def _is_known(self, message: Message) -> bool:
+        """Whether the pipeline knows whose this is: before, whoever comes first owns it."""
+        item = message.body.get("inventory_item_id")
+        if item is not None:
+            query = "select 1 as n from esl.inventory_levels where inventory_item_id = %s"
+            return bool(self.parts.sql(query, str(item)))
+        query = "select 1 as n from esl.product_versions where product_id = %s"
+        return bool(self.parts.sql(query, str(message.body["id"])))
+
+    def _deliver(self, message: Message, *, is_acknowledged: bool = True) -> None:
+        domain = self.shops[message.shop].domain
+        row = self._send(
+            domain, message.topic, message.body, message.triggered_at, message.webhook_id, message
+        )
+        if is_acknowledged:
+            message.delivered = True
+            self.acknowledged.add(row)
+
+    def _deliver_all(self, letter: str = "AB") -> None:
+        for message in self.messages:
+            if not message.delivered and message.shop in letter:
+                self._deliver(message)
+
+    def _send(
+        self,
+        domain: str,
+        topic: str,
+        body: dict[str, Any],
+        triggered_at: str,
+        webhook_id: str,
+        message: Message | None = None,
+    ) -> tuple[str, str, str]:
+        headers = {
+            "x-shopify-topic": topic,
+            "x-shopify-shop-domain": domain,
+            "x-shopify-webhook-id": webhook_id,
+            "x-shopify-triggered-at": triggered_at,
+        }
+        kept = delivery(topic, Headers(headers), json.dumps(body).encode(), datetime.now(UTC))
+        self.world.buffer.inbox_add([kept])
+        if message and kept["state"] == "ready" and domain == self.shops[message.shop].domain:
+            message.heard()
+            if "updated_at" in body:
+                told = self.shops[message.shop].told
+                told.newest = max(told.newest, float(int(message.triggered)))
+        row = (domain, topic, f"{kept['body_sha256']} {_moment(triggered_at)}")
+        self.sent.add(row)
+        return row
+
+    # --- workers
+
+    @rule(fault=ONCE_OR_NOT, busy=st.sampled_from([0, 0, 0, 1, 3]))
+    def drain(self, fault: dict[str, Any] | None, busy: int) -> None:
+        """One whole round; whatever label it changes, it changes to what the shop has told."""
+        if busy and self.faults.busy:
+            fault = BUSY | {"times": busy}
+        self._fail_with(fault)
+        can_tell = self._can_tell()
+        before = self._places() if can_tell else {}
+        verdicts = self._verdicts(before, set()) if can_tell else {}
+        drain_round(self.world.buffer, self.world.client, SLOW, run_id="drain", asset=ASSET)
+        self._fail_with(None)
+        if can_tell:
+            self._check_changes(before, verdicts)
+
+    @rule(
+        letter=SHOPS,
+        story=st.sampled_from(["rivals", "there and back", "slip", "dearer heir", "doubt"]),
+        price=st.sampled_from(["zero", None]),
+        other=st.booleans(),
+    )
+    def story(self, letter: str, story: str, price: str | None, other: bool) -> None:
+        """Steps that matter when they follow each other, which they rarely do by chance; a round after each."""
+        first, second = SLOTS[0], SLOTS[1 + other]
+        match story:
+            case "rivals":  # two have one code, then one of them has an error
+                self._told_at_once(letter, first, [("X", "new")])
+                self._told_at_once(letter, second, [("X", "new")])
+                self.drain(None, 0)
+                self._told_at_once(letter, second if other else first, [("X", price)])
+            case "there and back" if (
+                self.faults.removals_in_doubt
+            ):  # a removal is lost on its way; then the label must stay
+                self._told_at_once(letter, first, [("own", "new")])
+                self.drain(None, 0)
+                self._told_at_once(letter, first, [("own", "new")], status="draft")
+                self.drain(ONCE[1] if other else ONCE[0], 0)
+                self._told_at_once(letter, first, [("own", price)])
+                self._end_back_off()
+            case "slip":  # a list that lacks what hangs; then it must go
+                self._run(self._list_job(self.shops[letter], slips=self.faults.page_slips))
+                if other:
+                    self._delete(letter, first)
+                    self._deliver_all(letter)
+                else:
+                    self._told_at_once(letter, first, [("X", "new")])
+            case "dearer heir":  # a code passes on; no window holds that back
+                self._delete(letter, second)
+                self._deliver_all(letter)
+                self._told_at_once(letter, first, [("X", "new")])
+                if other:
+                    self.drain(None, 0)
+                self._told_at_once(letter, second, [("X", "new")])
+                self._delete(letter, first)
+                self._deliver_all(letter)
+            case "doubt":  # a price in doubt, then a lower one
+                self._told_at_once(letter, first, [("own", "new")])
+                self.drain(ONCE[4] if other else ONCE[5], 0)
+                self._told_at_once(letter, first, [("own", "cheap")])
+                self._end_back_off()
+        self.drain(None, 0)
+
+    def _told_at_once(self, letter: str, slot: int, variants: Variants, status: str = "active") -> None:
+        self._edit(letter, slot, variants, status=status)
+        self._deliver(self.messages[-1])
+
+    def _can_tell(self) -> bool:
+        """Whether what a round does follows from what was told: nobody else is at work, nothing is left half done."""
+        if any(worker.at for worker in self.workers) or not all(s.is_certain for s in self.shops.values()):
+            return False
+        half_done = (
+            "select (select count(*) from esl.webhook_inbox where state = 'leased')"
+            " + (select count(*) from esl.sync_queue where state = 'leased') as n"
+        )
+        return self.parts.sql(half_done)[0]["n"] == 0
+
+    def _check_changes(
+        self, before: dict[tuple[str, str], Place], verdicts: dict[tuple[str, str], Verdict]
+    ) -> None:
+        shelves = self.parts.shelves()
+        guards = {store: mapping.guard for mapping in self.mappings for store in mapping.stores}
+        for (store, code), verdict in verdicts.items():
+            now = Shown.of(shelves.get(store, {}).get(code))
+            place = before[store, code]
+            if now != place.shelf:
+                assert now in verdict.allowed, self._told_of(store, code, place, now, verdict)
+                is_removal = now is None or (now.is_blank and place.ledger == place.shelf)
+                if self.faults.guards and is_removal and guards[store] == 0 and not place.in_doubt:
+                    assert place.approved, (
+                        "not guarded",
+                        self._told_of(store, code, place, now, verdict),
+                    )
+
+    @rule(
+        number=st.sampled_from(WORKERS),
+        letter=SHOPS,
+        kind=st.sampled_from(["drain"] * 4 + ["read", "list"]),
+        until=st.sampled_from([LABEL_SERVER, LABEL_SERVER, "esl_push_finish", "its end", 1, 2, 3, 4]),
+        fate=FATES,
+        fault=ONCE_OR_NOT,
+    )
+    def work(
+        self, number: int, letter: str, kind: str, until: str | int, fate: Fate, fault: dict[str, Any] | None
+    ) -> None:
+        """The next call meets its fate; then on, to a certain call or so many calls.
+
+        A worker without a job begins one and goes on.
+        """
+        worker = self.workers[number]
+        if worker.at is None:
+            self._start(worker, letter, kind)
+        else:
+            self._step(worker, fate, fault)
+        self._go_on(worker, until, fault)
+
+    def _start(self, worker: Worker, letter: str, kind: str) -> None:
+        job = {"drain": self._drain_job, "read": self._read_job, "list": self._list_job}[kind]
+        worker.start(job(self.shops[letter]))
+
+    def _go_on(self, worker: Worker, until: str | int, fault: dict[str, Any] | None = None) -> None:
+        calls = until if isinstance(until, int) else 50
+        while worker.at not in (None, until) and calls:
+            self._step(worker, "go", fault)
+            calls -= 1
+
+    @rule(number=st.sampled_from(WORKERS), letter=SHOPS)
+    def overtake(self, number: int, letter: str) -> None:
+        """Who holds a claim stands still past its lease, and another worker pushes something newer."""
+        if self.workers[number].at is None:
+            self._start(self.workers[number], letter, "drain")
+            self._go_on(self.workers[number], LABEL_SERVER)
+        self._expire_leases()
+        self._change_price(letter, SLOTS[0])
+        self.world.round()
+
+    def _change_price(self, letter: str, slot: int) -> None:
+        self._edit(letter, slot, [("own", "new")])
+        self._deliver(self.messages[-1])
+
+    def _drain_job(self, _: ShopModel) -> Job:
+        return lambda buffer, client: drain_round(buffer, client, SLOW, run_id="worker", asset=ASSET)
+
+    def _read_job(self, shop: ShopModel, parts: int | None = None) -> Job:
+        self._tick()
+        catalogue = Catalogue(shop, self.second, parts)
+        shop.reading = catalogue if shop.is_certain else None
+        shop.is_certain = False
+
+        def job(buffer: Buffer, _: HipoinkClient) -> None:
+            source: Any = catalogue
+            try:
+                reconcile.read_snapshot(buffer, source, shop=shop.key, run_id="read")
+            except reconcile.SnapshotLostError:
+                return
+            except AdminError:  # it broke off, as the model says
+                pass
+            catalogue.heard()
+            # Of several reads at once nobody knows which of them told what.
+            shop.is_certain = catalogue is shop.reading
+
+        return job
+
+    def _list_job(self, shop: ShopModel, slips: bool | None = None) -> Job:
+        store = shop.mappings[0].store
+        if slips is None:
+            slips = self.faults.page_slips and self.version % 2 == 0
+
+        def job(buffer: Buffer, client: HipoinkClient) -> None:
+            lists = Slipping.of(client) if slips else client
+            reconcile.compare_store(buffer, lists, store=store, run_id="worker", page_size=2)
+
+        return job
+
+    def _step(self, worker: Worker, fate: Fate, fault: dict[str, Any] | None) -> None:
+        if fate in ("fail", "kill"):
+            self._forget(worker)
+        elif worker.at == LABEL_SERVER:
+            self.was_late |= worker.is_late
+            self._fail_with(fault)
+        worker.step(fate)
+        self._fail_with(None)
+        if worker.at not in (LABEL_SERVER, "esl_push_finish"):
+            worker.is_late = False
+
+    def _forget(self, worker: Worker) -> None:
+        """Nobody learns what a late worker has pushed when it dies before it could say so: the nightly list does."""
+        if worker.is_late and worker.at == "esl_push_finish":
+            self.to_compare.update(store for mapping in self.mappings for store in mapping.stores)
+
+    def _run(self, job: Job) -> None:
+        job(self.world.buffer, self.world.client)
+
+    def _fail_with(self, fault: dict[str, Any] | None) -> None:
+        rules = [{"times": 1} | fault] if fault else []
+        rules += self.standing
+        if rules != self._rules:
+            self.world.sandbox.faults(*rules)
+            self._rules = rules
+
+    _rules: list[dict[str, Any]] = []  # noqa: RUF012
+
+    # --- time, people, machines
+
+    @rule(
+        letter=SHOPS,
+        what=st.sampled_from(
+            ["leases expire"] * 4
+            + ["back-off ends"] * 2
+            + ["connections break", "redrive", "approve", "off", "on", "on", "move"]
+            + ["label edited", "label taken away", "foreign label", "read", "read in part", "list"]
+        ),
+        which=st.integers(0, 1),
+    )
+    def disturb(self, letter: str, what: str, which: int) -> None:
+        """What else happens to a shop."""
+        shop = self.shops[letter]
+        mapping = shop.mappings[which % len(shop.mappings)]
+        match what:
+            case "leases expire":
+                self._expire_leases()
+            case "back-off ends":
+                self._end_back_off()
+            case "connections break":
+                self._break_connections()
+            case "redrive":
+                self.world.buffer.redrive()
+            case "approve":
+                self._approve(shop)
+            case "off":
+                self._map(mapping, is_active=False)
+                mapping.is_active = False
+            case "on":
+                self._switch_on(shop, mapping)
+            case "move" if len(mapping.stores) > 1:
+                mapping.stores.reverse()
+                self._map(mapping, hipoink_store_code=mapping.store)
+            case "read":
+                self._run(self._read_job(shop))
+            case "read in part":
+                self._read_in_part(shop)
+            case "list":
+                self._run(self._list_job(shop))
+            case "move":
+                pass
+            case _:
+                self._change_a_label(mapping.store, what)
+
+    def _switch_on(self, shop: ShopModel, mapping: MappingModel) -> None:
+        self._map(mapping, is_active=True)
+        if not mapping.is_active:
+            mapping.is_active = True
+            self._tick()
+            self._date_activation(shop, self.second)
+
+    def _date_activation(self, shop: ShopModel, second: float) -> None:
+        """Shopify's clock is the model's; the mapping's activation must be by it too."""
+        self.parts.sql(
+            "update esl.store_mappings set activated_at = %s::timestamptz where source_store_id = %s",
+            when(second),  # type: ignore[arg-type]
+            shop.domain,
+        )
+
+    @rule(
+        letter=SHOPS,
+        which=st.integers(0, 1),
+        what=st.sampled_from(POLICIES),
+        data=st.data(),
+    )
+    def policy(self, letter: str, which: int, what: str, data: st.DataObject) -> None:
+        """What people do to a store's policy, whatever is queued, guarded, in doubt or failed under it."""
+        shop = self.shops[letter]
+        mapping = shop.mappings[which % len(shop.mappings)]
+        match what:
+            case "prefix":
+                mapping.prefix = "" if mapping.prefix else PREFIX
+            case "window" if self.faults.windows:
+                mapping.window = None if mapping.window else "closed"
+            case "leaving" if self.faults.leaving:
+                mapping.on_delete = data.draw(st.sampled_from(["remove", "keep", "blank"]))
+                mapping.on_unpublish = data.draw(st.sampled_from(["remove", "keep", "blank"]))
+            case "guard" if self.faults.guards:
+                mapping.guard = data.draw(st.sampled_from([0, 1, 3, 1000]))
+                mapping.max_change = data.draw(st.sampled_from([1, 80, 10_000]))
+            case "bad" if self.faults.bad_settings:
+                return self._tamper(mapping, data.draw(st.sampled_from(BAD)), data.draw(st.booleans()))
+            case "absurd" if self.faults.absurd_settings:
+                return self._tamper(mapping, data.draw(st.sampled_from(ABSURD)), data.draw(st.booleans()))
+            case "dry" if self.faults.dry_runs and not mapping.unsure:
+                mapping.is_dry = True
+                wrong = self._settings(mapping) | {"title_template": WRONG + "{title}"}
+                return self._map(mapping, is_dry_run=True, settings=wrong)
+            case "live" if mapping.is_dry:
+                mapping.is_dry = mapping.unsure = False
+                return self._map(mapping, is_dry_run=False, settings=self._settings(mapping))
+            case "mend":
+                pass
+            case _:
+                return None
+        if not mapping.is_dry:
+            mapping.unsure = False
+            self._map(mapping, settings=self._settings(mapping))
+        return None
+
+    def _tamper(self, mapping: MappingModel, wrong: Any, by_sql: bool) -> None:
+        """Settings that the API would refuse. Wherever they are refused, the old ones stand."""
+        if mapping.is_dry:
+            return
+        mapped = self._settings(mapping) | wrong
+        try:
+            if by_sql:
+                query = "update esl.store_mappings set settings = %s::jsonb where id = %s::uuid"
+                self.parts.sql(query, json.dumps(mapped), mapping.id)
+            else:
+                self._map(mapping, settings=mapped)
+        except (BufferError, psycopg.Error):
+            return
+        mapping.unsure = True
+
+    @rule(
+        what=st.sampled_from(["refused", "forbidden", "crashes", "store", "lifted", "lifted"]),
+        code=st.sampled_from(["own-11", "own-21", "X"]),
+        store=st.sampled_from(["A1", "A3", "B1"]),
+        applies=st.booleans(),
+    )
+    def label_server(self, what: str, code: str, store: str, applies: bool) -> None:
+        """The label server will have none of a label, or of a store, until the fault is lifted."""
+        match what:
+            case "refused" if self.faults.label_refused:
+                self.standing = [{"kind": "bad_codes", "codes": [code], "apply": applies}]
+                self.blamed.add(code)
+            case "forbidden" if self.faults.label_forbidden:
+                self.standing = [{"kind": "status", "status": 403, "codes": [code]}]
+                self.blamed.add(code)
+            case "crashes" if self.faults.label_crashes:
+                self.standing = [{"kind": "status", "status": 500, "codes": [code]}]
+                self.blamed.add(code)
+            case "store" if self.faults.store_refuses:
+                self.standing = [
+                    {"kind": "error", "store": store, "error_msg": "store does not exist", "action": action}
+                    for action in ("create_multiple", "del_multiple")
+                ]
+            case "lifted":
+                self.standing = []
+            case _:
+                return
+        self._fail_with(None)
+
+    def _expire_leases(self) -> None:
+        """Every worker that stands still after its claim is late from now on."""
+        for table in ("webhook_inbox", "sync_queue"):
+            self.parts.sql(
+                f"update esl.{table} set lease_until = now() - interval '1 s' where state = 'leased'"
+            )
+        for worker in self.workers:
+            worker.is_late = worker.at in (LABEL_SERVER, "esl_push_finish")
+
+    def _end_back_off(self) -> None:
+        self.parts.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
+        self.parts.sql("update esl.label_servers set probe_at = now() where probe_at > now()")
+        self.parts.sql("update esl.store_health set until = now() where until > now()")
+
+    def _break_connections(self) -> None:
+        self.parts.sql(
+            "select pg_terminate_backend(pid, 1000) from pg_stat_activity"
+            " where pid <> pg_backend_pid() and datname = current_database()"
+        )
+
+    def _approve(self, shop: ShopModel) -> bool:
+        stores = [store for mapping in shop.mappings for store in mapping.stores]
+        done = [self.world.buffer.changes_approve(store=store, by="test") for store in stores]
+        return any(count for counts in done for count in counts.values())
+
+    def _settings(self, mapping: MappingModel) -> dict[str, Any]:
+        said: dict[str, Any] = {
+            "title_template": mapping.prefix + "{title}",
+            "guard_labels": mapping.guard,
+            "guard_share_pct": 0 if self.faults.guards else 20,
+            "max_change_pct": mapping.max_change,
+            "on_delete": mapping.on_delete,
+            "on_unpublish": mapping.on_unpublish,
+        }
+        if mapping.shows_stock:
+            said |= {"stock_field": "qty", "location_id": model.LOCATION}
+        if mapping.window:
+            now = datetime.now(UTC)
+            opens, closes = now + timedelta(hours=6), now + timedelta(hours=7)
+            said["raise_window"] = {
+                "opens": f"{opens:%H}:00",
+                "closes": f"{closes:%H}:00",
+                "time_zone": "UTC",
+            }
+        return said
+
+    def _map(self, mapping: MappingModel, **changes: Any) -> None:
+        self.world.buffer.mapping_update(mapping.id, changes)
+
+    def _read_in_part(self, shop: ShopModel) -> None:
+        """A catalogue that breaks off removes nothing."""
+        removed = "select variant_id from esl.products where removed and source_store_id = %s"
+        before = self.parts.sql(removed, shop.domain)
+        self._run(self._read_job(shop, parts=1))
+        assert len(self.parts.sql(removed, shop.domain)) <= len(before)
+
+    def _change_a_label(self, store: str, what: str) -> None:
+        """Behind our back."""
+        codes = sorted(set(self.parts.shelves().get(store, {})) - {FOREIGN})
+        if what == "foreign label":
+            self.parts.labels.edit(store, FOREIGN, {"pn": "not ours", "pp": "1.00"})
+        elif codes:
+            self.to_compare.add(store)
+            self.version += 1
+            if what == "label edited":
+                self.parts.labels.edit(store, codes[0], {"pp": f"0.{self.version % 100:02}"})
+            else:
+                self.parts.labels.take_away(store, codes[0])
+
+    # --- a quiet point
+
+    @rule(
+        approve=st.sampled_from([True, True, False]),
+        deliver=st.booleans(),
+        lift=st.booleans(),
+        fate=st.sampled_from(["go", "kill"]),
+    )
+    def quiet(self, approve: bool, deliver: bool, lift: bool, fate: Fate) -> None:
+        """No worker is under way, time has passed: every label is what was told, or is accounted for."""
+        self._end_workers(fate)
+        if lift:
+            self.standing = []
+            self._fail_with(None)
+        for letter, shop in self.shops.items():
+            if deliver or not shop.is_certain:
+                self._deliver_all(letter)
+                shop.is_certain = True
+        self._settle_and_check(approve=approve)
+
+    def _end_workers(self, fate: Fate = "go") -> None:
+        for worker in self.workers:
+            while worker.at is not None:
+                self._step(worker, fate, None)
+
+    def _settle_and_check(self, *, approve: bool) -> None:
+        self._expire_leases()
+        self._end_back_off()
+        for _ in range(30):
+            if not read_inbox(self.world.buffer, run_id="quiet"):
+                break
+        before = self._places()
+        edited = set(self.to_compare)
+        verdicts = self._verdicts(before, edited)
+        self._settle(approve=approve)
+        if edited and not self.standing:
+            for store in sorted(edited):
+                for _ in range(2):  # a doubt may need a second look
+                    reconcile.compare_store(self.world.buffer, self.world.client, store=store, run_id="quiet")
+                    self._settle(approve=approve)
+            self.to_compare -= edited
+        self._check(before, verdicts, approve=approve)
+
+    def _settle(self, *, approve: bool = True) -> None:
+        """Drain until nothing is due; what waits for somebody's word gets it, if it does."""
+        accepted, fruitless = -1, 0
+        for _ in range(200):
+            self._end_back_off()
+            did = self.world.round().did_something
+            if approve:
+                for shop in self.shops.values():
+                    did |= self._approve(shop)
+            if not did:
+                did = bool(self._night()) and not self.standing
+            if not did:
+                return
+            now = self.parts.sql("select count(*) as n from esl.sync_log where outcome = 'accepted'")[0]["n"]
+            fruitless = fruitless + 1 if now == accepted and self.standing else 0
+            accepted = now
+            if fruitless > 12:  # what the label server will not have
+                return
+        raise AssertionError("it never ends")
+
+    def _night(self) -> int:
+        """What was given up is tried once a night."""
+        shops = self.shops.values()
+        return sum(self.world.buffer.push_again(shop=shop.key)["labels"] for shop in shops)
+
+    def _places(self) -> dict[tuple[str, str], Place]:
+        """What hangs where, as the label server and the ledger have it."""
+        shelves = self.parts.shelves()
+        known = self.parts.sql(
+            "select store_code, code, s.label, coalesce(s.variant_id, q.variant_id) as owner,"
+            " coalesce(q.in_doubt or q.state = 'leased', false) as in_doubt, q.label as pending,"
+            " coalesce(q.approved, false) as approved"
+            " from esl.hipoink_products s full join esl.sync_queue q using (store_code, code)"
+        )
+        rows = {(row["store_code"], row["code"]): row for row in known}
+        keys = set(rows)
+        for mapping in self.mappings:
+            told = self.shops[mapping.shop].told
+            keys |= {(mapping.store, code) for code in model.codes_of(told, mapping)}
+            for store in mapping.stores:
+                keys |= {(store, code) for code in shelves.get(store, {})}
+        places = {}
+        for store, code in keys:
+            if code == FOREIGN or code.startswith("F-"):
+                continue
+            row = rows.get((store, code))
+            shelf = Shown.of(shelves.get(store, {}).get(code))
+            ledger = Shown.of(row["label"]) if row else None
+            owners = {row["owner"]} if row else set()
+            if shelf and shelf.sku and shelf != ledger:
+                owners.add(shelf.sku[1:])
+            in_doubt = bool(row and row["in_doubt"])
+            pending = Shown.of(row["pending"]) if row and in_doubt else None
+            approved = bool(row and row["approved"])
+            places[store, code] = Place(shelf, ledger, frozenset(owners - {""}), in_doubt, pending, approved)
+        return places
+
+    def _oracle_rules(self) -> model.Rules:
+        return model.Rules(
+            held_claims=self.faults.held_claims,
+            left_stores=self.faults.left_stores,
+            edits_among_rivals=self.faults.edits_among_rivals,
+        )
+
+    def _verdicts(
+        self, places: dict[tuple[str, str], Place], edited: set[str]
+    ) -> dict[tuple[str, str], Verdict]:
+        rules = self._oracle_rules()
+        by_store = {store: mapping for mapping in self.mappings for store in mapping.stores}
+        found = {}
+        for (store, code), place in places.items():
+            mapping = by_store[store]
+            if mapping.unsure:
+                continue
+            told = self.shops[mapping.shop].told
+            found[store, code] = model.judge(
+                told, mapping, store, code, place, edited=store in edited, rules=rules
+            )
+        return found
+
+    def _check(
+        self,
+        before: dict[tuple[str, str], Place],
+        verdicts: dict[tuple[str, str], Verdict],
+        *,
+        approve: bool,
+    ) -> None:
+        after = self._places()
+        excused = self._excused(before, approve=approve)
+        frozen = {store: mapping.is_frozen for mapping in self.mappings for store in mapping.stores}
+        for (store, code), verdict in verdicts.items():
+            place = after.get((store, code), Place(None, None, frozenset()))
+            if (store, code) in excused:
+                continue
+            assert place.shelf in verdict.allowed, self._told_of(
+                store, code, before[store, code], place.shelf, verdict
+            )
+            if store not in self.to_compare and not (place.in_doubt and frozen[store]):
+                assert place.ledger == place.shelf, ("the ledger differs", store, code, place)
+        for key, place in after.items():
+            assert key in before or place.shelf is None, ("out of nothing", key, place)
+        self._check_queue(excused)
+        self._check_audit()
+        if self.faults.findings:
+            self._check_findings()
+        if self.faults.accuracy:
+            self._check_accuracy(verdicts, after, excused)
+
+    def _excused(self, before: dict[tuple[str, str], Place], *, approve: bool) -> set[tuple[str, str]]:
+        """Places whose change cannot go out: the label server refuses it, or nobody has approved it."""
+        codes = {code for rule in self.standing for code in rule.get("codes", ())}
+        stores = {rule["store"] for rule in self.standing if "store" in rule}
+        blocked = {key for key in before if key[0] in stores or key[1] in codes}
+        if not approve:
+            guarded = self.parts.sql("select store_code, code from esl.sync_queue where state = 'guarded'")
+            blocked |= {(row["store_code"], row["code"]) for row in guarded}
+        if self.standing and self.to_compare:
+            blocked |= {key for key in before if key[0] in self.to_compare}
+        for mapping in self.mappings:
+            told = self.shops[mapping.shop].told
+            waiting = {code for store, code in blocked if store == mapping.store}
+            for (store, code), place in before.items():
+                if store in mapping.stores and model.owners_waiting(told, mapping, waiting, place.owners):
+                    blocked.add((store, code))
+        return blocked
+
+    def _check_queue(self, excused: set[tuple[str, str]]) -> None:
+        """What waits, waits for a reason."""
+        writing = {
+            store: mapping
+            for mapping in self.mappings
+            for store in mapping.stores
+            if not mapping.is_frozen and not mapping.unsure
+        }
+        for row in self.parts.sql("select * from esl.sync_queue"):
+            key = (row["store_code"], row["code"])
+            mapping = writing.get(row["store_code"])
+            if mapping is not None and row["state"] == "guarded" and self.faults.guards:
+                assert mapping.guard < 1_000, ("guarded though nothing is too much", row)
+            if mapping is None or key in excused or row["code"] == FOREIGN:
+                continue
+            assert mapping.window or row["store_code"] != mapping.store, ("waits for nothing", row)
+
+    def _check_audit(self) -> None:
+        """Nothing is leased, every intent has its end."""
+        assert not self.parts.sql(
+            "select i.* from esl.sync_log i where i.kind = 'intent' and not exists (select from esl.sync_log r"
+            " where r.kind = 'result' and r.push_id = i.push_id and r.code = i.code)"
+        )
+        assert not self.parts.sql("select * from esl.webhook_inbox where state = 'leased'")
+
+    def _check_findings(self) -> None:
+        rules = self._oracle_rules()
+        found = self.parts.sql(
+            "select f.mapping_id::text as mapping_id, f.variant_id from esl.findings f"
+            " join esl.labels l using (mapping_id, variant_id)"
+            " where f.check_name = 'duplicate_code' and f.level = 'error' and f.resolved_at is null"
+            " and l.state = 'publish'"
+        )
+        for mapping in self.mappings:
+            if mapping.is_frozen or mapping.unsure:
+                continue
+            shop = self.shops[mapping.shop]
+            if shop.told.unsaid:
+                continue
+            by_code = model.collisions(model.claims(shop.told, mapping), rules)
+            wanted = {variant for rivals in by_code.values() for variant in rivals}
+            told = {row["variant_id"] for row in found if row["mapping_id"] == mapping.id}
+            assert told == wanted, ("collisions", mapping, told, wanted)
+
+    def _check_accuracy(
+        self,
+        verdicts: dict[tuple[str, str], Verdict],
+        after: dict[tuple[str, str], Place],
+        excused: set[tuple[str, str]],
+    ) -> None:
+        said = {row["mapping_id"]: row for row in self.world.buffer.accuracy()}
+        for mapping in self.mappings:
+            if mapping.is_frozen or mapping.store in self.to_compare or self.shops[mapping.shop].told.unsaid:
+                continue
+            row = said[mapping.id]
+            if mapping.unsure:
+                continue
+            wanted = {
+                key: verdict.wanted
+                for key, verdict in verdicts.items()
+                if key[0] == mapping.store and verdict.wanted
+            }
+            right = {key for key, label in wanted.items() if after[key].shelf == label}
+            assert row["publishable"] == len(wanted), (row, wanted)
+            sure = {key for key in right if key not in excused}
+            assert len(sure) <= row["accurate"] <= len(right), (row, wanted, right, sure)
+
+    def _told_of(
+        self, store: str, code: str, place: Place, shelf: Shown | None, verdict: Verdict
+    ) -> dict[str, Any]:
+        """Everything that explains a wrong label."""
+        return {
+            "place": (store, code),
+            "shows": shelf,
+            "may show": set(verdict.allowed),
+            "because": verdict.why,
+            "before": place,
+            "mapping": next(m for m in self.mappings if store in m.stores),
+            "queue": self.parts.sql(
+                "select * from esl.sync_queue where store_code = %s and code = %s", store, code
+            ),
+            "log": [
+                tuple(row.values())
+                for row in self.parts.sql(
+                    "select kind, operation, left(push_id::text, 4), outcome, label ->> 'pp', run_id, message"
+                    " from esl.sync_log where store_code = %s and code = %s order by id",
+                    store,
+                    code,
+                )
+            ],
+        }
+
+    # --- what must hold after every rule
+
+    @invariant()
+    def what_is_in_the_buffer(self) -> None:
+        """One query for all that is asked of the buffer after each step."""
+        (row,) = self.parts.sql(_AFTER_EACH_STEP)
+        kept = [
+            (shop, topic, f"{sha} {_moment(at)}")
+            for shop, topic, sha, at in row["inbox"]
+            if topic not in LIFECYCLE
+        ]
+        assert len(kept) == len(set(kept)), "G2: one row per delivery"
+        acknowledged = {sent for sent in self.acknowledged if sent[1] not in LIFECYCLE}
+        assert acknowledged <= set(kept) <= self.sent, "G1: a 2xx means a committed row"
+        assert row["unneeded"] == 0, "G5: what the label server has is queued though not in doubt"
+        assert row["without_end"] == 0, "G6: an intent without a result"
+        assert row["foreign_products"] == 0 and row["foreign_labels"] == 0, "G8: a shop in another's rows"
+        if self.faults.busy:
+            assert set(row["failed"]) <= self.blamed, ("a label is blamed without evidence", row["failed"])
+        intents = {(store, code): n for store, code, n in row["intents"]}
+        for pushed in self.parts.labels._all("select store, code, times from push"):
+            assert intents.get((pushed["store"], pushed["code"]), 0) >= pushed["times"], "G6: no intent"
+
+    @invariant()
+    def what_hangs(self) -> None:
+        state = self.parts.labels.state()
+        for store, by_code in state["labels"].items():
+            for code, label in by_code.items():
+                assert code == FOREIGN or not label["pi"] or label["pi"][0] == store[0], "G8: wrong store"
+        for shop in self.shops.values():
+            for store in [store for mapping in shop.mappings for store in mapping.stores]:
+                for code, changes in state["history"].get(store, {}).items():
+                    if self._went_back(shop, changes):
+                        assert self.was_late
+                        assert store in self.to_compare or self._is_being_corrected(store, code), (
+                            store,
+                            code,
+                            [(change["action"], (change["record"] or {}).get("pp")) for change in changes],
+                        )
+
+    def _went_back(self, shop: ShopModel, changes: list[dict[str, Any]]) -> bool:
+        """G4: whether the label shows an older version of its variant than it did before."""
+        newest: dict[str, int] = {}
+        went_back = False
+        for change in changes:
+            label = change["record"]
+            if label is None or label["pn"] == model.BLANK_NAME:
+                went_back = False
+                continue
+            assert not label["pn"].startswith(WRONG), ("of a policy that was never live", label)
+            versions = shop.said[label["pi"], label["pn"].removeprefix(PREFIX) + label["pp"]]
+            went_back = versions[-1] < newest.get(label["pi"], 0)
+            if went_back:
+                assert self.was_late, ("an older version, and nobody was late", label, changes)
+            newest[label["pi"]] = max(versions[0], newest.get(label["pi"], 0))
+        return went_back
+
+    def _is_being_corrected(self, store: str, code: str) -> bool:
+        if any(worker.is_late and worker.at == "esl_push_finish" for worker in self.workers):
+            return True
+        waiting = "select 1 as n from esl.sync_queue where store_code = %s and code = %s"
+        return len(self.parts.sql(waiting, store, code)) == 1
+
+    # --- G3, when all is over
+
+    def _converge(self) -> None:
+        self.standing = []
+        self._fail_with(None)
+        self._end_workers()
+        for mapping in self.mappings:
+            mapping.on_delete = mapping.on_unpublish = "remove"
+            mapping.window, mapping.unsure, mapping.is_dry = None, False, False
+            self._map(mapping, is_dry_run=False, settings=self._settings(mapping))
+            self._switch_on(self.shops[mapping.shop], mapping)
+        for letter, shop in self.shops.items():
+            under_way = [
+                message for message in self.messages if message.shop == letter and not message.delivered
+            ]
+            if under_way and letter == "A":
+                self._run(self._read_job(shop))  # they are lost for good
+            else:
+                for message in reversed(under_way):
+                    self._deliver(message)
+            shop.is_certain = True
+            if not shop.told.unsaid:
+                assert model.claims(shop.told, shop.mappings[-1]) == model.claims(
+                    shop.truth(), shop.mappings[-1]
+                ), "the model is wrong"
+        self._settle_and_check(approve=True)
+        if self._is_exact():
+            return
+        for letter, shop in self.shops.items():
+            for slot in sorted(shop.products):  # the shopkeeper puts right what was held back
+                self._edit(
+                    letter, slot, [("own", "plain")] * len(shop.products[slot]["variants"]), title="plain"
+                )
+                self._deliver(self.messages[-1])
+        self._settle_and_check(approve=True)
+        assert self._is_exact(), [
+            self._told_of(store, code, place, place.shelf, Verdict(frozenset(), "not exact"))
+            for (store, code), place in self._places().items()
+        ]
+        assert not self.parts.sql("select * from esl.sync_queue")
+
+    def _is_exact(self) -> bool:
+        """Whether the labels of all stores are what their shops say, and no others."""
+        shelves = self.parts.shelves()
+        for mapping in self.mappings:
+            claims = model.claims(self.shops[mapping.shop].truth(), mapping)
+            wanted = {claim.code: claim.label for claim in claims.values() if claim.state == "publish"}
+            if any(claim.state != "publish" for claim in claims.values()) or len(wanted) < len(claims):
+                return False
+            for store in mapping.stores:
+                shown = {
+                    code: Shown.of(label) for code, label in shelves.get(store, {}).items() if code != FOREIGN
+                }
+                if shown != (wanted if store == mapping.store else {}):
+                    return False
+        return True
+
+
+_AFTER_EACH_STEP = """
+select (select coalesce(jsonb_agg(jsonb_build_array(source_store_id, topic, body_sha256, triggered_at)), '[]')
+        from esl.webhook_inbox) as inbox,
+    (select count(*) from esl.sync_queue q left join esl.hipoink_products s using (store_code, code)
+     where q.state <> 'leased' and not q.in_doubt and q.label_hash is not distinct from s.label_hash) as unneeded,
+    (select count(*) from esl.sync_log i where i.kind = 'intent'
+     and not exists (select from esl.sync_log r
+                     where r.kind = 'result' and r.push_id = i.push_id and r.code = i.code)
+     and not exists (select from esl.sync_queue q
+                     where q.state = 'leased' and q.push_id = i.push_id and q.code = i.code)) as without_end,
+    (select count(*) from esl.products o
+     where o.source_store_id not like 'shop-' || lower(left(o.sku, 1)) || '.%') as foreign_products,
+    (select count(*) from esl.hipoink_products where label ->> 'pi' <> ''
+     and left(store_code, 1) <> left(label ->> 'pi', 1)) as foreign_labels,
+    (select coalesce(array_agg(code), '{}') from esl.sync_queue where state = 'failed') as failed,
+    (select coalesce(jsonb_agg(jsonb_build_array(store_code, code, n)), '[]') from (
+        select store_code, code, count(*) as n from esl.sync_log where kind = 'intent' group by 1, 2) t) as intents
+"""
+
+
+def _moment(at: str | None) -> str:
+    """One text for a time, however it is written."""
+    return "" if at is None else datetime.fromisoformat(at).astimezone(UTC).isoformat()
+
+
+@contextmanager
+def _model_is_the_source() -> Iterator[None]:
+    with mock.patch.multiple(
+        reconcile,
+        read_shop=lambda catalogue, shop: Facts(),
+        read_catalogue=lambda catalogue, **options: catalogue.read(options["on_poll"]),
+        read_stock=lambda catalogue, **options: catalogue.read_stock(options["on_poll"]),
+    ):
+        yield
+
+
+@contextmanager
+def machine_parts(buffer: Buffer, dsn: str) -> Iterator[Parts]:
+    """The real things that a Machine works on: set Machine.parts to them."""
+    stamina.set_testing(True, attempts=3, cap=True)  # repeats without their pauses
+    try:
+        with (
+            LabelStore() as labels,
+            running_sandbox(labels) as sandbox,
+            client_of(sandbox.url, retries=1, timeout_seconds=5) as client,
+            psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection,
+            _model_is_the_source(),
+            light_evaluation(),
+            # However slow the machine is, a round ends when nothing is due.
+            mock.patch.object(drain, "_PUSH_SECONDS_PER_ROUND", 600.0),
+        ):
+            workers = [Worker(buffer.transport, sandbox.url) for _ in WORKERS]
+            try:
+                yield Parts(World(buffer, dsn, sandbox, client, SLOW), labels, connection, workers)
+            finally:
+                for worker in workers:
+                    worker.close()
+    finally:
+        stamina.set_testing(False)
+
+
+def machine_settings(examples: int, steps: int, *, fixed: bool, shrink: bool) -> settings:
+    """How Hypothesis runs the machine. fixed: the same examples each time."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        derandomize=fixed,
+        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+        print_blob=shrink,
+        suppress_health_check=list(HealthCheck),
+    )

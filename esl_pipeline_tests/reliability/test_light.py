@@ -1,0 +1,92 @@
+"""The state machine's light evaluation says what the stages say."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from esl_pipeline.stages import read, validate
+from esl_pipeline_tests.reliability.light import Light
+
+MAPPINGS: list[dict[str, Any]] = [
+    {"id": "00000000-0000-4000-8000-00000000000a", "hipoink_store_code": "A1", "settings": {}},
+    {
+        "id": "00000000-0000-4000-8000-00000000000b",
+        "hipoink_store_code": "A3",
+        "settings": {
+            "title_template": "New: {title}",
+            "stock_field": "qty",
+            "location_id": "77",
+            "guard_labels": 3,
+            "on_delete": "keep",
+        },
+    },
+    {
+        "id": "00000000-0000-4000-8000-00000000000c",
+        "hipoink_store_code": "A4",
+        "settings": {"no such": "setting"},
+    },
+]
+ROWS: list[dict[str, Any]] = [
+    {},
+    {"price": "17.50", "title": "Title 3", "barcode": "X", "stock": {"77": 4, "78": 9}},
+    {"price": "0.00"},
+    {"price": None, "stock": {"77": None}},
+    {"barcode": None},
+    {"status": "draft"},
+    {"removed": True},
+    {"title": "", "sku": None},
+]
+
+
+class _Heard:
+    """A buffer that keeps what it is told."""
+
+    def __init__(self, due: dict[str, Any]) -> None:
+        self.due, self.told = due, {}  # type: ignore[var-annotated]
+
+    def variants_due(self, **_: Any) -> dict[str, Any]:
+        return self.due
+
+    def labels_stage(self, **p: Any) -> dict[str, Any]:
+        self.told = p
+        return {"labels_changed": 0, "stale": 0, "upserts_queued": 0, "removals_queued": 0, "collisions": []}
+
+
+def _due() -> dict[str, Any]:
+    rows = []
+    for number, content in enumerate(ROWS, start=101):
+        row = dict.fromkeys(read.VARIANT_COLUMNS)
+        row |= {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com", "status": "active"}
+        row |= {"variant_id": f"{number}1", "product_id": str(number), "inventory_item_id": f"9{number}"}
+        row |= {
+            "title": f"Title {number}",
+            "barcode": f"own-{number}",
+            "sku": f"A{number}1",
+            "price": "12.00",
+        }
+        row |= {"removed": False, "gift_card": False, "event_ids": [number], "revision": number}
+        rows.append(row | content)
+    shop = {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com"}
+    return {"variants": rows, "mappings": [shop | mapping for mapping in MAPPINGS]}
+
+
+def _sorted(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: sorted(rows, key=str) if isinstance(rows, list) else rows for name, rows in told.items()}
+
+
+@pytest.mark.parametrize("times", [1, 2])  # anew, and from what is remembered
+def test_the_light_evaluation_tells_the_buffer_what_the_stages_tell_it(times: int) -> None:
+    real: Any = _Heard(_due())
+    frame, mappings = read.due_variants(real)
+    validate.stage(real, frame, validate.validate(pd.DataFrame(frame), mappings))
+    light, evaluation = Light(), None
+
+    for _ in range(times):
+        lightly: Any = _Heard(_due())
+        rows, mappings = light.due(lightly)
+        evaluation = light.validate(rows, mappings)
+        light.stage(lightly, rows, evaluation)
+
+    assert _sorted(lightly.told) == _sorted(real.told)
+    assert len(real.told["labels"]) == len(ROWS) * 2

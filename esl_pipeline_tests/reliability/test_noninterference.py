@@ -1,0 +1,313 @@
+"""Whatever shop A says, is set to, or suffers: shop B, which shares no store with it, ends as if A were not there.
+
+A script of steps of both shops is played twice, once without A's. What is left of B must be the same but for times,
+ids and the grouping into batches: labels, findings, ledger, queue, audit, and what the label server has seen. The
+shared pace and breaker may delay B; so each drain goes on, time passing, until nothing of B is due.
+
+Longer: ESL_EXAMPLES=500 pytest <this file>.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import hypothesis.strategies as st
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from starlette.datastructures import Headers
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.receiver.deliveries import HeaderError, delivery
+from esl_pipeline.stages import reconcile
+from esl_pipeline.stages.drain import drain_round
+from esl_pipeline_tests.reliability.machine import (
+    ABSURD,
+    BAD,
+    FAULTS,
+    SLOW,
+    Parts,
+    Slipping,
+    machine_parts,
+)
+from esl_pipeline_tests.world import ASSET, level, product, variant, when
+
+EXAMPLES = int(os.environ.get("ESL_EXAMPLES", "0"))
+
+# The same codes in both shops, and one that both products of a shop may have. Ids are Shopify's: of one shop each.
+CODES = st.sampled_from(["own"] * 4 + ["X", "X", None])
+PRICES = st.sampled_from(["1.00", "1.00", "2.00", "3.50", "500.00", "0.00", None])
+SLOTS = st.sampled_from([1, 2, 3])
+Step = tuple[str, str, tuple[Any, ...]]  # whose, what, with what
+
+
+def _steps_of(whose: str) -> st.SearchStrategy[Step]:
+    """What either shop may do, and have done to it."""
+    policy = st.fixed_dictionaries(
+        {
+            "title_template": st.sampled_from(["{title}", "New: {title}"]),
+            "guard_labels": st.sampled_from([0, 1, 5]),
+            "guard_share_pct": st.sampled_from([0, 20]),
+            "on_delete": st.sampled_from(["remove", "keep", "blank"]),
+        }
+    )
+    own = st.sampled_from([["own-1"], ["own-2"], ["X"]])
+    refusals: list[st.SearchStrategy[Any]] = [
+        st.just({"kind": "status", "status": 503, "times": 1}),
+        st.just({"kind": "reset", "apply": True, "times": 1}),
+        st.just({"kind": "error", "error_msg": "no", "times": 1}),
+    ]
+    if FAULTS.label_refused:
+        refusals.append(own.map(lambda codes: {"kind": "bad_codes", "codes": codes}))
+    kinds = {
+        "product": st.tuples(SLOTS, CODES, PRICES, st.sampled_from(["active"] * 4 + ["draft"])),
+        "delete": st.tuples(SLOTS),
+        "stock": st.tuples(SLOTS, st.integers(0, 9)),
+        "policy": st.tuples(policy),
+        "approve": st.tuples(),
+        "refuses": st.tuples(st.one_of(refusals)),
+    }
+    if whose == "A":
+        # Server and store faults of A's, forever: B may wait for the breaker, but no longer than time passes.
+        hostile = [st.just({"kind": "status", "status": 503})]
+        if FAULTS.store_refuses:
+            hostile.append(st.just({"kind": "error", "error_msg": "store does not exist"}))
+        if FAULTS.label_forbidden:
+            hostile.append(own.map(lambda codes: {"kind": "status", "status": 403, "codes": codes}))
+        if FAULTS.label_crashes:
+            hostile.append(own.map(lambda codes: {"kind": "status", "status": 500, "codes": codes}))
+        wrong = (BAD if FAULTS.bad_settings else []) + (ABSURD if FAULTS.absurd_settings else [])
+        kinds |= {
+            "refuses for ever": st.tuples(st.one_of(hostile)),
+            "settings": st.tuples(st.sampled_from(wrong or [{}]), st.booleans()),
+            "no variants": st.tuples(SLOTS),
+            "odd body": st.tuples(
+                st.sampled_from(["[]", "{", '{"id": 3}', '{"id": 3, "variants": [{}, 7]}', "null"])
+            ),
+            "order": st.tuples(st.sampled_from(["app/uninstalled", "shop/redact", "customers/redact"])),
+            "switch": st.tuples(st.booleans(), st.booleans()),
+            "move": st.tuples(st.sampled_from(["A1", "A2"])),
+            "list": st.tuples(st.booleans()),
+            "labels by hand": st.tuples(st.sampled_from(["own-1", "X", "F"]), st.booleans()),
+        }
+    return st.sampled_from(sorted(kinds)).flatmap(
+        lambda kind: st.tuples(st.just(whose), st.just(kind), kinds[kind])
+    )
+
+
+DRAIN: st.SearchStrategy[Step] = st.just(("both", "drain", ()))
+SCRIPTS = st.lists(st.one_of(_steps_of("A"), _steps_of("A"), _steps_of("B"), DRAIN), min_size=8, max_size=30)
+
+
+@dataclass
+class Play:
+    """One run of a script, with or without A's steps."""
+
+    parts: Parts
+    with_a: bool
+
+    def run(self, script: list[Step]) -> dict[str, Any]:
+        parts = self.parts
+        parts.empty()
+        parts.world.sandbox.faults()
+        self.faults: dict[str, list[dict[str, Any]]] = {"A": [], "B": []}
+        self.numbers, self.version = itertools.count(1), 0
+        self.mappings = {
+            letter: parts.world.map(_domain(letter), letter + "1", settings=_settings({})) for letter in "AB"
+        }
+        for whose in "AB":
+            for slot in (1, 2):
+                self.step((whose, "product", (slot, "own", "1.00", "active")))
+        self.drain()
+        for step in script:
+            self.version += 1  # the clock of both plays is the same
+            self.step(step)
+        for letter in self.faults:
+            self.faults[letter] = []
+        self._set_faults()
+        self.drain()
+        parts.world.buffer.redrive()
+        self.drain()
+        return self.left()
+
+    def step(self, step: Step) -> None:
+        whose, what, values = step
+        if what == "drain":
+            self.drain()
+        elif whose == "B" or self.with_a:
+            # What the buffer refuses is refused; nothing else may come of it.
+            with suppress(BufferError, psycopg.Error) if whose == "A" else _nothing():
+                self._do(whose, what, values)
+
+    def drain(self) -> None:
+        """Until nothing of B's is due, however long the label server is down because of A."""
+        for _ in range(25):
+            self.parts.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
+            self.parts.sql("update esl.label_servers set probe_at = now() where probe_at > now()")
+            self.parts.sql("update esl.store_health set until = now() where until > now()")
+            drain_round(self.parts.world.buffer, self.parts.world.client, SLOW, run_id="r", asset=ASSET)
+            if not self.parts.sql(
+                "select 1 as n from esl.sync_queue where store_code like 'B%' and state in ('ready', 'leased')"
+                " union all select 1 from esl.products where due and source_store_id = 'shop-b.myshopify.com'"
+                " union all select 1 from esl.webhook_inbox where state in ('ready', 'leased')"
+                " and source_store_id = 'shop-b.myshopify.com'"
+            ):
+                return
+
+    def _do(self, whose: str, what: str, values: tuple[Any, ...]) -> None:
+        world, domain, mapping = self.parts.world, _domain(whose), self.mappings[whose]
+        first = 1_000 * (1 + "AB".index(whose))
+        match what:
+            case "product":
+                slot, code, price, status = values
+                item = variant(first + slot, f"own-{slot}" if code == "own" else code, price)
+                body = product(first + slot, self.version, [item], status=status)
+                self._send(domain, "products/update", json.dumps(body))
+            case "delete":
+                self._send(domain, "products/delete", json.dumps({"id": first + values[0]}))
+            case "no variants":
+                body = product(first + values[0], self.version, [])
+                self._send(domain, "products/update", json.dumps(body))
+            case "odd body":
+                self._send(domain, "products/update", values[0])
+            case "stock":
+                body = level(first + values[0], values[1], self.version)
+                self._send(domain, "inventory_levels/update", json.dumps(body))
+            case "policy":
+                world.buffer.mapping_update(mapping, {"settings": _settings(values[0])})
+            case "settings":
+                wrong, by_sql = values
+                if by_sql:
+                    query = "update esl.store_mappings set settings = %s::jsonb where id = %s::uuid"
+                    self.parts.sql(query, json.dumps(_settings(wrong)), mapping)
+                else:
+                    world.buffer.mapping_update(mapping, {"settings": _settings(wrong)})
+            case "approve":
+                for store in (whose + "1", whose + "2"):
+                    world.buffer.changes_approve(store=store, by="test")
+            case "refuses" | "refuses for ever":
+                self.faults[whose] = [
+                    values[0] | {"store": whose + "1", "action": action}
+                    for action in ("create_multiple", "del_multiple")
+                ]
+                self._set_faults()
+            case "order":
+                names = {"shop_domain": domain, "shop_id": 1}
+                if values[0] == "app/uninstalled":
+                    names = {"myshopify_domain": domain, "id": 1, "updated_at": when(self.version)}
+                self._send(domain, values[0], json.dumps(names))
+                world.buffer.housekeep(keep_bodies_days=30)
+            case "switch":
+                active, dry = values
+                world.buffer.mapping_update(mapping, {"is_active": active, "is_dry_run": dry})
+            case "move":
+                world.buffer.mapping_update(mapping, {"hipoink_store_code": values[0]})
+            case "list":
+                lists = Slipping.of(world.client) if values[0] and FAULTS.page_slips else world.client
+                reconcile.compare_store(world.buffer, lists, store="A1", run_id="list", page_size=2)
+            case "labels by hand":
+                code, away = values
+                if away:
+                    self.parts.labels.take_away("A1", code)
+                else:
+                    self.parts.labels.edit("A1", code, {"pn": "by hand", "pp": "9.99"})
+
+    def _send(self, domain: str, topic: str, raw: str) -> None:
+        at = when(self.version)
+        number = next(self.numbers)
+        headers = {
+            "x-shopify-topic": topic,
+            "x-shopify-shop-domain": domain,
+            "x-shopify-webhook-id": f"{domain}-{number}",
+            "x-shopify-triggered-at": at,
+        }
+        with suppress(HeaderError):
+            kept = delivery(topic, Headers(headers), raw.encode(), datetime.now(UTC))
+            self.parts.world.buffer.inbox_add([kept])
+
+    def _set_faults(self) -> None:
+        self.parts.world.sandbox.faults(*self.faults["A"], *self.faults["B"])
+
+    def left(self) -> dict[str, Any]:
+        """Everything of B's that is not a time, an id or a batch."""
+        mapping, state = self.mappings["B"], self.parts.labels.state()
+        rows: dict[str, Any] = {
+            name: self.parts.sql(query, mapping) for name, query in _LEFT_OF_A_MAPPING.items()
+        }
+        log = self.parts.sql(
+            "select r.code, r.operation, i.label, r.outcome from esl.sync_log r"
+            " join esl.sync_log i on i.push_id = r.push_id and i.code = r.code and i.kind = 'intent'"
+            " where r.kind = 'result' and r.store_code like 'B%' order by r.id"
+        )
+        by_code: dict[str, list[Any]] = {}
+        for row in log:
+            pushed = (row["operation"], row["label"], row["outcome"])
+            told = by_code.setdefault(row["code"], [])
+            if not (told and told[-1] == pushed and pushed[2] != "accepted"):  # how often is a matter of time
+                told.append(pushed)
+        history = {
+            code: [(change["action"], change["record"]) for change in changes]
+            for code, changes in state["history"].get("B1", {}).items()
+        }
+        return rows | {"log": by_code, "hangs": state["labels"].get("B1", {}), "was shown": history}
+
+
+_LEFT_OF_A_MAPPING = {
+    "mapping": "select is_active, is_dry_run, settings from esl.store_mappings where id = %s::uuid",
+    "labels": "select variant_id, store_code, code, label, state, collides from esl.labels"
+    " where mapping_id = %s::uuid order by variant_id",
+    "findings": "select variant_id, check_name, level, column_name, value, reason, action,"
+    " resolved_at is null as is_open from esl.findings where mapping_id = %s::uuid order by variant_id, check_name",
+    "ledger": "select code, store_code, variant_id, label from esl.hipoink_products"
+    " where mapping_id = %s::uuid order by code",
+    "queue": "select code, store_code, variant_id, operation, label, state, priority, in_doubt from esl.sync_queue"
+    " where mapping_id = %s::uuid order by code",
+}
+
+
+class _nothing(suppress):
+    """Suppresses nothing."""
+
+
+def _domain(letter: str) -> str:
+    return f"shop-{letter.lower()}.myshopify.com"
+
+
+def _settings(changes: dict[str, Any]) -> dict[str, Any]:
+    return {"title_template": "{title}", "stock_field": "qty", "location_id": "77"} | changes
+
+
+@pytest.fixture
+def parts(buffer: Buffer, buffer_dsn: str) -> Iterator[Parts]:
+    with machine_parts(buffer, buffer_dsn) as found:
+        yield found
+
+
+def _property(examples: int) -> Callable[[Parts], None]:
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=not EXAMPLES,
+        phases=[Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(script=SCRIPTS)
+    def without_and_with_a(parts: Parts, script: list[Step]) -> None:
+        alone = Play(parts, with_a=False).run(script)
+        beside_a = Play(parts, with_a=True).run(script)
+        for name, left in alone.items():
+            assert beside_a[name] == left, (name, script)
+
+    return without_and_with_a
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 300)
+def test_shop_b_is_left_as_if_there_were_no_shop_a(parts: Parts) -> None:
+    _property(EXAMPLES or 10)(parts)
