@@ -316,7 +316,7 @@ def test_a_deactivated_mapping_pushes_nothing_more(world: World) -> None:
     world.settle(product())
     world.update(product(version=2, variants=[variant(price="2.00")]))
     world.sandbox.faults({"kind": "status", "status": 503, "times": 1})
-    world.round(initial_delay=0.01)
+    world.round(initial_delay=60, max_delay=60)  # not within this round
     world.buffer.mapping_update(mapping, {"is_active": False})
     calls = world.calls()
     world.settle()
