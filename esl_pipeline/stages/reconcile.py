@@ -603,14 +603,13 @@ def _is_same(name: str, ours: str, theirs: str) -> bool:
 
 
 def _different(held: Mapping[str, Any], fields: Mapping[str, tuple[str, str]]) -> Row:
-    """For Buffer.drift_repair: the label as it really is."""
+    """For Buffer.drift_repair: what the label should say and what it says."""
     return {
         "code": held["code"],
         "kind": "different",
         "push_id": held["push_id"],
         "ours": {name: pair[0] for name, pair in fields.items()},
         "theirs": {name: pair[1] for name, pair in fields.items()},
-        **_hashed(_as_shown(held["label"], fields)),
     }
 
 

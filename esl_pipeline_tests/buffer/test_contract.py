@@ -985,11 +985,9 @@ def esl_drift_ledger(api: Api) -> None:
 def esl_drift_repair(api: Api) -> None:
     since = _on_labels(api, 3, owns_store=True)
     ledger = api("esl_drift_ledger", store=api.store, since=since, limit=9)["labels"]
-    there = {"pc": "C-1", "pn": "Apple", "pp": "0.90"}
     foreign = {"pc": "X", "pn": "?", "pp": None}
     drift = [
-        ledger[0] | {"kind": "different", "ours": {"pp": "1.00"}, "theirs": {"pp": "0.90"}, "label": there}
-        | {"label_hash": "h"},
+        ledger[0] | {"kind": "different", "ours": {"pp": "1.00"}, "theirs": {"pp": "0.90"}},
         ledger[1] | {"kind": "missing"},
         ledger[2] | {"kind": "missing", "push_id": str(uuid.uuid4())},  # pushed since
         {"code": "X", "kind": "foreign", "theirs": foreign, "label": foreign, "label_hash": "f"},

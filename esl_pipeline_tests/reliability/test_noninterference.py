@@ -27,6 +27,7 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.deliveries import HeaderError, delivery
 from esl_pipeline.stages import reconcile
 from esl_pipeline.stages.drain import drain_round
+from esl_pipeline_tests.reliability.breaks import BREAKS
 from esl_pipeline_tests.reliability.machine import (
     ABSURD,
     BAD,
@@ -41,8 +42,8 @@ from esl_pipeline_tests.world import ASSET, level, product, variant, when
 EXAMPLES = int(os.environ.get("ESL_EXAMPLES", "0"))
 
 # The same codes in both shops, and one that both products of a shop may have. Ids are Shopify's: of one shop each.
-CODES = st.sampled_from(["own"] * 4 + ["X", "X", None])
-PRICES = st.sampled_from(["1.00", "1.00", "2.00", "3.50", "500.00", "0.00", None])
+CODES = st.sampled_from(["own"] * 3 + ["X"] * 3 + [None])
+PRICES = st.sampled_from(["1.00", "1.00", "2.00", "2.00", "3.50", "500.00", "0.00", None])
 SLOTS = st.sampled_from([1, 2, 3])
 Step = tuple[str, str, tuple[Any, ...]]  # whose, what, with what
 
@@ -67,6 +68,7 @@ def _steps_of(whose: str) -> st.SearchStrategy[Step]:
         refusals.append(own.map(lambda codes: {"kind": "bad_codes", "codes": codes}))
     kinds = {
         "product": st.tuples(SLOTS, CODES, PRICES, st.sampled_from(["active"] * 4 + ["draft"])),
+        "rivals": st.tuples(PRICES, PRICES),
         "delete": st.tuples(SLOTS),
         "stock": st.tuples(SLOTS, st.integers(0, 9)),
         "policy": st.tuples(policy),
@@ -86,6 +88,7 @@ def _steps_of(whose: str) -> st.SearchStrategy[Step]:
         kinds |= {
             "refuses for ever": st.tuples(st.one_of(hostile)),
             "settings": st.tuples(st.sampled_from(wrong or [{}]), st.booleans()),
+            "mended": st.tuples(),
             "no variants": st.tuples(SLOTS),
             "odd body": st.tuples(
                 st.sampled_from(["[]", "{", '{"id": 3}', '{"id": 3, "variants": [{}, 7]}', "null"])
@@ -96,13 +99,15 @@ def _steps_of(whose: str) -> st.SearchStrategy[Step]:
             "list": st.tuples(st.booleans()),
             "labels by hand": st.tuples(st.sampled_from(["own-1", "X", "F"]), st.booleans()),
         }
-    return st.sampled_from(sorted(kinds)).flatmap(
+    # Most of the time it is well, and says something: else there is nothing to interfere with, or nobody to do so.
+    often = ["product"] * 6 + ["rivals"] * 4 + ["mended"] * 3 * (whose == "A")
+    return st.sampled_from([*sorted(kinds), *often]).flatmap(
         lambda kind: st.tuples(st.just(whose), st.just(kind), kinds[kind])
     )
 
 
 DRAIN: st.SearchStrategy[Step] = st.just(("both", "drain", ()))
-SCRIPTS = st.lists(st.one_of(_steps_of("A"), _steps_of("A"), _steps_of("B"), DRAIN), min_size=8, max_size=30)
+SCRIPTS = st.lists(st.one_of(_steps_of("A"), _steps_of("A"), _steps_of("B"), DRAIN), min_size=12, max_size=30)
 
 
 @dataclass
@@ -169,6 +174,18 @@ class Play:
                 item = variant(first + slot, f"own-{slot}" if code == "own" else code, price)
                 body = product(first + slot, self.version, [item], status=status)
                 self._send(domain, "products/update", json.dumps(body))
+            case "rivals":
+                for slot, price in enumerate(values, start=1):
+                    self._do(whose, "product", (slot, "X", price, "active"))
+            case "mended":
+                live = {
+                    "is_active": True,
+                    "is_dry_run": False,
+                    "settings": _settings({"guard_labels": 1_000}),
+                }
+                world.buffer.mapping_update(mapping, live)
+                self.faults[whose] = []
+                self._set_faults()
             case "delete":
                 self._send(domain, "products/delete", json.dumps({"id": first + values[0]}))
             case "no variants":
@@ -310,4 +327,15 @@ def _property(examples: int) -> Callable[[Parts], None]:
 
 @pytest.mark.timeout(0 if EXAMPLES else 300)
 def test_shop_b_is_left_as_if_there_were_no_shop_a(parts: Parts) -> None:
-    _property(EXAMPLES or 10)(parts)
+    _property(EXAMPLES or 8)(parts)
+
+
+def test_the_comparison_notices_when_a_closes_the_findings_of_b(parts: Parts) -> None:
+    parts.sql(BREAKS["pairs"].sql)
+    said = [("B", 1, "1.00"), ("B", 2, "1.00"), ("A", 1, "2.00")]
+    script: list[Step] = [(whose, "product", (slot, "X", price, "active")) for whose, slot, price in said]
+    script.insert(2, ("both", "drain", ()))
+
+    alone, beside_a = (Play(parts, with_a=with_a).run(script) for with_a in (False, True))
+
+    assert {name for name in alone if alone[name] != beside_a[name]} == {"findings"}

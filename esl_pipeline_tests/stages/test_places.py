@@ -668,3 +668,18 @@ def test_field_30_nothing_evaluated_under_the_old_name_goes_out_under_the_new_on
     snapshot(world, OTHER_SHOP, [1])
     world.settle()
     assert [label["pn"] for label in world.labels().values()] == ["Product 1"]
+
+
+def test_field_20_a_label_that_only_rivals_keep_in_its_place_is_put_back_when_somebody_edits_it(
+    world: World,
+) -> None:
+    world.map(settings={"guard_labels": 1000})
+    world.settle(product(1, 1, [variant(1, "X", "9.00")]))
+    world.delete(1, 2)
+    world.settle(product(2, 2, [variant(2, "X", "5.00")]), product(3, 2, [variant(3, "X", "6.00")]))
+    assert world.prices() == {"X": "9.00"}
+    world.sandbox.http.put(f"/sandbox/labels/{STORE}/X", json={"pp": "0.30"}).raise_for_status()
+    drift = compare_store(world.buffer, world.client, store=STORE, run_id="night")
+    assert (drift.different_count, drift.requeued) == (1, 1)
+    world.settle()
+    assert world.prices() == {"X": "9.00"}

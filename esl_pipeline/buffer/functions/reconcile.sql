@@ -373,11 +373,9 @@ begin
 end $$;
 
 -- {store, run_id, since, labels: [{code, kind, push_id, ours, theirs, label, label_hash}]} -> {requeued, given_up: [codes]}
--- The ledger takes what the label server really holds, and esl.requeue decides what follows.
---   different -> the ledger's label becomes `label`; of a variant that is held back or keeps its label: what the ledger
---                says is pushed again
---   missing   -> stays in the ledger, in doubt: what is wanted is pushed, a removal too where nothing is wanted any more,
---                because the label may hang after all
+-- What the label server holds is not what it has accepted: the place is in doubt, and esl.requeue decides what follows.
+--   different, missing -> in doubt: what is wanted is pushed, what the ledger says where the label stays as it is, and a
+--                removal too where nothing is wanted any more, because the label may hang after all
 --   ours      -> the label enters the ledger again, in doubt, as its variant's
 --   foreign   -> the label enters the ledger, owned by no variant, so that it is removed (esl.guard counts it)
 -- Not for the fourth time in 14 days, when the same came back after three repairs: then it is how the server keeps what
@@ -393,7 +391,6 @@ begin
     with found as materialized (
         select d.code, d.kind, d.theirs, d.label, d.label_hash, coalesce(d.ours, s.label, w.label) as said,
                coalesce(s.mapping_id, w.mapping_id) as mapping_id, coalesce(s.variant_id, w.variant_id) as variant_id,
-               coalesce(o.state in ('held', 'kept') or o.collides, false) as stays,
                (select count(*) from esl.drift x
                 where x.code = d.code and x.store_code = v_store and x.kind = d.kind
                   and (d.kind <> 'different' or (x.ours, x.theirs) = (d.ours, d.theirs))
@@ -402,7 +399,6 @@ begin
             code text, kind text, push_id uuid, ours jsonb, theirs jsonb, label jsonb, label_hash text)
         left join esl.hipoink_products s on s.code = d.code and s.store_code = v_store
         left join lateral esl.written(v_store, case when d.kind = 'ours' then d.code end) w on true
-        left join esl.labels o on o.variant_id = s.variant_id and o.mapping_id = s.mapping_id
         where d.push_id is not distinct from s.push_id
           and not esl.is_moving(v_store, d.code, (p ->> 'since')::timestamptz)
           and (d.kind <> 'ours' or w.mapping_id is not null)
@@ -413,9 +409,6 @@ begin
     ), noted as (
         insert into esl.drift (run_id, store_code, code, kind, ours, theirs)
         select p ->> 'run_id', v_store, code, kind, said, theirs from taken
-    ), corrected as (
-        update esl.hipoink_products s set label = t.label, label_hash = t.label_hash from taken t
-        where t.kind = 'different' and not t.stays and s.code = t.code and s.store_code = v_store
     ), doubted as (
         -- What the server holds is not what the ledger says, or not known: nobody may drop the row.
         insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, label_hash, priority,
