@@ -11,15 +11,9 @@ import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.hipoink.answers import Answer
 from esl_pipeline.hipoink.client import HipoinkClient
-from esl_pipeline.hipoink.errors import (
-    AuthenticationError,
-    HipoinkError,
-    RejectedError,
-    TransientError,
-    UnknownOutcomeError,
-)
+from esl_pipeline.hipoink.errors import HipoinkError, TransientError
+from esl_pipeline.stages.outcomes import accepted, not_accepted
 from esl_pipeline.stages.shops import Shop, shop_key
 
 RESULT_COLUMNS = [
@@ -165,22 +159,13 @@ def _call(client: HipoinkClient, claim: dict[str, Any]) -> dict[str, Any]:
         else:
             answer = client.del_multiple(claim["store_code"], [row["code"] for row in claim["rows"]])
     except HipoinkError as error:
-        return {
-            "outcome": _outcome(error),
-            "server_failed": _server_failed(error),
-            "http_status": error.http_status,
-            "error_code": error.error_code,
-            "message": str(error),
-            "answer": error.answer,
-            "retry_after_seconds": error.retry_after,
-            "duration_ms": int((time.monotonic() - started) * 1000),
-        }
+        return not_accepted(error, started) | {"server_failed": _server_failed(error)}
     except BufferError:  # of the limiter
         raise
     except Exception as error:
         # What the client cannot send, or a defect of ours that some record brings out: no drain ends of it.
         return {"outcome": "rejected", "message": _could_not_be_sent(error)}
-    return _accepted(answer)
+    return accepted(answer) | {"server_failed": False}
 
 
 def _could_not_be_sent(error: Exception) -> str:
@@ -188,28 +173,6 @@ def _could_not_be_sent(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     why = f": {error}" if type(error) is ValueError else ""
     return f"it could not be sent ({type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}){why}"
-
-
-def _accepted(answer: Answer) -> dict[str, Any]:
-    return {
-        "outcome": "accepted",
-        "server_failed": False,
-        "http_status": answer.http_status,
-        "error_code": answer.error_code,
-        "message": answer.error_msg,
-        "answer": answer.body,
-        "duration_ms": answer.duration_ms,
-    }
-
-
-def _outcome(error: HipoinkError) -> str:
-    if isinstance(error, AuthenticationError):
-        return "authentication"
-    if isinstance(error, RejectedError):
-        return "rejected"
-    if isinstance(error, UnknownOutcomeError):
-        return "unknown"
-    return "transient"
 
 
 def _server_failed(error: HipoinkError) -> bool:

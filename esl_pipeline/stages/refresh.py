@@ -15,12 +15,8 @@ from typing import Any, Self
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
-from esl_pipeline.hipoink.errors import (
-    AuthenticationError,
-    HipoinkError,
-    RejectedError,
-    UnknownOutcomeError,
-)
+from esl_pipeline.hipoink.errors import HipoinkError, RejectedError
+from esl_pipeline.stages.outcomes import accepted, milliseconds_since, not_accepted
 from esl_pipeline.stages.shops import Shop
 
 _log = logging.getLogger(__name__)
@@ -71,7 +67,7 @@ def refresh_stores(
 
     Two round trips and a call each, beside the limiter's; one round trip when nothing is due. Raises BufferError only.
     """
-    accepted, more = 0, True
+    count, more = 0, True
     while more:
         claim = buffer.refresh_claim(
             lease_seconds=rules.lease, settle_seconds=rules.settle, run_id=run_id, shop=shop
@@ -79,7 +75,7 @@ def refresh_stores(
         if claim["store_code"] is None:
             break
         result = _trigger(client, claim["store_code"])
-        accepted += result["outcome"] == "accepted"
+        count += result["outcome"] == "accepted"
         more = buffer.refresh_finish(
             claim_id=claim["claim_id"],
             store_code=claim["store_code"],
@@ -90,7 +86,7 @@ def refresh_stores(
             max_delay_seconds=rules.max_delay,
             **result,
         )["more"]
-    return accepted
+    return count
 
 
 class Refresher:
@@ -157,40 +153,19 @@ def _trigger(client: HipoinkClient, store_code: str) -> dict[str, Any]:
     except BufferError:  # of the shared limiter: no call was made
         raise
     except HipoinkError as error:
-        return {
-            "outcome": _outcome(error),
-            "http_status": error.http_status,
-            "error_code": error.error_code,
-            "message": str(error),
-            "answer": error.answer,
-            "retry_after_seconds": error.retry_after,
-            "duration_ms": _milliseconds(started),
-        }
+        result = not_accepted(error, started)
+        return result | {"outcome": "not_known"} if _is_not_known(error) else result
     except Exception as error:  # whatever it is, it is this call's
         return {
             "outcome": "transient",
             "message": f"the call could not be made: {type(error).__name__}",
-            "duration_ms": _milliseconds(started),
+            "duration_ms": milliseconds_since(started),
         }
-    return {
-        "outcome": "accepted",
-        "http_status": answer.http_status,
-        "error_code": answer.error_code,
-        "message": answer.error_msg,
-        "answer": answer.body,
-        "duration_ms": answer.duration_ms,
-    }
+    return accepted(answer)
 
 
-def _outcome(error: HipoinkError) -> str:
-    if error.http_status in (404, 405, 501):
-        return "not_known"
-    if isinstance(error, AuthenticationError):
-        return "authentication"
-    if isinstance(error, RejectedError):
-        return "not_known" if _NO_SUCH_ACTION.search(error.answer or "") else "rejected"
-    return "unknown" if isinstance(error, UnknownOutcomeError) else "transient"
-
-
-def _milliseconds(started: float) -> int:
-    return int((time.monotonic() - started) * 1000)
+def _is_not_known(error: HipoinkError) -> bool:
+    """Whether the label server has no such action."""
+    return error.http_status in (404, 405, 501) or (
+        isinstance(error, RejectedError) and bool(_NO_SUCH_ACTION.search(error.answer or ""))
+    )
