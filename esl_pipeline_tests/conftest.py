@@ -17,6 +17,7 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import create_supabase_roles
+from esl_pipeline_tests.scratch import scratch
 from esl_pipeline_tests.shared_data import SHARED
 from esl_pipeline_tests.stock import Pooling, pgbouncer, stock_postgres
 
@@ -52,7 +53,7 @@ def start_postgres() -> Iterator[Callable[[int], EmbeddedPostgres]]:
 
     def start(version: int) -> EmbeddedPostgres:
         if version not in servers:
-            server = running.enter_context(EmbeddedPostgres.temporary(version=version))
+            server = running.enter_context(EmbeddedPostgres.temporary(version=version, under=scratch()))
             servers[version] = server
             _make_template(server)
         return servers[version]

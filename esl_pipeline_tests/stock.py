@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.processes import eventually, free_port
+from esl_pipeline_tests.scratch import scratch
 
 Pooling = Literal["session", "transaction"]
 
@@ -52,7 +53,7 @@ def stock_postgres() -> Iterator[EmbeddedPostgres]:
     before = os.environ.get("ESL_PG_BINDIR")
     os.environ["ESL_PG_BINDIR"] = str(bindir)
     try:
-        starting = EmbeddedPostgres.temporary()
+        starting = EmbeddedPostgres.temporary(under=scratch())
         server = starting.__enter__()
     finally:
         if before is None:

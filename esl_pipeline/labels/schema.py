@@ -6,6 +6,7 @@ shopkeeper's words. A policy may raise or lower the level of some. Source of eac
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -414,11 +415,15 @@ def level_of(rule: str, policy: Policy) -> Level:
 
 def schema_for(policy: Policy) -> pa.DataFrameSchema:
     """The schema of the facts under a policy; each check's error is its rule's name."""
-    checks: dict[str, list[pa.Check]] = {column: [] for column in FACTS}
-    for rule in _RULES:
-        if rule.applies(policy):
-            checks[rule.checked].append(pa.Check(rule.right, error=rule.name))
-    return pa.DataFrameSchema({column: pa.Column(dtype, checks[column]) for column, dtype in FACTS.items()})
+    return _schema_of(tuple(rule.name for rule in _RULES if rule.applies(policy)))
+
+
+@lru_cache  # a schema takes as long to make as many of its checks, and policies turn few rules on or off
+def _schema_of(rules: tuple[str, ...]) -> pa.DataFrameSchema:
+    checks: dict[str, list[pa.Check]] = {}
+    for rule in map(RULES.__getitem__, rules):
+        checks.setdefault(rule.checked, []).append(pa.Check(rule.right, error=rule.name))
+    return pa.DataFrameSchema({column: pa.Column(checks=of) for column, of in checks.items()})
 
 
 def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
@@ -428,11 +433,14 @@ def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     level, column_name, value, reason, action. Never raises for the content of a row; ValueError when a column is
     missing or of another type.
     """
+    # Compared here, all at once: pandera's own look at the type of each column costs more than its checks.
+    if (kinds := {str(name): str(kind) for name, kind in facts.dtypes.items()}) != FACTS:
+        raise ValueError(f"these are not the facts of variants: {kinds}")
     try:
         schema_for(policy).validate(facts, lazy=True)
     except SchemaErrors as failed:
         cases = failed.failure_cases
-        if cases["index"].isna().any():  # not a row's fault: a check itself raised, or a column is wrong
+        if cases["index"].isna().any():  # not a row's fault: a check itself raised
             raise ValueError(f"the schema could not be applied: {cases.to_dict('records')}") from failed
         found = cases[["check", "index"]].drop_duplicates()
         # Of what nobody has said, nothing else can be found wrong.

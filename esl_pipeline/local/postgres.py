@@ -124,13 +124,15 @@ class EmbeddedPostgres:
 
     @classmethod
     @contextmanager
-    def temporary(cls, *, version: int | None = None, settings: Mapping[str, str] = {}) -> Iterator[Self]:
+    def temporary(
+        cls, *, version: int | None = None, settings: Mapping[str, str] = {}, under: Path = _TMP
+    ) -> Iterator[Self]:
         """A server for the length of the block, not durable, whose data are deleted at the end: for tests.
 
-        Its data are where every user can reach them, which pytest's temporary directories are not for root's
-        server. Raises PostgresUnavailable.
+        Its data are in a new folder `under` one that every user can reach, which pytest's temporary directories are
+        not for root's server. Raises PostgresUnavailable.
         """
-        with tempfile.TemporaryDirectory(prefix="esl-pg-data-", dir=_TMP) as name:
+        with tempfile.TemporaryDirectory(prefix="esl-pg-data-", dir=under) as name:
             home = Path(name)
             home.chmod(0o755)
             with cls.start(home / "data", durable=False, version=version, settings=settings) as server:

@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable
+from esl_pipeline_tests.scratch import scratch
 
 QUEUED, BATCH, STORES = 20_000, 100, 3
 
@@ -18,7 +19,7 @@ QUEUED, BATCH, STORES = 20_000, 100, 3
 def _stock() -> Iterator[EmbeddedPostgres]:
     """Debian's Postgres 15, with JIT as its package has it."""
     try:
-        with EmbeddedPostgres.temporary(version=15, settings={"jit": "on"}) as server:
+        with EmbeddedPostgres.temporary(version=15, settings={"jit": "on"}, under=scratch()) as server:
             yield server
     except PostgresUnavailable as missing:
         pytest.skip(str(missing))

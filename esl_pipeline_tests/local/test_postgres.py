@@ -332,24 +332,25 @@ server.stop()
 @needs_root
 def test_an_ordinary_user_and_then_root(place: Path) -> None:
     """Everything as an ordinary user; afterwards root uses the same directory, as that user."""
-    pythons = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"]
-    usable = [python for python in pythons if Path(python).exists() and may_run(python)]
-    if not usable:
-        pytest.skip("no Python of this version that an ordinary user may run")
-    home = place / "home"
-    home.mkdir(mode=0o700)
-    os.chown(home, NOBODY, NOBODY)
     packages = [
         str(Path(esl_pipeline.__file__).parents[1]),
         *(path for path in sys.path if "-packages" in path),
     ]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(packages)}
+    pythons = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"]
+    usable = [python for python in pythons if Path(python).exists() and may_run(python, environment)]
+    if not usable:
+        pytest.skip("no Python of this version that an ordinary user may run, or it cannot read this checkout")
+    home = place / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, NOBODY, NOBODY)
     done = subprocess.run(
         [usable[0], "-c", OWNER + WRITE_AND_STOP, str(home / "pg")],
         user=NOBODY,
         group=NOBODY,
         extra_groups=[],
         cwd=home,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(packages)},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -362,12 +363,22 @@ def test_an_ordinary_user_and_then_root(place: Path) -> None:
         assert get(server) == ["an ordinary row"]
 
 
-def may_run(python: str) -> bool:
+def may_run(python: str, environment: dict[str, str]) -> bool:
+    """Whether an ordinary user may run this Python, and import with it what the test needs."""
     try:
-        subprocess.run([python, "-c", ""], user=NOBODY, group=NOBODY, extra_groups=[], check=True)
+        tried = subprocess.run(
+            [python, "-c", "import esl_pipeline.local.postgres, psycopg"],
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            cwd="/",
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
     except PermissionError:
         return False
-    return True
+    return tried.returncode == 0
 
 
 def server_user() -> pwd.struct_passwd:

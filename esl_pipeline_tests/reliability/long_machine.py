@@ -30,6 +30,7 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.reliability.machine import Faults, Machine, machine_parts, machine_settings
+from esl_pipeline_tests.scratch import scratch
 
 BATCH = 25
 STEPS = 50
@@ -38,7 +39,7 @@ STEPS = 50
 @contextmanager
 def prepared(break_it: Callable[[str], object] | None = None) -> Iterator[type[Machine]]:
     """A Machine class on a server of its own; break_it is given the migrated database's address first."""
-    with EmbeddedPostgres.temporary() as server:
+    with EmbeddedPostgres.temporary(under=scratch()) as server:
         server.create_database("machine")
         dsn = server.dsn("machine")
         migrate(dsn)
