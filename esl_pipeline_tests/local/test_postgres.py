@@ -340,7 +340,9 @@ def test_an_ordinary_user_and_then_root(place: Path) -> None:
     pythons = [sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"]
     usable = [python for python in pythons if Path(python).exists() and may_run(python, environment)]
     if not usable:
-        pytest.skip("no Python of this version that an ordinary user may run, or it cannot read this checkout")
+        pytest.skip(
+            "no Python of this version that an ordinary user may run, or it cannot read this checkout"
+        )
     home = place / "home"
     home.mkdir(mode=0o700)
     os.chown(home, NOBODY, NOBODY)

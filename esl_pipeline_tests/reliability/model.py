@@ -256,7 +256,7 @@ def _leave(
     told: Told, mapping: MappingModel, place: Place, by_variant: Mapping[str, Claim], rules: Rules
 ) -> set[Shown | None]:
     """What becomes of a label that no variant claims any more: its owner decides."""
-    if place.shelf is None and place.ledger is None:
+    if place.shelf is None and place.ledger is None and not (place.in_doubt and place.pending):
         return {None}
     colliding = {variant for rivals in collisions(by_variant, rules).values() for variant in rivals}
     unsaid = _products_unsaid(told)

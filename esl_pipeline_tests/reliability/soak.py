@@ -1,8 +1,9 @@
 """The soak: `make soak MINUTES=20`, or `python -m esl_pipeline_tests.reliability.soak 20 --seed 7`.
 
-A shop changes all the time while the pipeline is killed in parts and as a whole and the label server fails. When the
-time is up, the faults end, everything drains, a full_reconciliation reads what webhooks did not tell, and every label
-is compared with the shop. Exits 1 on any wrong label, lost event, hole in the audit, or fewer kills than minutes.
+A shop changes all the time while the pipeline is killed in parts and as a whole, the label server fails, and messages
+and settings that say nothing of the shop's prices come between (unrest.py). When the time is up, the faults end,
+everything drains, a full_reconciliation reads what webhooks did not tell, and every label is compared with the shop.
+Exits 1 on any wrong label, lost event, hole in the audit, or fewer kills than minutes.
 """
 
 import random
@@ -40,6 +41,7 @@ from esl_pipeline_tests.reliability.outside import (
     pipeline_settings,
     scratch_home,
 )
+from esl_pipeline_tests.reliability.unrest import OURS, Unrest
 from esl_pipeline_tests.reliability.victim import Trouble, Victim, until_sound
 
 RATE = 20.0
@@ -65,7 +67,8 @@ class Report:
         return (
             f"soak {verdict}: {f['minutes']:g} min, seed {f['seed']}, {f['changes']} changes at {f['rate']:.1f}/s, "
             f"{f['events']} events ({f['dropped']} dropped, {f['duplicates absorbed']} duplicates absorbed), "
-            f"{f['kills']} kills, {f['label-server faults']} label-server faults, {f['pushed labels']} labels pushed, "
+            f"{f['kills']} kills, {f['label-server faults']} label-server faults, {f['unrest']} unrests, "
+            f"{f['pushed labels']} labels pushed, "
             f"{f['retries of pushes']} retries, {f['corrections']} corrections, longest lag {f['longest lag']}, "
             f"{f['wrong labels']} wrong, {f['not shown']} not shown, {f['lost events']} lost, "
             f"{f['audit holes']} audit holes"
@@ -94,8 +97,11 @@ def soak(minutes: float, seed: int, *, rate: float = RATE, pause: float = PAUSE,
                 victim.start()
                 victim.wait()
                 traffic = Traffic(shopify.sandbox, random.Random(seed))
-                trouble = Trouble(victim, labels, random.Random(seed))
-                told = _Soak(victim, labels, shop, sender, senders, traffic, trouble)
+                codes = [
+                    variant.barcode for product in shop.products.values() for variant in product.variants
+                ]
+                trouble = Trouble(victim, labels, random.Random(seed), [code for code in codes if code])
+                told = _Soak(victim, labels, shop, sender, senders, traffic, trouble, random.Random(seed))
                 return told.run(minutes, seed, rate, pause)
             finally:
                 victim.stop()
@@ -111,11 +117,13 @@ class _Soak:
         senders: Senders,
         traffic: Traffic,
         trouble: Trouble,
+        rng: random.Random,
     ) -> None:
         self._victim, self._labels, self._shop = victim, labels, shop
         self._sender, self._senders = sender, senders
         self._traffic, self._trouble = traffic, trouble
         self._dsn = running_environment(victim.home)["ESL_DATABASE_URL"]
+        self._unrest = Unrest(self._dsn, victim.receiver, shop, senders, rng)
 
     def run(self, minutes: float, seed: int, rate: float, pause: float) -> Report:
         self._first_fill()
@@ -127,6 +135,7 @@ class _Soak:
             try:
                 for done in self._trouble.make(began + minutes * 60, pause):
                     self._say(began, done)
+                    self._say(began, self._unrest.stir())
             finally:
                 stop.set()
         stream.result()
@@ -134,6 +143,7 @@ class _Soak:
         self._say(began, "no more faults")
         self._sender.switches = Switches()
         until_sound(self._victim)
+        self._unrest.settle()
         assert self._sender.wait(RETRY_HOURS * 3600 + 60), self._sender.state(20)
         removed = self._sender.state(0)["removed"]
         drained = self._drain()
@@ -154,6 +164,8 @@ class _Soak:
             **{f"  {kind}": n for kind, n in sorted(self._victim.kills.items())},
             "label-server faults": self._trouble.faults.total(),
             **{f"  {kind}": n for kind, n in sorted(self._trouble.faults.items())},
+            "unrest": self._unrest.made.total(),
+            **{f"  {kind}": n for kind, n in sorted(self._unrest.made.items())},
             **self._pushes(log),
             "not told by webhooks": len(told),
             "drained after": f"{drained:.0f} s",
@@ -219,7 +231,11 @@ class _Soak:
         """What was sent and what became of it. An event is lost when it was answered 2xx and is not in the inbox."""
         attempts = self._sender.attempts()
         delivered = [one for one in attempts if one.outcome == "delivered"]
-        rows = self._sql("select topic, webhook_id, body_sha256, state from esl.webhook_inbox")
+        rows = self._sql(
+            "select topic, webhook_id, body_sha256, state from esl.webhook_inbox"
+            " where not starts_with(webhook_id, %s)",
+            OURS,
+        )
         kept = {row["webhook_id"] for row in rows}
         bodies = {(row["topic"], row["body_sha256"]) for row in rows}
         lost = [
@@ -310,7 +326,7 @@ class _Soak:
         for figure in ("lost events", "unfinished events", "audit holes", "left in the queue"):
             if figures[figure]:
                 report.problems.append(f"{figure}: {figures[figure]}")
-        report.problems += self._holes(self._labels.state())[:20]
+        report.problems += self._holes(self._labels.state())[:20] + self._unrest.problems(self._labels)
         if figures["kills"] < minutes:
             report.problems.append(f"only {figures['kills']} kills in {minutes:g} minutes")
 

@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import httpx
 
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline_tests.processes import Up, eventually, part_of, runs_of
-from esl_pipeline_tests.reliability.outside import LabelServer, Row, fixed_ports
+from esl_pipeline_tests.reliability.outside import STORE, LabelServer, Row, fixed_ports
 
 # Each once in a random order, then again: all of them come early and equally often.
 KILLS = (
@@ -35,6 +35,11 @@ LABEL_SERVER: dict[str, Row | None] = {
     "black hole": {"kind": "hold", "seconds": 60, "apply": True},
     "reset": {"kind": "reset", "probability": 0.7, "apply": True},
     "refuse": None,
+    "busy": {"kind": "error", "error_code": 1, "error_msg": "system busy", "probability": 0.7},
+    "this store is refused": {"kind": "error", "store": STORE, "error_msg": "store not exist"},
+    "refreshes are refused": {"kind": "error", "action": "bind_task", "error_msg": "ap offline"},
+    "some labels are refused": {"kind": "bad_codes", "codes": []},
+    "some labels slip from its lists": {"kind": "hidden", "hides": []},
 }
 
 
@@ -114,10 +119,12 @@ class Victim:
 
 
 class Trouble:
-    """The faults of a soak, drawn from `rng`: a label-server fault, kills, pauses."""
+    """The faults of a soak, drawn from `rng`: a label-server fault (some concern a few `codes`), kills, pauses."""
 
-    def __init__(self, victim: Victim, labels: LabelServer, rng: random.Random) -> None:
-        self._victim, self._labels, self._rng = victim, labels, rng
+    def __init__(
+        self, victim: Victim, labels: LabelServer, rng: random.Random, codes: Sequence[str] = ("",)
+    ) -> None:
+        self._victim, self._labels, self._rng, self._codes = victim, labels, rng, codes
         self._kills, self._faults = self._shuffled(KILLS), self._shuffled(LABEL_SERVER)
         self.faults: Counter[str] = Counter()
 
@@ -153,7 +160,9 @@ class Trouble:
         if rule is None:
             self._labels.refuse()
         else:
-            self._labels.faults(rule | {"seed": self._rng.randrange(1000)})
+            some = self._rng.sample(self._codes, min(5, len(self._codes)))
+            filled = {name: some for name, value in rule.items() if value == []}
+            self._labels.faults(rule | filled | {"seed": self._rng.randrange(1000)})
 
     def _pause(self, seconds: float, until: float) -> None:
         wake = min(time.monotonic() + self._rng.uniform(0.5, 1.5) * seconds, until)

@@ -561,8 +561,33 @@ def test_labels_on_their_way_are_not_compared(stocked: Market) -> None:
     world.round(batch_size=0)
     (waiting,) = world.queue()
     stocked.edit_label(waiting, pp="0.01")
+    world.sql("update esl.sync_queue set state = 'leased', lease_until = now() + interval '1 hour'")
     drift = stocked.compare()
     assert (drift.different, drift.complete, drift.listed) == ([], True, len(codes))
+
+
+@pytest.mark.parametrize("meddled", ["edited", "lost"])
+def test_labels_that_only_wait_are_compared(stocked: Market, meddled: str) -> None:
+    """Rises wait for their window, perhaps for days: meanwhile what hangs is what the ledger says."""
+    world = stocked.world
+    (mapping,) = world.buffer.mapping_list()
+    now = datetime.now(UTC)
+    opens, closes = (f"{now + timedelta(hours=hours):%H:%M}" for hours in (2, 3))
+    window = {"opens": opens, "closes": closes, "time_zone": "UTC"}
+    world.buffer.mapping_update(mapping["id"], {"settings": mapping["settings"] | {"raise_window": window}})
+    world.settle()
+    stocked.change_prices(stocked.products()[:1])
+    stocked.changes()
+    world.round()
+    (waiting,) = world.queue()
+    if meddled == "edited":
+        stocked.edit_label(waiting, pp="0.01")
+    else:
+        stocked.lose_labels(waiting)
+    drift = stocked.compare()
+    assert [*(one["code"] for one in drift.different), *drift.missing] == [waiting]
+    world.settle()
+    assert world.labels()[waiting]["pp"] != "0.01" and not world.queue()
 
 
 def test_a_label_that_is_switched_off_is_not_there(stocked: Market) -> None:

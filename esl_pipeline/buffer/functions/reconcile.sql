@@ -283,10 +283,12 @@ language sql volatile security definer set search_path = '' as $$
         order by product_id limit (p ->> 'limit')::int) t
 $$;
 
--- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less.
+-- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only waits
+-- (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang.
 create or replace function esl.is_moving(p_store text, p_code text, p_since timestamptz) returns boolean
 language sql stable as $$  -- inlined as well
-    select exists (select from esl.sync_queue q where q.code = p_code and q.store_code = p_store)
+    select exists (select from esl.sync_queue q
+                   where q.code = p_code and q.store_code = p_store and (q.in_doubt or q.state = 'leased'))
         or exists (select from esl.sync_log l where l.code = p_code and l.store_code = p_store and l.at >= p_since)
 $$;
 
@@ -381,7 +383,7 @@ end $$;
 -- Not for the fourth time in 14 days, when the same came back after three repairs: then it is how the server keeps what
 -- we send (or another writer), and repairing changes nothing: given_up. The same is the same difference; a label that
 -- is missing, or there, is so whatever it says.
--- What has been pushed since it was compared (another push_id, a row in the queue) is left alone.
+-- What has been pushed since it was compared (another push_id) or is on its way is left alone.
 create or replace function public.esl_drift_repair(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_store text := p ->> 'store'; v_codes text[]; v_given_up text[];
@@ -417,7 +419,7 @@ begin
                coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true
         from taken t left join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
         where t.kind in ('missing', 'different', 'ours')
-        on conflict (store_code, code) do nothing
+        on conflict (store_code, code) do update set in_doubt = true
     ), adopted as (
         insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
         select v_store, t.code, coalesce(t.mapping_id, m.id), coalesce(t.variant_id, ''), t.label, t.label_hash,
