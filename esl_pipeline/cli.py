@@ -25,6 +25,7 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.printable import printable
 from esl_pipeline.settings import Settings, SettingsError, load_settings
 from esl_pipeline.shop_names import shop_named
+from esl_pipeline.storable import unstorable
 
 app = typer.Typer(
     help="Shopify products to Hipoink electronic shelf labels, through Supabase and Dagster.",
@@ -50,6 +51,9 @@ PolicyChanges = Annotated[
         "--policy", metavar="NAME=VALUE", help="One setting, e.g. fields.f1={vendor}; NAME= resets it."
     ),
 ]
+
+
+Share = Annotated[bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")]
 
 
 class CommandError(Exception):
@@ -182,6 +186,7 @@ def stores_add(
     settings: Annotated[str, typer.Option(help="The store's policy as JSON.")] = "{}",
     policy: PolicyChanges = None,
     dry_run: DryRun = None,
+    share: Share = False,
     source: Annotated[str, typer.Option(help="The source system.")] = "shopify",
     as_json: AsJson = False,
 ) -> None:
@@ -191,6 +196,7 @@ def stores_add(
     shop = shop_named(shop) or shop
     fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
+    fields |= {"shared": share}
     given = _checked(NewMapping, fields)
     with _buffer() as buffer, _said_of_refusals():
         _show_mappings([buffer.mapping_create(given, by=_cli_user())], as_json)
@@ -211,6 +217,7 @@ def stores_set(
     dry_run: DryRun = None,
     settings: Annotated[str | None, typer.Option(help="The whole policy as JSON.")] = None,
     policy: PolicyChanges = None,
+    share: Share = False,
     as_json: AsJson = False,
 ) -> None:
     """Change a mapping; its labels are evaluated again."""
@@ -221,6 +228,7 @@ def stores_set(
     whole = None if settings is None else _json_object(settings)
     if not changes and whole is None and not policy:
         raise CommandError("nothing to change: see `esl-pipeline stores set --help`")
+    changes["shared"] = share
     _checked(MappingChange, changes)
     with _buffer() as buffer, _said_of_refusals():
         mapping = {mapping["id"]: mapping for mapping in buffer.mapping_list()}.get(mapping_id)
@@ -255,6 +263,30 @@ def stores_approve(
         _print_json(done)
     else:
         out.print(f"{store}: {done['removals']} removals and {done['prices']} price changes may go on")
+
+
+@stores.command("owner")
+def stores_owner(
+    shop: Annotated[str, typer.Argument(help="The shop's domain.")],
+    thing: Annotated[
+        str | None, typer.Argument(help="E.g. product:123; without it all that this shop claims.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that what several shops claim (see `status`) is this shop's; what waited is read again."""
+    named = {"source_system": "shopify", "source_store_id": shop_named(shop) or shop}
+    with _buffer() as buffer:
+        things = buffer.owner_settle(shop=named, thing=thing, by=_cli_user())
+    if not things:
+        raise CommandError(
+            f"nothing that {named['source_store_id']} claims is contested: see `esl-pipeline status`"
+        )
+    if as_json:
+        _print_json(things)
+    else:
+        out.print(
+            f"{len(things)} contested things are {named['source_store_id']}'s: {', '.join(things[:20])}"
+        )
 
 
 @stores.command("history")
@@ -453,6 +485,10 @@ def main() -> NoReturn:
     from esl_pipeline.local.parts import StackError
     from esl_pipeline.local.postgres import PostgresUnavailable
 
+    for number, argument in enumerate(sys.argv[1:], 1):
+        for _, says in unstorable(argument):
+            _complain(f"argument {number} {says}: {argument}")
+            raise SystemExit(2)
     try:
         app()
     except (CommandError, SettingsError, BufferError, StackError, PostgresUnavailable) as error:
@@ -536,6 +572,8 @@ def _said_of_refusals() -> Iterator[None]:
     except BufferError as error:
         if error.code == "23505":
             says = "this shop is mapped to this store already: see `esl-pipeline stores list`"
+        elif error.code == "23P01":
+            says = error.message
         elif (error.code or "").startswith("22"):  # as in receiver/mappings.py: the data itself is refused
             says = f"settings: {error.message}"
         else:
@@ -546,6 +584,8 @@ def _said_of_refusals() -> Iterator[None]:
 def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
     from pydantic import ValidationError
 
+    if wrong := [f"{at}: {says}" for at, says in unstorable(fields)]:
+        raise CommandError("\n".join(wrong))
     try:
         checked: dict[str, Any] = model.model_validate(fields).model_dump(exclude_unset=True)
     except ValidationError as error:

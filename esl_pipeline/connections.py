@@ -6,6 +6,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.settings import Settings, SettingsError
+from esl_pipeline.shop_names import shop_domain
 from esl_pipeline.sources.shopify.admin import AdminClient
 from esl_pipeline.stages.drain import DrainLimits
 from esl_pipeline.stages.push import PushRules, SharedLimiter
@@ -66,7 +67,12 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
 
 
 def open_admin(settings: Settings, shop: str) -> AdminClient | None:
-    """The Admin API of a shop's domain; None when there is no token for it."""
+    """The Admin API of a shop's domain; None when there is no token for it.
+
+    Raises ValueError for what is no shop's domain, wherever it comes from: the token would go there.
+    """
+    if shop_domain(shop) != shop:
+        raise ValueError(f"{shop!a} is no shop's domain: no token is sent there")
     token = settings.admin_token(shop)
     if token is None:
         return None

@@ -43,11 +43,12 @@ def print_history(console: Console, changes: Sequence[Row]) -> None:
     if not changes:
         console.print("nothing was mapped or changed since this is kept")
         return
-    columns = ("at", "by", "shop", "store", "mapping", "change")
+    columns = ("at", "by", "login", "shop", "store", "mapping", "change")
     rows = (
         [
             _time(change["at"]),
             change["by"],
+            change["db_user"],
             change["new"]["source_store_id"],
             change["new"]["hipoink_store_code"],
             change["mapping_id"],
@@ -123,8 +124,26 @@ def _obstacles(status: Row) -> Iterator[str]:
             f"{_time(outage['probe_at'])}: {outage['reason']}"
         )
     yield from _not_refreshed(status["refreshes"])
+    yield from _contests(status)
+    for order in status["erasures"]:
+        yield (
+            f"{order['source_store_id']}: asked at {_time(order['requested_at'])} to be erased, not before "
+            f"{_time(order['not_before'])}; a mapping that is switched on again ends that"
+        )
     yield from _obstacles_of_shops(status["shops"])
     yield from _obstacles_of_stores(status["stores"])
+
+
+def _contests(status: Row) -> Iterator[str]:
+    """What several shops claim, a sentence each, and how that ends."""
+    for contest in status["contests"]:
+        thing, shops = contest["thing"], " and ".join(contest["shops"])
+        yield (
+            f"{thing.replace(':', ' ').replace('_', ' ')} is claimed by {shops} since {_time(contest['since'])}: "
+            f"the Admin API settles it where it can be asked, or esl-pipeline stores owner SHOP {thing}"
+        )
+    if (more := status["contested"] - len(status["contests"])) > 0:
+        yield f"{more} more are claimed by several shops"
 
 
 def _obstacles_of_shops(shops: Sequence[Row]) -> Iterator[str]:

@@ -40,6 +40,12 @@ def keys_for(secrets: Sequence[WebhookSecret], shop: str | None, now: datetime) 
     return [secret.key for secret in own or shared if not secret.expired(now)]
 
 
+def proves(secrets: Sequence[WebhookSecret], shop: str | None) -> bool:
+    """Whether what `keys_for` lets sign for `shop` can have been made for no other shop: its secrets are its own."""
+    own = {secret.key for secret in secrets if shop is not None and secret.shop == shop}
+    return bool(own) and own.isdisjoint(secret.key for secret in secrets if secret.shop != shop)
+
+
 def _read(entry: str, name: str) -> WebhookSecret:
     before, separator, rest = entry.partition("=")
     shop = shop_domain(before.strip()) if separator else None

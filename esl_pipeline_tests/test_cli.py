@@ -25,6 +25,7 @@ from esl_pipeline.local.label_server import SIGN
 from esl_pipeline.receiver.tokens import digest
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.drain import drain_round
+from esl_pipeline.stages.read import read_inbox
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import SHOP, STORE, arrive, map_shop, product
 
@@ -711,3 +712,45 @@ def test_what_nobody_expected_is_still_one_sentence(
     monkeypatch.setattr(sys, "argv", ["esl-pipeline", "status"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
+
+
+def test_s36_a_store_that_another_shop_feeds_needs_the_word_share(
+    run: Run, refused: Callable[..., str], configured: None, buffer: Buffer
+) -> None:
+    map_shop(buffer)
+    assert f"store {STORE} is fed by {SHOP} already" in refused("stores", "add", "tenant-b", STORE)
+    (mapping,) = run("stores", "add", "tenant-b", "S9", "--json").json
+    assert SHOP in refused("stores", "set", mapping["id"], "--store", STORE)
+    (moved,) = run("stores", "set", mapping["id"], "--store", STORE, "--share", "--json").json
+    assert moved["hipoink_store_code"] == STORE
+    assert run("stores", "add", "tenant-c", STORE, "--share").code == 0
+
+
+@pytest.mark.parametrize("text", ["\\u0000", "\\ud800"])
+def test_s42_what_no_database_can_hold_is_refused_by_name(
+    run: Run, refused: Callable[..., str], configured: None, text: str
+) -> None:
+    for options in (
+        ("--policy", f'title_template="{text}"'),
+        ("--settings", f'{{"title_template": "{text}"}}'),
+    ):
+        says = refused("stores", "add", SHOP, STORE, *options)
+        assert says == f"settings.title_template: must not hold the character U+{text[2:].upper()}"
+    # Bytes that are no text come as halves of characters.
+    done = run("trace", "C-\udcff")
+    assert done.code == 2 and "argument 2 must not hold the character U+DCFF" in done.err
+
+
+def test_s31_a_person_says_whose_a_contested_product_is(
+    run: Run, refused: Callable[..., str], configured: None, buffer: Buffer
+) -> None:
+    assert "nothing that" in refused("stores", "owner", SHOP)
+    map_shop(buffer)
+    map_shop(buffer, "other.myshopify.com", "S2")
+    arrive(buffer, product(1), shop="other.myshopify.com")
+    arrive(buffer, product(1))
+    read_inbox(buffer, run_id="r")
+    said = run("status").out
+    assert f"product {product(1)['id']} is claimed by {SHOP} and other.myshopify.com" in said
+    assert run("stores", "owner", "corner-shop", "--json").json == [f"product:{product(1)['id']}"]
+    assert "is claimed by" not in run("status").out

@@ -112,8 +112,9 @@ class World:
     rules: PushRules = RULES
 
     def map(self, shop: str = SHOP, store: str = STORE, **fields: Any) -> str:
-        """Map a shop to a store; the mapping's id."""
-        named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store}
+        """Map a shop to a store; the mapping's id. Where several shops feed one, the tests mean it."""
+        named: dict[str, Any] = {"source_system": "shopify", "source_store_id": shop}
+        named |= {"hipoink_store_code": store, "shared": True}
         return str(self.buffer.mapping_create(named | fields)["id"])
 
     def send(self, topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> None:
@@ -160,6 +161,11 @@ class World:
             return not self.round(**rules).did_something and not self.waiting()
 
         eventually(quiet)
+
+    def settle_of(self, shop: str, *bodies: Body) -> None:
+        """The same for updates of another shop."""
+        self.update(*bodies, shop=shop)
+        self.settle()
 
     def waiting(self) -> int:
         """Queue rows that will be pushed one day without anybody's help."""

@@ -364,6 +364,10 @@ class Buffer:
         """Who made and changed mappings, newest first -> [{at, by, mapping_id, old, new}]."""
         return list(self._call("esl_mapping_history", store=store, limit=limit)["changes"])
 
+    def owner_settle(self, *, shop: Mapping[str, str], thing: str | None = None, by: str) -> list[str]:
+        """Say that a contested thing (product:1; None: all open ones) is this shop's -> its things."""
+        return list(self._call("esl_owner_settle", **shop, thing=thing, by=by)["things"])
+
     # Tokens of the store-mapping API
 
     def token_add(self, *, name: str, sha256: str, scope: str, days: int | None = None) -> Row:

@@ -65,7 +65,8 @@ def encode(function: str, p: Mapping[str, Any]) -> bytes:
         else:
             return body
     # Raised here and not in the handler: the encoder's exception must not drag the payload into a traceback.
-    raise BufferError(f"the arguments of {function} cannot be sent as JSON: {reason}")
+    # 22P05, as Postgres would say: the data is refused, and will be the next time.
+    raise BufferError(f"the arguments of {function} cannot be sent as JSON: {reason}", code="22P05")
 
 
 def _holds_non_finite(value: Any) -> bool:

@@ -182,6 +182,12 @@ def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
     ]
     if max(oldest_event, oldest_label) > _LONG.total_seconds():
         says.append(f"the oldest change waits for {max(oldest_event, oldest_label):.0f} s")
+    says += [
+        f"{row['contested']} products or stock items are claimed by {', '.join(row['contested_by'])} as well: "
+        "`esl-pipeline status`"
+        for row in inbox
+        if row["contested"]
+    ]
     if given_up:
         says.append(
             f"{given_up} labels were refused or given up: `esl-pipeline status`, then `esl-pipeline redrive`"

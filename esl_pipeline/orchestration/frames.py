@@ -3,7 +3,9 @@
 In parts, so that a run's memory does not grow with the shop.
 """
 
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 import pandas as pd
@@ -124,5 +127,13 @@ class ParquetFrames(dg.ConfigurableIOManager):
 
     def _folder(self, context: Any) -> UPath:
         return UPath(load_settings().frames_url).joinpath(
-            *context.asset_key.path, context.asset_partition_key.replace(":", "_")
+            *context.asset_key.path, file_name(context.asset_partition_key)
         )
+
+
+def file_name(key: str) -> str:
+    """The name of a partition's folder: one name for one key, whatever anybody has called it, and never a path."""
+    name = "_".join(quote(part, safe="").replace("_", "%5F") for part in key.split(":"))
+    name = re.sub(r"^\.", "%2E", name)
+    # File systems take 255 bytes.
+    return name if len(name) <= 200 else f"{name[:100]}%{hashlib.sha256(key.encode()).hexdigest()}"

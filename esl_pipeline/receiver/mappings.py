@@ -21,11 +21,13 @@ from pydantic import (
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.printable import printable
 from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.tokens import Gate, Scope
 from esl_pipeline.shop_names import SHOP, shop_domain
+from esl_pipeline.storable import unstorable
 
 BODY_LIMIT_BYTES = 65_536
 BODY_SECONDS = 5
@@ -70,6 +72,8 @@ class NewMapping(BaseModel):
     is_active: StrictBool = True
     is_dry_run: StrictBool = False
     settings: Policy = Policy()
+    shared: StrictBool = False
+    """It is meant that other shops feed the store as well. A word of this call alone; it is not kept."""
 
 
 def _left_out_not_null(schema: dict[str, Any]) -> None:
@@ -80,7 +84,10 @@ def _left_out_not_null(schema: dict[str, Any]) -> None:
 
 
 class MappingChange(BaseModel):
-    """The fields of a store mapping that change; the others stay. `settings` are replaced as a whole."""
+    """The fields of a store mapping that change; the others stay. `settings` are replaced as a whole.
+
+    shared: as of a new mapping, where the store changes.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_left_out_not_null)
 
@@ -90,6 +97,7 @@ class MappingChange(BaseModel):
     is_active: StrictBool | None = None
     is_dry_run: StrictBool | None = None
     settings: Policy | None = None
+    shared: StrictBool | None = None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -126,7 +134,7 @@ _UNFIT: Answers = {
     **refusals(
         {
             408: "The body came too slowly.",
-            409: "This shop is mapped to this store already.",
+            409: "This shop is mapped to this store already, or others are and `shared` is not said.",
             413: "The body is too long.",
         }
     ),
@@ -178,7 +186,7 @@ def mapping_router(gate: Gate, buffer: ReceiverBuffer) -> APIRouter:
     ) -> dict[str, Any]:
         key = _uuid(mapping_id)
         changes = _fields(MappingChange, body)
-        if not changes:
+        if not changes.keys() - {"shared"}:
             raise _unprocessable("body", "must hold at least one field to change")
         return _found(buffer.mapping_update(key, changes, by=by))
 
@@ -193,6 +201,8 @@ def buffer_failure(_request: Request, error: BufferError) -> JSONResponse:
             "A store mapping with this source_system, source_store_id and hipoink_store_code exists already."
         )
         return JSONResponse({"detail": detail}, 409)
+    if code == "23P01":  # another shop feeds the store
+        return JSONResponse({"detail": error.message}, 409)
     if code.startswith("22"):  # SQLSTATE class 22: the data itself is refused
         return JSONResponse({"detail": [{"field": "settings", "message": error.message}]}, 422)
     log.error("the buffer cannot serve the store-mapping API: %a", str(error))
@@ -206,7 +216,10 @@ async def _body(request: Request) -> bytes:
 def _fields(model: type[BaseModel], body: bytes) -> dict[str, Any]:
     """The given fields of a JSON body, checked; HTTPException 422 names each wrong field, not its value."""
     try:
-        given = model.model_validate(orjson.loads(body))
+        value = orjson.loads(body)
+        if wrong := [{"field": printable(at) or "body", "message": says} for at, says in unstorable(value)]:
+            raise HTTPException(422, wrong)
+        given = model.model_validate(value)
     except orjson.JSONDecodeError as error:
         raise _unprocessable("body", f"is not JSON: {error.msg} at character {error.pos}") from None
     except ValidationError as error:

@@ -24,7 +24,7 @@ from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.signature import verify
 from esl_pipeline.settings import Settings
 from esl_pipeline.shop_names import SHOP
-from esl_pipeline.webhook_secrets import keys_for
+from esl_pipeline.webhook_secrets import keys_for, proves
 
 RETRY_AFTER_SECONDS = 5
 
@@ -69,6 +69,7 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
                 raise HTTPException(401, "The signature is missing or wrong.")
         try:
             kept = delivery(topic, request.headers, raw, now)
+            kept["proven"] = proves(secrets, kept["source_store_id"])
         except HeaderError as error:
             raise HTTPException(400, str(error)) from None
         if wait := pace.wait(kept["source_store_id"], time.monotonic()):

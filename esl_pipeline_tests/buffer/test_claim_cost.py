@@ -55,7 +55,7 @@ def test_field_36_a_claim_reads_little_more_than_its_batch(server: EmbeddedPostg
     with psycopg.connect(server.dsn(name), autocommit=True) as connection:
         connection.execute("alter table esl.sync_queue set (autovacuum_enabled = false)")
         for number in range(STORES):
-            mapped = {"source_system": "shopify", "source_store_id": f"shop-{number}"}
+            mapped = {"source_system": "shopify", "source_store_id": f"shop-{number}.myshopify.com"}
             _call(connection, "esl_mapping_create", **mapped, hipoink_store_code=f"S{number}")
         connection.execute(queue, [1, 30, STORES])
         if known == "a small queue":

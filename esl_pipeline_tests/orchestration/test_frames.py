@@ -9,13 +9,16 @@ import pytest
 from pandas.testing import assert_frame_equal
 from upath import UPath
 
-from esl_pipeline.orchestration.frames import ParquetFrames, Parts
+from esl_pipeline.orchestration.frames import ParquetFrames, Parts, file_name
 from esl_pipeline.stages.push import RESULT_COLUMNS
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, STORE, arrive, map_shop, product
 
 PRODUCTS = dg.AssetKey("shopify_products")
-SHOPS = dg.StaticPartitionsDefinition([KEY, "shopify:b"])
+
+
+def _partitions(shop: str) -> dg.PartitionsDefinition[str]:
+    return dg.StaticPartitionsDefinition([shop])
 
 
 def parts(frame: pd.DataFrame, columns: dict[str, str] | None = None) -> Parts:
@@ -28,7 +31,7 @@ def parts(frame: pd.DataFrame, columns: dict[str, str] | None = None) -> Parts:
 
 def written(frame: pd.DataFrame, run_id: str, shop: str = KEY, columns: dict[str, str] | None = None) -> None:
     context = dg.build_output_context(
-        run_id=run_id, asset_key=PRODUCTS, partition_key=shop, asset_partitions_def=SHOPS
+        run_id=run_id, asset_key=PRODUCTS, partition_key=shop, asset_partitions_def=_partitions(shop)
     )
     ParquetFrames().handle_output(context, parts(frame, columns))
 
@@ -38,7 +41,7 @@ def read(run_id: str, shop: str = KEY) -> pd.DataFrame:
         upstream_output=dg.build_output_context(run_id=run_id, asset_key=PRODUCTS),
         asset_key=PRODUCTS,
         partition_key=shop,
-        asset_partitions_def=SHOPS,
+        asset_partitions_def=_partitions(shop),
     )
     return pd.concat(ParquetFrames().load_input(context), ignore_index=True)
 
@@ -105,3 +108,46 @@ def test_shops_have_folders_of_their_own() -> None:
     written(pd.DataFrame({"a": ["1"]}), "run-1")
     with pytest.raises(dg.Failure, match="there is no frame of shopify_products for shopify:b"):
         read("run-1", "shopify:b")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "shopify:../../../../outside/x.myshopify.com",
+        "shopify:../x",
+        "..",
+        ".",
+        "/outside",
+        "shopify:" + "../" * 100 + "outside",
+        "shopify:" + "ä" * 300,
+    ],
+)
+def test_s37_a_partition_is_one_folder_however_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    base = tmp_path / "a" / "b" / "c" / "frames"
+    monkeypatch.setenv("ESL_FRAMES_URL", str(base))
+    frame = pd.DataFrame({"code": ["C-1"]})
+    written(frame, "r1", key)
+    assert_frame_equal(read("r1", key), frame, check_dtype=False)
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.parent.parent == base / "shopify_products" and file.name == "r1.parquet"
+    assert file.resolve() == file
+
+
+def test_s37_two_partitions_never_share_a_folder() -> None:
+    keys = [
+        KEY,
+        KEY.replace(":", "_"),
+        "a:b",
+        "a_b",
+        "a%5Fb",
+        "a/b",
+        "a%2Fb",
+        ".",
+        "%2E",
+        "x" * 300,
+        "x" * 301,
+    ]
+    assert len({file_name(key) for key in keys}) == len(keys)
+    assert file_name(KEY) == KEY.replace(":", "_")  # where the frames of older releases are

@@ -95,6 +95,8 @@ def test_field_13_housekeeping_asks_the_shop_before_it_erases_it(
             tidied.buffer.inbox_add(
                 [delivery(topic, Headers(signed(topic, raw, shop_domain=SHOP)), raw, now)]
             )
+        with psycopg.connect(tidied.dsn) as connection:  # two days later
+            connection.execute("update esl.redactions set not_before = now()")
 
     def told(query: str) -> list[Any]:
         with psycopg.connect(tidied.dsn) as connection:

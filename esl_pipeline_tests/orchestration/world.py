@@ -75,6 +75,6 @@ def arrive(buffer: Buffer, *bodies: dict[str, Any], shop: str = SHOP, topic: str
 
 
 def map_shop(buffer: Buffer, shop: str = SHOP, store: str = STORE, **fields: Any) -> dict[str, Any]:
-    """Map a shop to a store."""
-    named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store}
+    """Map a shop to a store. Where several shops feed one, the tests mean it."""
+    named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store, "shared": True}
     return buffer.mapping_create(named | fields)

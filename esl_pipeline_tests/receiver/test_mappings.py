@@ -287,7 +287,7 @@ def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
     page = ask(buffer, "GET", "/openapi.json").json()
     post = page["paths"][PATH]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {*MAPPING, "settings", "is_dry_run"}
+    assert set(schema["properties"]) == {*MAPPING, "settings", "is_dry_run", "shared"}
     assert "expected_currency" in schema["properties"]["settings"]["properties"]
     assert "$ref" not in json.dumps(post["requestBody"])
     assert post["security"]

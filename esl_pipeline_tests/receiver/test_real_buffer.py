@@ -78,3 +78,46 @@ def test_a_database_that_is_not_there_is_503_everywhere() -> None:
             buffer.close()
     assert [answer.status_code for answer in answers] == [503, 503, 503]
     assert not [answer for answer in answers if "canary" in answer.text or "127.0.0.1" in answer.text]
+
+
+NUL, HALF = b"\\u0000", b"\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"settings":{"title_template":"a%s"}}', "settings.title_template"),
+        (b'{"settings":{"fields":{"extend":{"e1":"%s"}}}}', "settings.fields.extend.e1"),
+        (b'{"settings":{"exclude":{"vendors":["ok","%s"]}}}', "settings.exclude.vendors.1"),
+        (b'{"settings":{"expected_currency":"EUR%s"}}', "settings.expected_currency"),
+        (b'{"settings":{"nonsense%s":1}}', "settings"),
+        (b'{"hipoink_store_code":"0%s"}', "hipoink_store_code"),
+        (b'{"source_store_id":"%s.myshopify.com"}', "source_store_id"),
+        (b'{"%s":1}', "body"),
+    ],
+)
+def test_s42_what_no_database_can_hold_is_422_and_named(buffer: Buffer, body: bytes, field: str) -> None:
+    app = create_app(make_settings(), buffer)
+    made = call(app, "POST", PATH, json=MAPPING, headers=ADMIN).json()
+    for method, path in (("PUT", PATH + made["id"]), ("POST", PATH)):
+        answer = call(app, method, path, content=body.replace(b"%s", NUL), headers=ADMIN)
+        assert answer.status_code == 422
+        assert answer.json()["detail"] == [{"field": field, "message": "must not hold the character U+0000"}]
+        half = call(app, method, path, content=body.replace(b"%s", HALF), headers=ADMIN)
+        assert half.status_code == 422 and half.json()["detail"][0]["field"] == "body"
+    assert buffer.mapping_list()[0]["settings"] == {}
+
+
+def test_s36_the_api_needs_a_word_for_a_store_that_another_shop_feeds(buffer: Buffer) -> None:
+    app = create_app(make_settings(), buffer)
+    assert call(app, "POST", PATH, json=MAPPING, headers=ADMIN).status_code == 201
+    tenant = MAPPING | {"source_store_id": "tenant-b.myshopify.com"}
+    refused = call(app, "POST", PATH, json=tenant, headers=ADMIN)
+    assert refused.status_code == 409
+    assert f"store 001 is fed by {SHOP} already" in refused.json()["detail"]
+    elsewhere = call(app, "POST", PATH, json=tenant | {"hipoink_store_code": "002"}, headers=ADMIN).json()
+    change = {"hipoink_store_code": "001"}
+    assert call(app, "PUT", PATH + elsewhere["id"], json=change, headers=ADMIN).status_code == 409
+    said = call(app, "PUT", PATH + elsewhere["id"], json=change | {"shared": True}, headers=ADMIN)
+    assert (said.status_code, said.json()["hipoink_store_code"]) == (200, "001")
+    assert call(app, "PUT", PATH + elsewhere["id"], json={"shared": True}, headers=ADMIN).status_code == 422

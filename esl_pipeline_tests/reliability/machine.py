@@ -619,6 +619,7 @@ class Machine(RuleBasedStateMachine):
                 return
             topic = "app/uninstalled" if what == "late uninstall" else "shop/redact"
             self._send_order(shop, topic, shop.told.newest - 0.5)
+            self.parts.sql("update esl.redactions set not_before = now()")
             while self.world.buffer.housekeep(keep_bodies_days=30)["more"]:
                 pass
 
@@ -644,22 +645,24 @@ class Machine(RuleBasedStateMachine):
             self._deliver(message, is_acknowledged=how != "answer lost")
             return
         domain = self.shops[message.shop].domain
-        if how == "other shop":  # the first shop that claims a product owns it
+        if how == "other shop":
+            # Where a secret is shared, evidence decides (test_s31): here somebody has said whose the thing is.
+            self._is_owner(domain, message)
             other = self.shops["B" if message.shop == "A" else "A"].domain
-            domain = other if message.delivered and self._is_known(message) else "third-shop.myshopify.com"
+            domain = other if message.delivered else "third-shop.myshopify.com"
         topic = message.topic
         if how == "other topic" and topic in TOPICS:
             topic = data.draw(st.sampled_from(TOPICS))
         self._send(domain, topic, message.body, message.triggered_at, f"replay-{next(self.numbers)}", message)
 
-    def _is_known(self, message: Message) -> bool:
-        """Whether the pipeline knows whose this is: before, whoever comes first owns it."""
+    def _is_owner(self, domain: str, message: Message) -> None:
         item = message.body.get("inventory_item_id")
-        if item is not None:
-            query = "select 1 as n from esl.inventory_levels where inventory_item_id = %s"
-            return bool(self.parts.sql(query, str(item)))
-        query = "select 1 as n from esl.product_versions where product_id = %s"
-        return bool(self.parts.sql(query, str(message.body["id"])))
+        thing = f"product:{message.body['id']}" if item is None else f"inventory_item:{item}"
+        self.parts.sql(
+            "insert into esl.contests (source_system, thing, shops, owner, settled_at, settled_by)"
+            " values ('shopify', %s, array[%s], %s, now(), 'a person') on conflict do nothing",
+            *(thing, domain, domain),
+        )
 
     def _deliver(self, message: Message, *, is_acknowledged: bool = True) -> None:
         domain = self.shops[message.shop].domain

@@ -94,6 +94,8 @@ def _steps_of(whose: str) -> st.SearchStrategy[Step]:
                 st.sampled_from(["[]", "{", '{"id": 3}', '{"id": 3, "variants": [{}, 7]}', "null"])
             ),
             "order": st.tuples(st.sampled_from(["app/uninstalled", "shop/redact", "customers/redact"])),
+            "taken": st.tuples(SLOTS, CODES, PRICES, st.sampled_from(["active", "active", "draft", "deleted"])),
+            "taken stock": st.tuples(SLOTS, st.integers(0, 9)),
             "switch": st.tuples(st.booleans(), st.booleans()),
             "move": st.tuples(st.sampled_from(["A1", "A2"])),
             "list": st.tuples(st.booleans()),
@@ -149,6 +151,8 @@ class Play:
             # What the buffer refuses is refused; nothing else may come of it.
             with suppress(BufferError, psycopg.Error) if whose == "A" else _nothing():
                 self._do(whose, what, values)
+        elif what in ("mended", "refuses", "refuses for ever"):
+            self._set_faults()  # as beside A, where setting A's faults winds up those of B again
 
     def drain(self) -> None:
         """Until nothing of B's is due, however long the label server is down because of A."""
@@ -174,6 +178,18 @@ class Play:
                 item = variant(first + slot, f"own-{slot}" if code == "own" else code, price)
                 body = product(first + slot, self.version, [item], status=status)
                 self._send(domain, "products/update", json.dumps(body))
+            case "taken":  # with the ids of B's products
+                slot, code, price, status = values
+                theirs = 2_000 + slot
+                if status == "deleted":
+                    self._send(domain, "products/delete", json.dumps({"id": theirs}))
+                else:
+                    item = variant(theirs, f"own-{slot}" if code == "own" else code, price)
+                    body = product(theirs, self.version, [item], status=status)
+                    self._send(domain, "products/update", json.dumps(body))
+            case "taken stock":
+                body = level(2_000 + values[0], values[1], self.version)
+                self._send(domain, "inventory_levels/update", json.dumps(body))
             case "rivals":
                 for slot, price in enumerate(values, start=1):
                     self._do(whose, "product", (slot, "X", price, "active"))
@@ -246,6 +262,7 @@ class Play:
         }
         with suppress(HeaderError):
             kept = delivery(topic, Headers(headers), raw.encode(), datetime.now(UTC))
+            kept["proven"] = True  # each shop has a secret of its own
             self.parts.world.buffer.inbox_add([kept])
 
     def _set_faults(self) -> None:

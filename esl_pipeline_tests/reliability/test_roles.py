@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,8 +14,12 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.connections import open_admin
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import make_logins
+from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
+from esl_pipeline.settings import load_settings
+from esl_pipeline.shop_names import SHOP
 from esl_pipeline.stages.drain import drain_round
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.orchestration.world import STORE, arrive, map_shop, product
@@ -93,6 +99,7 @@ def test_s21_each_role_may_call_what_its_process_needs_and_nothing_else(buffer_d
         assert found[group] < everything and "esl_inbox_add" not in found[group]
     # Nobody but an administrator decides; nobody but the pipeline reports what the label server said.
     decisions = {"esl_mapping_create", "esl_mapping_update", "esl_changes_approve", "esl_redrive"}
+    decisions |= {"esl_owner_settle"}
     work = {"esl_inbox_claim", "esl_variants_merge", "esl_labels_stage", "esl_push_claim", "esl_push_finish"}
     assert decisions <= found["esl_admin"] and not decisions & found["esl_pipeline"]
     assert work <= found["esl_pipeline"] and not work & found["esl_admin"]
@@ -200,6 +207,125 @@ def test_s21_a_label_gets_to_the_shelf_with_three_logins(buffer_dsn: str) -> Non
             with pytest.raises(BufferError) as refused:
                 call()
             assert refused.value.code == "42501" and not refused.value.retryable, buffer
+
+
+EVIL = "evil.example.com"
+
+
+def test_s38_no_login_maps_what_is_no_shop_and_no_token_goes_there(buffer_dsn: str) -> None:
+    with open_as(buffer_dsn, "esl_admin") as admin:
+        made = map_shop(admin)
+        for call in (
+            lambda: map_shop(admin, EVIL, "S2"),
+            lambda: map_shop(admin, "Corner-Shop.myshopify.com", "S2"),
+            lambda: map_shop(admin, f"{EVIL}/x.myshopify.com", "S2"),
+            lambda: map_shop(admin, store="S2", source_system="woo"),
+            lambda: admin.mapping_update(made["id"], {"source_store_id": EVIL}),
+        ):
+            with pytest.raises(BufferError, match="is no shop of the source") as refused:
+                call()
+            assert refused.value.code == "22023"
+        assert len(admin.mapping_list()) == 1
+    # Nor does the owner by hand, past the functions.
+    with psycopg.connect(buffer_dsn) as connection, pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute("update esl.store_mappings set source_store_id = %s", [EVIL])
+    # And where a name comes from somewhere else, e.g. a partition added by hand, no token is sent to it.
+    settings = load_settings(shopify_admin_token="shpat_of_every_shop")
+    for name in (EVIL, f"{EVIL}/x.myshopify.com", f"x@{EVIL}", "Corner-Shop.myshopify.com", ""):
+        with pytest.raises(ValueError, match="is no shop's domain"):
+            open_admin(settings, name)
+    assert "corner-shop" in repr(open_admin(settings, "corner-shop.myshopify.com"))
+
+
+def test_s38_the_history_keeps_the_login_beside_the_name_that_was_given(buffer_dsn: str) -> None:
+    with open_as(buffer_dsn, "esl_admin") as admin:
+        named = {"source_system": "shopify", "source_store_id": "a.myshopify.com", "hipoink_store_code": "S1"}
+        admin.mapping_create(named, by="ceo")
+        (change,) = admin.mapping_history()
+        assert (change["by"], change["db_user"]) == ("ceo", "login_esl_admin")
+        with psycopg.connect(buffer_dsn) as connection:
+            connection.execute(
+                "insert into esl.sync_queue"
+                " (store_code, code, mapping_id, variant_id, operation, priority, state, drastic)"
+                " values ('S1', 'C-1', %s, '1', 'delete', 3, 'guarded', 'removal')",
+                [change["mapping_id"]],
+            )
+        admin.changes_approve(store="S1", by="ceo")
+    with psycopg.connect(buffer_dsn) as connection:
+        rows = connection.execute("select by, db_user from esl.approvals").fetchall()
+    assert rows == [("ceo", "login_esl_admin")]
+
+
+DELIVERY = {
+    "source_system": "shopify",
+    "source_store_id": "corner-shop.myshopify.com",
+    "topic": "products/update",
+    "webhook_id": "w",
+    "body_base64": "e30=",
+    "body_sha256": "a",
+    "state": "ready",
+}
+FORGED: dict[str, dict[str, Any]] = {
+    "an unknown source": {"source_system": "woo"},
+    "no source": {"source_system": None},
+    "no shop": {"source_store_id": EVIL},
+    "an unknown topic": {"topic": "orders/create"},
+    "no topic": {"topic": None},
+    "done at once": {"state": "done"},
+    "leased": {"state": "leased"},
+    "superseded": {"state": "superseded"},
+    "no state": {"state": None},
+    "a lifecycle message to be read": {"topic": "shop/redact", "body_base64": None},
+    "personal data": {"topic": "customers/redact", "state": "done"},
+    "uninstalled in the year 2126": {
+        "topic": "app/uninstalled",
+        "state": "done",
+        "body_base64": None,
+        "said_at": "2126-01-01T00:00:00Z",
+    },
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_s39_a_receivers_login_can_say_no_more_than_a_receiver(buffer_dsn: str, case: str) -> None:
+    with open_as(buffer_dsn, "esl_receiver") as receiver:
+        with pytest.raises(BufferError) as refused:
+            receiver.inbox_add([DELIVERY | {"webhook_id": "good"}, DELIVERY | FORGED[case]])
+        assert refused.value.code == "22023"
+        assert receiver.inbox_add([DELIVERY]) == {"received": 1, "inserted": 1}
+
+
+def test_s39_what_sql_knows_of_a_source_is_what_the_receiver_takes(buffer_dsn: str) -> None:
+    with psycopg.connect(buffer_dsn) as connection:
+        (source,) = connection.execute("select system, shop, topics, lifecycle from esl.sources()").fetchall()
+    assert source == ("shopify", f"^{SHOP.pattern}$".replace("\\.", "[.]"), [*TOPICS], [*LIFECYCLE_TOPICS])
+
+
+def test_s39_an_erasure_waits_two_days_and_is_told(buffer_dsn: str) -> None:
+    """A receiver's login switches a shop off and has it erased: people see it, and have time."""
+    done = {"state": "done", "body_base64": None}
+    left = DELIVERY | done | {"topic": "app/uninstalled", "said_at": datetime.now(UTC).isoformat()}
+    with ExitStack() as stack:
+        receiver, pipeline, admin = (stack.enter_context(open_as(buffer_dsn, group)) for group in GROUPS)
+        made = map_shop(admin)
+        with psycopg.connect(buffer_dsn) as connection:
+            connection.execute("update esl.store_mappings set activated_at = now() - interval '1 d'")
+        receiver.inbox_add(
+            [left, DELIVERY | done | {"topic": "shop/redact", "webhook_id": "r", "body_sha256": "b"}]
+        )
+        (order,) = admin.status()["erasures"]
+        waits = datetime.fromisoformat(order["not_before"]) - datetime.fromisoformat(order["requested_at"])
+        assert waits >= timedelta(hours=47.9)
+        assert admin.status()["stores"][0]["switched_off"]
+        assert admin.mapping_history()[0]["db_user"] == "login_esl_receiver"
+        # Neither housekeeping nor whoever has its login comes before the time.
+        assert pipeline.redaction_list() == []
+        with psycopg.connect(buffer_dsn) as connection:
+            ids = connection.execute("select id from esl.redactions").fetchall()
+        assert pipeline.redaction_decide(ids[0][0], token_works=False) == {"confirmed": False}
+        assert pipeline.housekeep(keep_bodies_days=1)["redacted"] == 0
+        admin.mapping_update(made["id"], {"is_active": True})
+        assert pipeline.redaction_list() == [] and admin.status()["erasures"] == []
 
 
 def test_s21_the_roles_are_made_where_that_is_allowed_and_else_said() -> None:

@@ -198,10 +198,15 @@ def test_s18_hostile_values_are_only_values(postgres: EmbeddedPostgres, buffer_d
                 transport.call(f"esl_due{value}", {})
         assert contents(buffer_dsn) == before
         for number, value in enumerate(values):
-            kept = buffer.mapping_create(
-                {"source_system": value, "source_store_id": value, "hipoink_store_code": f"H{number}"}
-            )
-            assert (kept["source_system"], kept["source_store_id"]) == (value, value)
+            fields = {"source_system": value, "source_store_id": value, "hipoink_store_code": f"H{number}"}
+            for no_shop in (fields, fields | {"source_system": "shopify"}):
+                with pytest.raises(BufferError) as refused:
+                    buffer.mapping_create(no_shop)
+                assert refused.value.code == "22023"
+            named = {"source_system": "shopify", "source_store_id": f"hostile-{number}.myshopify.com"}
+            kept = buffer.mapping_create(fields | named | {"settings": {value: value}}, by=value)
+            assert kept["settings"] == {value: value}
+            assert buffer.mapping_history(limit=1)[0]["by"] == value
         after = contents(buffer_dsn)
         assert len(after["store_mappings"]) == len(values) + 1
         assert after["store_mappings"] != before["store_mappings"]

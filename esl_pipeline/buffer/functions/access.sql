@@ -14,7 +14,7 @@ language sql immutable set search_path = '' as $$
             'esl_redaction_*', 'esl_refresh_*']),
         ('esl_admin', array[
             'esl_version', 'esl_mapping_*', 'esl_token_*', 'esl_status', 'esl_findings', 'esl_preview', 'esl_trace',
-            'esl_changes_approve', 'esl_redrive'])
+            'esl_changes_approve', 'esl_redrive', 'esl_owner_settle'])
     ) as c (role, functions)
 $$;
 

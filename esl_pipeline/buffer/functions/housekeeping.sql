@@ -77,7 +77,8 @@ language sql volatile set search_path = '' as $$
 $$;
 
 -- {} -> {redactions: [{id, source_system, source_store_id, requested_at}]}: orders to erase a shop that wait for the answer
--- of esl_redaction_decide. Void ones are closed with their reason; while a mapping of the shop is active, its order waits.
+-- of esl_redaction_decide. Void ones are closed with their reason; while a mapping of the shop is active, its order waits,
+-- and for its first two days (not_before): the lie of a stolen receiver login is seen meanwhile, a shop that returns is back.
 create or replace function public.esl_redaction_list(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
@@ -87,7 +88,7 @@ begin
                 'id', r.id, 'source_system', r.source_system, 'source_store_id', r.source_store_id,
                 'requested_at', r.requested_at) order by r.id), '[]'))
             from esl.redactions r
-            where r.finished_at is null and r.confirmed_at is null and not esl.is_active(r));
+            where r.finished_at is null and r.confirmed_at is null and r.not_before <= now() and not esl.is_active(r));
 end $$;
 
 create or replace function esl.is_active(r esl.redactions) returns boolean
@@ -99,7 +100,7 @@ $$;
 -- Whether a shop may be erased now.
 create or replace function esl.may_redact(r esl.redactions) returns boolean
 language sql stable set search_path = '' as $$
-    select r.finished_at is null and r.confirmed_at is not null and not esl.is_active(r) and esl.redaction_void(r) is null
+    select r.finished_at is null and r.confirmed_at is not null and r.not_before <= now() and not esl.is_active(r) and esl.redaction_void(r) is null
 $$;
 
 -- {id, token_works} -> {confirmed}: whether the shop still takes our Admin token (false too where there is none). If it
@@ -111,7 +112,7 @@ begin
         perform esl.redaction_close((p ->> 'id')::bigint, 'void: the shop still takes our Admin token');
     else
         update esl.redactions r set confirmed_at = coalesce(r.confirmed_at, clock_timestamp())
-        where r.id = (p ->> 'id')::bigint and r.finished_at is null and not esl.is_active(r);
+        where r.id = (p ->> 'id')::bigint and r.finished_at is null and r.not_before <= now() and not esl.is_active(r);
     end if;
     return (select jsonb_build_object('confirmed', coalesce(bool_or(r.confirmed_at is not null), false))
             from esl.redactions r where r.id = (p ->> 'id')::bigint);

@@ -1,24 +1,26 @@
 -- The inbox: one insert per delivery, leased claims, completion.
 
--- {deliveries: [...]} -> {received, inserted}. A delivery that is already there is not an error.
+-- {deliveries: [...]} -> {received, inserted}. A delivery that is already there is not an error. 22023: none that a receiver
+-- sends (esl.check_deliveries).
 -- A copy has the webhook id of another delivery, or its body and trigger time. One that was kept as unusable only because of
 -- its unsigned headers gives way to a good copy; of a body that is there already, none is kept as unusable.
--- said_at: the time in the signed body. The deliveries that say that a shop has left come without their body and take effect
+-- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say that a shop has left come without their body and take effect
 -- here, in the same transaction (see esl.shop_left).
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_added jsonb; v_again jsonb := '[]'; v_order record;
 begin
+    perform esl.check_deliveries(p -> 'deliveries');
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
-                                       api_version, order_key, said_at, body, body_sha256, state, reason, finished_at)
+                                       api_version, order_key, said_at, body, body_sha256, state, reason, proven, finished_at)
         select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
                d.api_version, d.order_key, d.said_at, decode(d.body_base64, 'base64'), d.body_sha256, d.state, d.reason,
-               case when d.state <> 'ready' then now() end
+               coalesce(d.proven, false), case when d.state <> 'ready' then now() end
         from jsonb_to_recordset(p -> 'deliveries') as d (
             source_system text, source_store_id text, topic text, webhook_id text, event_id text,
             triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
-            body_sha256 text, state text, reason text)
+            body_sha256 text, state text, reason text, proven boolean)
         where d.state <> 'unusable' or not exists (
             select from esl.webhook_inbox i
             where i.body_sha256 = d.body_sha256 and i.topic = d.topic and i.source_store_id = d.source_store_id
@@ -33,12 +35,12 @@ begin
             update esl.webhook_inbox i
             set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version,
                 order_key = d.order_key, said_at = d.said_at, body = decode(d.body_base64, 'base64'), received_at = now(),
-                state = d.state, reason = d.reason, attempts = 0,
+                state = d.state, reason = d.reason, attempts = 0, proven = coalesce(d.proven, false),
                 finished_at = case when d.state <> 'ready' then now() end
             from jsonb_to_recordset(p -> 'deliveries') as d (
                 source_system text, source_store_id text, topic text, webhook_id text, event_id text,
                 triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
-                body_sha256 text, state text, reason text)
+                body_sha256 text, state text, reason text, proven boolean)
             where i.source_system = d.source_system and i.source_store_id = d.source_store_id
               and i.topic = d.topic and i.body_sha256 = d.body_sha256
               and i.state = 'unusable' and d.state <> 'unusable'

@@ -7,19 +7,25 @@ language sql set search_path = '' as $$
     where source_system = p_source_system and source_store_id = p_source_store_id
 $$;
 
--- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?, by?} -> the mapping.
--- by: who makes it, for esl.mapping_changes. 23505: exists already. 22023: settings that this database cannot carry out.
+-- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?, shared?, by?} -> the
+-- mapping. shared: it is meant that other shops feed the store as well (else 23P01). by: who makes it, for esl.mapping_changes. 23505: exists already. 22023: settings that this database cannot carry out,
+-- or no shop.
 create or replace function public.esl_mapping_create(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings;
 begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     perform esl.check_settings(p -> 'settings');
+    perform esl.check_shop(p ->> 'source_system', p ->> 'source_store_id');
+    perform esl.check_sharing(p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
+                              (p ->> 'shared')::boolean);
     insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, is_dry_run, settings)
     values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
             coalesce((p ->> 'is_active')::boolean, true), coalesce((p ->> 'is_dry_run')::boolean, false),
             coalesce(p -> 'settings', '{}'))
     returning * into m;
     perform esl.note_change(p ->> 'by', null, m);
+    perform esl.contest_again(m.source_system, m.source_store_id);
     perform esl.evaluate_again(m.source_system, m.source_store_id);
     return to_jsonb(m);
 end $$;
@@ -38,8 +44,8 @@ language sql stable set search_path = '' as $$
                      and o.source_store_id = m.source_store_id and o.source_system = m.source_system) end
 $$;
 
--- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?, by?} -> the mapping,
--- or null. Another store: its labels are written there, then removed from the one before (see esl.guard).
+-- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?, shared?, by?} ->
+-- the mapping, or null. shared: as for esl_mapping_create, asked for where the store changes. Another store: its labels are written there, then removed from the one before (see esl.guard).
 -- Another shop: it may be the same under another name, so the labels stay until it has been read completely (see
 -- esl.shop_was_read). Whatever changes, all places of the mapping are decided and judged again: those of variants when
 -- they are evaluated, the others now. Whoever says is_active ends the alarm that a message had switched it off.
@@ -51,6 +57,16 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     perform esl.check_settings(p -> 'settings');
     select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
+    if not found then
+        return null;
+    end if;
+    perform esl.check_shop(coalesce(p ->> 'source_system', v_before.source_system),
+                           coalesce(p ->> 'source_store_id', v_before.source_store_id));
+    if p ->> 'hipoink_store_code' <> v_before.hipoink_store_code then
+        perform esl.check_sharing(coalesce(p ->> 'source_system', v_before.source_system),
+                                  coalesce(p ->> 'source_store_id', v_before.source_store_id),
+                                  p ->> 'hipoink_store_code', (p ->> 'shared')::boolean);
+    end if;
     update esl.store_mappings o set
         source_system = coalesce(p ->> 'source_system', source_system),
         source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
@@ -71,10 +87,12 @@ begin
         updated_at = now()
     where id = (p ->> 'id')::uuid
     returning * into m;
-    if not found then
-        return null;
-    end if;
     perform esl.note_change(p ->> 'by', v_before, m);
+    if (v_before.is_active, v_before.source_system, v_before.source_store_id)
+       <> (m.is_active, m.source_system, m.source_store_id) then
+        perform esl.contest_again(v_before.source_system, v_before.source_store_id);
+        perform esl.contest_again(m.source_system, m.source_store_id);
+    end if;
     if v_before.is_active and not m.is_active then
         -- Its own labels are not evaluated while it is paused, but those they collided with are free now.
         select array_agg(store_code), array_agg(code) into v_stores, v_codes
@@ -200,7 +218,8 @@ begin
 end $$;
 
 -- {shops?: [{source_system, source_store_id}]} -> {stores: [...], shops: [...], findings: [...], outages: [...],
--- refreshes: {...}}: counts for operators, of all shops or of these. Reads what is open, the catalogue and
+-- contests: [{source_system, thing, shops, since}], contested, erasures: [{source_system, source_store_id, requested_at,
+-- not_before}], refreshes: {...}}: counts for operators, of all shops or of these. Reads what is open, the catalogue and
 -- esl.shop_deliveries, nothing that is over.
 create or replace function public.esl_status(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
@@ -260,15 +279,33 @@ language sql volatile security definer set search_path = '' as $$
                 coalesce(e.refused_in_a_row, 0) as refused_in_a_row, e.last_refusal,
                 exists (select from esl.store_mappings m where m.source_system = k.source_system
                         and m.source_store_id = k.source_store_id) as mapped,
-                coalesce(f.variants, 0) as variants_to_fetch
+                coalesce(f.variants, 0) as variants_to_fetch, coalesce(c.things, 0) as contested, c.shops as contested_by
             from (select source_system, source_store_id from ended
                   union select source_system, source_store_id from open_deliveries) k
             left join ended e using (source_system, source_store_id)
             left join open_deliveries o using (source_system, source_store_id)
-            left join to_fetch f using (source_system, source_store_id)) t),
+            left join to_fetch f using (source_system, source_store_id)
+            left join lateral (
+                select count(distinct c.thing) as things, array_agg(distinct s.shop order by s.shop) as shops
+                from esl.contests c cross join unnest(c.shops) as s (shop)
+                where c.owner is null and c.source_system = k.source_system and k.source_store_id = any (c.shops)
+                  and s.shop <> k.source_store_id) c on true) t),
         'outages', (select coalesce(jsonb_agg(jsonb_build_object('server', server, 'since', down_since,
                         'probe_at', probe_at, 'reason', last_error) order by server), '[]')
                     from esl.label_servers where down_since is not null),
+        'contests', (select coalesce(jsonb_agg(to_jsonb(t) order by t.since, t.thing), '[]') from (
+            select k.source_system, k.thing, k.shops, k.since from esl.contests k
+            where k.owner is null and (p -> 'shops' is null or exists (
+                select from wanted w where w.source_system = k.source_system and w.source_store_id = any (k.shops)))
+            order by k.since, k.thing limit 20) t),
+        'contested', (select count(*) from esl.contests k
+            where k.owner is null and (p -> 'shops' is null or exists (
+                select from wanted w where w.source_system = k.source_system and w.source_store_id = any (k.shops)))),
+        'erasures', (select coalesce(jsonb_agg(jsonb_build_object('source_system', r.source_system,
+                        'source_store_id', r.source_store_id, 'requested_at', r.requested_at, 'not_before', r.not_before)
+                        order by r.id), '[]') from esl.redactions r
+                     where r.finished_at is null and (p -> 'shops' is null
+                           or (r.source_system, r.source_store_id) in (select * from wanted))),
         'refreshes', esl.refresh_state(),
         'findings', (select coalesce(jsonb_agg(to_jsonb(t) order by t.level, t.n desc, t.check_name), '[]') from (
             select f.check_name, f.level, count(*) as n from esl.findings f

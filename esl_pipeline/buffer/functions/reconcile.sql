@@ -39,6 +39,7 @@ begin
     if not found then
         return jsonb_build_object('open', false, 'changed', 0, 'unchanged', 0, 'newer', 0);
     end if;
+    perform esl.settle_by_read(p);
 
     -- A product that an earlier snapshot did not find (see esl_snapshot_finish), and that is there after all.
     with incoming as materialized (
@@ -223,6 +224,8 @@ begin
     )
     select count(*) into v_levels from gone;
 
+    perform esl.settle_by_absence(s.source_system, s.source_store_id, v_as_of);
+
     delete from esl.snapshot_variants where snapshot_id = s.id;
     delete from esl.snapshot_levels where snapshot_id = s.id;
     update esl.snapshots
@@ -267,7 +270,8 @@ language sql volatile security definer set search_path = '' as $$
 $$;
 
 -- {shop, after?, limit} -> {products: [product ids]}: of which webhooks did not tell all, in order of id: variants that were
--- only named, or a body without any, or content that nobody has said yet.
+-- only named, or a body without any, or content that nobody has said yet; and those that another shop claims too, or whose
+-- inventory item it does.
 create or replace function public.esl_missing_variants(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object('products', coalesce(jsonb_agg(product_id order by product_id), '[]')) from (
@@ -280,6 +284,16 @@ language sql volatile security definer set search_path = '' as $$
          where o.unsaid <> '{}' and not o.removed and o.product_id > coalesce(p ->> 'after', '')
            and o.source_store_id = p #>> '{shop,source_store_id}' and o.source_system = p #>> '{shop,source_system}'
          group by o.product_id order by o.product_id limit (p ->> 'limit')::int)
+        union
+        (select c.product_id from esl.contests k cross join lateral (
+             select substring(k.thing from '^product:(.*)$') as product_id
+             union
+             select o.product_id from esl.products o
+             where o.inventory_item_id = substring(k.thing from '^inventory_item:(.*)$') and not o.removed
+               and o.source_store_id = p #>> '{shop,source_store_id}' and o.source_system = k.source_system) c
+         where k.owner is null and k.source_system = p #>> '{shop,source_system}'
+           and p #>> '{shop,source_store_id}' = any (k.shops) and c.product_id > coalesce(p ->> 'after', '')
+         order by c.product_id limit (p ->> 'limit')::int)
         order by product_id limit (p ->> 'limit')::int) t
 $$;
 

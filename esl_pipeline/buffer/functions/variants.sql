@@ -215,7 +215,8 @@ $$;
 --  shops: [{source_system, source_store_id, currency, taxes_included, time_zone, updated_at}],
 --  events: [{id, state, reason, product_id?, inventory_item_id?, location_id?, version_at?, triggered_at?, body_sha256?}]}
 -- -> {products_applied, variants_changed, variants_removed, levels_changed, superseded, replays: [{id, reason}]}
--- replays: events that claim what is another shop's; they are unusable, and nothing of them is stored.
+-- replays: events that claim what is another shop's; they are unusable, and nothing of them is stored (see esl.suspects).
+-- Without claim_id: a read of the shop through its own API, which settles what is contested.
 -- Content that has no key was not said (see esl.content_columns). step: an older version of the same product that says what
 -- a newer one leaves out comes in an earlier step. variant_ids null: the body does not say which variants there are, so none
 -- is removed. One transaction: the inbox events are finished exactly when their effect is stored.
@@ -224,55 +225,9 @@ language plpgsql volatile security definer set search_path = '' set plan_cache_m
 declare
     v_applied int := 0; v_changed int := 0; v_removed int := 0; v_levels int; v_superseded int; v_last int;
     v_shop record;
-    v_replays jsonb; v_foreign text[];
+    v_suspected jsonb;
 begin
-    -- Shopify's ids are unique over all its shops, so what is known as one shop's cannot be another's: the signature says
-    -- for which app a body was made, but only a header says which shop. The first shop that claims a thing owns it. One
-    -- that has it as well (the Admin API said so, whose reads are no events) keeps it; one that is no longer mapped owns
-    -- nothing.
-    with claimed as (
-        select i.id, i.source_system, i.source_store_id, e.product_id, e.inventory_item_id,
-               first_value(i.source_store_id) over (
-                   partition by i.source_system, e.product_id, e.inventory_item_id order by i.id) as first_shop
-        from jsonb_to_recordset(p -> 'events') as e (id bigint, state text, product_id text, inventory_item_id text)
-        join esl.webhook_inbox i on i.id = e.id
-        where e.state = 'done'
-    ), judged as (
-        select c.*, case when c.source_store_id <> all (o.shops) then coalesce(
-                   (select min(m.source_store_id) from esl.store_mappings m
-                    where m.source_system = c.source_system and m.source_store_id = any (o.shops)),
-                   nullif(c.first_shop, c.source_store_id)) end as owner
-        from claimed c cross join lateral (
-            select coalesce(array_agg(k.source_store_id), '{}') as shops from (
-                select v.source_store_id from esl.product_versions v
-                where v.product_id = c.product_id and v.source_system = c.source_system
-                union all
-                select o.source_store_id from esl.products o
-                where o.inventory_item_id = c.inventory_item_id and o.source_system = c.source_system
-                union all
-                select l.source_store_id from esl.inventory_levels l
-                where l.inventory_item_id = c.inventory_item_id and l.source_system = c.source_system) k) o
-    )
-    select jsonb_object_agg(id, format('replay suspected: %s belongs to shop %s',
-               coalesce('product ' || product_id, 'inventory item ' || inventory_item_id), owner)),
-           array_agg(concat_ws(' ', source_system, source_store_id, coalesce('p' || product_id, 'i' || inventory_item_id)))
-    into v_replays, v_foreign
-    from judged where owner is not null;
-    if v_replays is not null then
-        p := p || jsonb_build_object(
-            'events', (select jsonb_agg(case when v_replays ? (e ->> 'id') then
-                           e || jsonb_build_object('state', 'unusable', 'reason', v_replays ->> (e ->> 'id')) else e end)
-                       from jsonb_array_elements(p -> 'events') e),
-            'products', (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(p -> 'products') d
-                         where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', 'p' || (d ->> 'product_id'))
-                               <> all (v_foreign)),
-            'variants', (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(p -> 'variants') d
-                         where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', 'p' || (d ->> 'product_id'))
-                               <> all (v_foreign)),
-            'levels', (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(p -> 'levels') d
-                       where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', 'i' || (d ->> 'inventory_item_id'))
-                             <> all (v_foreign)));
-    end if;
+    select a.rest, a.suspected into p, v_suspected from esl.set_aside(p) a;
 
     v_last := (select coalesce(max((d ->> 'step')::int), 0) from jsonb_array_elements(p -> 'products') d);
     for v_step in 0 .. v_last loop
@@ -282,6 +237,9 @@ begin
                                 case when v_last = 0 then p -> 'variants' else esl.of_step(p -> 'variants', v_step) end) m;
     end loop;
     v_levels := esl.merge_levels(p -> 'levels');
+    if p ->> 'claim_id' is null then
+        perform esl.settle_by_read(p);
+    end if;
 
     with stored as (
         insert into esl.variant_details as o
@@ -351,8 +309,7 @@ begin
 
     return jsonb_build_object('products_applied', v_applied, 'variants_changed', v_changed,
         'variants_removed', v_removed, 'levels_changed', v_levels, 'superseded', v_superseded,
-        'replays', (select coalesce(jsonb_agg(jsonb_build_object('id', r.key::bigint, 'reason', r.value)), '[]')
-                    from jsonb_each_text(v_replays) r));
+        'replays', coalesce(v_suspected, '[]'));
 end $$;
 
 -- The lowest price that a variant's label showed in the 30 days before its present price; null while there are not 30
