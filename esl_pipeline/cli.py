@@ -116,18 +116,28 @@ def receiver(
 ) -> None:
     """Run the webhook function and the store-mapping API."""
     from esl_pipeline.connections import open_buffer
+    from esl_pipeline.guard import Guard
     from esl_pipeline.receiver.app import create_app
     from esl_pipeline.receiver.server import serve
 
     settings = load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for warning in settings.warnings():
-        logging.getLogger(__name__).warning(warning)
+        if not warning.startswith("HIPOINK_"):  # it knows no label server, and need not have its sign
+            logging.getLogger(__name__).warning(warning)
     # One try: a buffer that is away is answered with 503 at once, and the shop sends again.
     buffer = open_buffer(settings, attempts=1, pool_size=8)
     try:
         buffer.check_version()
-        serve(create_app(settings, buffer, only=only), host, port)
+        app = create_app(settings, buffer, only=only)
+        app.add_middleware(
+            Guard,
+            names=(*settings.host_names, host),
+            pages={"/", "/docs", "/health"},
+            only_json=False,  # what a body must be, each path says itself
+            any_host=("/webhooks/", "/health"),
+        )
+        serve(app, host, port)
     finally:
         buffer.close()
 

@@ -213,6 +213,19 @@ def _folded(fold: Callable[[str], str]) -> BeforeValidator:
     return BeforeValidator(lambda value: fold(value) if isinstance(value, str) else value)
 
 
+def _host_names(value: str) -> str:
+    if not all(re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]+)?", name) for name in host_names_in(value)):
+        raise ValueError(
+            "is no list of host names; write for example labels.example.com,admin.example.com:8443"
+        )
+    return value
+
+
+def host_names_in(value: str) -> tuple[str, ...]:
+    """What ESL_HOST_NAMES lists."""
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 DagsterUrl = Annotated[SecretStr, AfterValidator(_dagster_url)]
@@ -321,6 +334,11 @@ class Settings(BaseSettings):
     )
     app_base_url: HttpUrl | None = Field(
         None, description="Public address of the webhook function, e.g. https://hooks.example.com."
+    )
+    esl_host_names: Annotated[str, AfterValidator(_host_names)] | None = Field(
+        None,
+        description="Host names, by commas, under which people reach the pages and the store-mapping API, beside "
+        "localhost, plain addresses and that of APP_BASE_URL. Under another name they answer 421.",
     )
     app_environment: Annotated[Literal["development", "staging", "production"], _folded(str.lower)] = Field(
         "development", description="development, staging or production. Production shows no OpenAPI page."
@@ -473,6 +491,12 @@ class Settings(BaseSettings):
     def hipoink_sign(self) -> SecretStr:
         """The sign to send: HIPOINK_API_SECRET, else the documented public default."""
         return self.hipoink_api_secret or SecretStr(PUBLIC_SIGN)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """Under which people reach what is served here: ESL_HOST_NAMES, and the host of APP_BASE_URL."""
+        public = (urlsplit(self.app_base_url).netloc,) if self.app_base_url else ()
+        return (*host_names_in(self.esl_host_names or ""), *public)
 
     @property
     def webhook_secrets(self) -> tuple[WebhookSecret, ...]:

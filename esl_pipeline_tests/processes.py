@@ -16,7 +16,7 @@ PARTS = {
     "receiver": "esl_pipeline.cli receiver",
     "Dagster daemon": "dagster._daemon run",
     "code server": "dagster api grpc",
-    "Dagster webserver": "dagster_webserver",
+    "Dagster webserver": "orchestration.dagster_ui",
     "Postgres": "/postgres -D",
 }
 
@@ -112,6 +112,8 @@ class Up:
         self.log = home / "up.log"
         ports = ("--receiver-port", "0", "--ui-port", "0", "--labels-port", "0", "--shop-port", "0")
         own = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "ESL_HOME": str(home)}
+        if "PYTHONPATH" in os.environ:  # else the installed copy would be started, which may be another one
+            own["PYTHONPATH"] = os.environ["PYTHONPATH"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "esl_pipeline.cli", "up", *ports, *arguments, "--json-ready", str(self.ready)],

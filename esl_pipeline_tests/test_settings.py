@@ -72,6 +72,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_SILENCE_HOURS",
             "ESL_ADMIN_TOKEN",
             "ESL_HOME",
+            "ESL_HOST_NAMES",
             "ESL_FRAMES_URL",
             "ESL_WEBHOOK_BODY_LIMIT_BYTES",
             "ESL_KEEP_BODIES_DAYS",

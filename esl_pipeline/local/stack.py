@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,35 @@ _DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
 _RECEIVER, _PIPELINE = "up_receiver", "up_pipeline"
 _LOGINS = {_RECEIVER: ("esl_receiver", "esl_admin"), _PIPELINE: ("esl_pipeline",)}
 
+# --- what of this process' environment each part is given, as patterns of names
+_ANY_PROGRAM = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR"),
+    *("PYTHON*", "LD_LIBRARY_PATH", "SSL_CERT_*"),
+)
+_CALLS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_DATABASE_CLIENT = ("PG*",)
+_DAGSTER = (*_ANY_PROGRAM, *_DATABASE_CLIENT, "DAGSTER_*", "ESL_DAGSTER_DATABASE_URL")
+# Where frames are kept has credentials of its own (ESL_FRAMES_URL).
+_FRAMES = ("AWS_*", "AZURE_*", "GOOGLE_*", "GCSFS_*", "S3FS_*", "FSSPEC_*")
+_BUFFER = ("ESL_DATABASE_URL", "SUPABASE_SERVICE_KEY")
+_PLAIN_SETTINGS = tuple(
+    name.upper() for name, field in Settings.model_fields.items() if "SecretStr" not in str(field.annotation)
+)
+_GIVEN = {
+    "label server": _ANY_PROGRAM,
+    "shop": _ANY_PROGRAM,
+    "receiver": (
+        *(*_ANY_PROGRAM, *_CALLS_OUT, *_DATABASE_CLIENT, *_PLAIN_SETTINGS, *_BUFFER),
+        *("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN", "FORWARDED_ALLOW_IPS"),
+    ),
+    # It starts the runs, and answers for schedules and sensors.
+    "code server": (
+        *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
+        *("HIPOINK_API_SECRET", "SHOPIFY_ADMIN_TOKEN"),
+    ),
+    "Dagster webserver": _DAGSTER,
+    "Dagster daemon": _DAGSTER,
+}
 
 _HEALTH = {
     "receiver": "/health",
@@ -181,6 +211,8 @@ class Stack:
                 *("--data", data, "--client-id", client_id),
                 # The harder case: nothing is on a label before the pipeline says so.
                 "--no-auto-trigger",
+                HIPOINK_API_SECRET=self.settings.hipoink_sign.get_secret_value(),
+                ESL_HOST_NAMES=self._settings.esl_host_names or "",
             )
             self.environment["HIPOINK_API_BASE_URL"] = f"http://{_ADDRESS}:{labels}"
         self._say("receiver")
@@ -239,6 +271,7 @@ class Stack:
             *("--webhooks", f"http://{_ADDRESS}:{receiver}/webhooks/shopify"),
             SHOPIFY_ADMIN_TOKEN=TOKEN,
             SHOPIFY_WEBHOOK_SECRET=self.signing_key(),
+            ESL_HOST_NAMES=self._settings.esl_host_names or "",
         )
         # For this shop only: any other would be read as having the sandbox's products.
         self.environment["SHOPIFY_ADMIN_TOKEN"] = f"{DOMAIN}={TOKEN}"
@@ -290,12 +323,10 @@ class Stack:
         self._await("code server", lambda: _accepts(code))
         self._run(
             "Dagster webserver",
-            *("dagster_webserver", "--host", _ADDRESS, "--port", str(port)),
-            *("--workspace", str(workspace), "--live-data-poll-rate", "2000"),
-            **self._login(_PIPELINE),
+            *("esl_pipeline.orchestration.dagster_ui", "--host", _ADDRESS, "--port", str(port)),
+            *("--workspace", str(workspace), "--host-names", self._settings.esl_host_names or ""),
         )
-        daemon = ("dagster._daemon", "run", "--workspace", str(workspace))
-        self._run("Dagster daemon", *daemon, **self._login(_PIPELINE))
+        self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
 
     def _login(self, name: str) -> dict[str, str]:
         """The variable that has a process use this login of the embedded buffer; another buffer has its own."""
@@ -304,19 +335,28 @@ class Stack:
     def _fail_abandoned_runs(self) -> None:
         """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
         command = [sys.executable, "-m", "esl_pipeline.orchestration.abandoned_runs"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        given = self._given("Dagster daemon")
+        done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
         if done.returncode:
             raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
 
     def _start_postgres(self) -> EmbeddedPostgres:
         return EmbeddedPostgres.start(self._home / "postgres")
 
+    def _given(self, part: str) -> dict[str, str]:
+        """What a part may know of our environment."""
+        return {
+            name: value
+            for name, value in self.environment.items()
+            if any(fnmatchcase(name.upper(), pattern) for pattern in _GIVEN[part])
+        }
+
     def _run(self, name: str, module: str, *arguments: str, **environment: str) -> None:
         start = partial(
             Leashed.start,
             name,
             [sys.executable, "-m", module, *arguments],
-            env=self.environment | environment,
+            env=self._given(name) | environment,
             log=self._home / f"{name.lower().replace(' ', '-')}.log",
             grace=_GRACE_SECONDS,
         )
@@ -380,6 +420,7 @@ def _read(file: Path) -> dict[str, str]:
 
 def _write_private(file: Path, variables: Mapping[str, str]) -> None:
     file.touch(mode=0o600)
+    file.chmod(0o600)  # somebody may have copied it
     file.write_text("".join(f"export {name}={value}\n" for name, value in variables.items()))
 
 
@@ -388,9 +429,8 @@ def prepare_database(postgres: EmbeddedPostgres) -> None:
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         if not connection.execute("select 1 from pg_database where datname = %s", [_DATABASE]).fetchone():
             postgres.create_database(_DATABASE)
-        if not connection.execute("select 1 from pg_roles where rolname = 'dagster'").fetchone():
-            connection.execute("create role dagster login")
-            connection.execute("alter role dagster set search_path = dagster")
+        postgres.make_login("dagster")
+        connection.execute("alter role dagster set search_path = dagster")
     with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
         connection.execute("create schema if not exists dagster authorization dagster")
 
@@ -399,11 +439,10 @@ def make_logins(postgres: EmbeddedPostgres) -> None:
     """Logins for our processes, each with no more than it needs; safe to repeat."""
     with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
         for login, groups in _LOGINS.items():
-            name = sql.Identifier(login)
-            if not connection.execute("select 1 from pg_roles where rolname = %s", [login]).fetchone():
-                connection.execute(sql.SQL("create role {} login").format(name))
+            postgres.make_login(login)
             for group in groups:
-                connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(group), name))
+                statement = sql.SQL("grant {} to {}").format(sql.Identifier(group), sql.Identifier(login))
+                connection.execute(statement)
 
 
 def dagster_url(postgres: EmbeddedPostgres) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 import esl_pipeline
 from esl_pipeline.local.leash import Leashed
-from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable
+from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable, _make_socket_dir
 from esl_pipeline_tests.local.test_leash import eventually, group_is_gone, is_gone, needs_root
 
 NOBODY = 65534
@@ -465,3 +465,131 @@ def test_programs_from_elsewhere_that_the_servers_user_cannot_reach(
         PostgresUnavailable, match=r"may not run the PostgreSQL programs in .*/private/bin: set ESL_PG_"
     ):
         EmbeddedPostgres.start(place / "pg")
+
+
+# --- passwords
+
+
+def refused(server: EmbeddedPostgres, user: str, password: str | None) -> str:
+    """What the server says to somebody who knows where it is, and may enter the socket's directory."""
+    with pytest.raises(psycopg.OperationalError) as refusal:
+        psycopg.connect(host=str(socket_dir(server)), dbname="postgres", user=user, password=password).close()
+    return str(refusal.value)
+
+
+def password_of(server: EmbeddedPostgres, user: str) -> str:
+    return str(psycopg.conninfo.conninfo_to_dict(server.dsn(user=user))["password"])
+
+
+def test_s40_every_login_needs_a_password_of_its_own(place: Path) -> None:
+    with EmbeddedPostgres.start(place / "pg", durable=False) as server:
+        for _ in range(2):
+            server.make_login("reader")
+        put(server, "prices")
+        with psycopg.connect(server.dsn(user="reader")) as connection:
+            assert connection.execute("select current_user").fetchone() == ("reader",)
+        with psycopg.connect(server.dsn()) as connection:
+            kept = connection.execute("select rolpassword from pg_authid where rolcanlogin").fetchall()
+        assert len(kept) == 2 and all(text.startswith("SCRAM-SHA-256$") for (text,) in kept)
+        for user, other in (("reader", "postgres"), ("postgres", "reader")):
+            assert "no password supplied" in refused(server, user, None)
+            for wrong in ("postgres", "x", password_of(server, other)):
+                assert "password authentication failed" in refused(server, user, wrong)
+        secret = place / "pg" / "esl_secret"
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+        told = {secret.read_text(), password_of(server, "reader"), password_of(server, "postgres")}
+        dsns = server.dsn(), server.dsn(user="reader")
+        command = Path(f"/proc/{postmaster(place / 'pg')}/cmdline").read_text()
+    said = (place / "pg.log").read_text() + command
+    assert len(told) == 3 and not any(word in said for word in told)
+
+    with EmbeddedPostgres.start(place / "pg", durable=False) as again:
+        assert (again.dsn(), again.dsn(user="reader")) == dsns
+        psycopg.connect(again.dsn(user="reader")).close()
+
+
+@pytest.mark.parametrize("version", [18, 16])
+def test_s40_data_of_an_earlier_version_get_passwords_and_keep_what_they_hold(
+    place: Path, version: int
+) -> None:
+    with EmbeddedPostgres.start(place / "pg", durable=False, trust=True, version=version) as old:
+        put(old, "kept")
+        old.make_login("reader")
+        psycopg.connect(host=str(socket_dir(old)), dbname="postgres", user="reader").close()
+    for _ in range(2):  # the second time as if the file of the secret had been deleted
+        with EmbeddedPostgres.start(place / "pg", durable=False) as server:
+            assert get(server) == ["kept"]
+            assert "password" in refused(server, "reader", None) and "password" in refused(
+                server, "postgres", None
+            )
+            server.make_login("reader")
+            psycopg.connect(server.dsn(user="reader")).close()
+        (place / "pg" / "esl_secret").unlink()
+
+
+# --- the socket's directory
+
+
+def long_name(place: Path) -> Path:
+    """A directory in which a socket would have too long a path."""
+    return place / ("a-rather-deep-folder-" * 5)
+
+
+@needs_root
+def test_s42_a_directory_that_another_user_has_made_is_not_used(place: Path) -> None:
+    # By root, for whom it would be easy to remove; by an ordinary user `up` could not even start.
+    taken = place / "pg.socket"
+    taken.mkdir(mode=0o777)
+    os.chown(taken, 12345, 12345)
+    with EmbeddedPostgres.start(place / "pg", durable=False) as server:
+        used = socket_dir(server)
+        assert used != taken and is_private(used, postmaster(place / "pg"))
+        assert list(taken.iterdir()) == [] and taken.stat().st_uid == 12345
+    shutil.rmtree(used)
+
+
+def test_s42_where_the_path_is_too_long_a_server_is_found_again_below_tmp(place: Path) -> None:
+    data_dir = long_name(place) / "pg"
+    with EmbeddedPostgres.start(data_dir, durable=False) as server:
+        first = socket_dir(server)
+        assert first.parent == Path("/tmp") and is_private(first, postmaster(data_dir))
+        put(server, "kept")
+    with EmbeddedPostgres.start(data_dir, durable=False) as again:
+        assert again.dsn() == server.dsn() and get(again) == ["kept"]
+    first.rmdir()
+
+
+@needs_root
+@pytest.mark.parametrize("trap", ["another user's", "open to all", "a link", "a file", "gone"])
+def test_s42_what_is_no_private_directory_any_more_is_left_alone(place: Path, trap: str) -> None:
+    data_dir = long_name(place) / "pg"
+    data_dir.parent.mkdir()
+    first = _make_socket_dir(data_dir, None)
+    assert _make_socket_dir(data_dir, None) == first
+
+    aside = place / "aside"
+    if trap == "another user's":
+        os.chown(first, 12345, 12345)
+    elif trap == "open to all":
+        first.chmod(0o777)
+    else:
+        first.rename(aside)
+        if trap == "a link":
+            first.symlink_to(aside)
+        elif trap == "a file":
+            first.write_text("in the way")
+    second = _make_socket_dir(data_dir, None)
+
+    assert second != first and is_private(second, os.getpid())
+    assert os.path.lexists(first) == (trap != "gone")
+    second.rmdir()
+    if first.is_dir() and not first.is_symlink():
+        first.rmdir()
+    else:
+        first.unlink(missing_ok=True)
+
+
+def is_private(directory: Path, server: int) -> bool:
+    found = directory.lstat()
+    mine = found.st_uid == Path(f"/proc/{server}").stat().st_uid
+    return mine and stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700

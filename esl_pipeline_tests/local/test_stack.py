@@ -28,7 +28,7 @@ from esl_pipeline.local.stack import (
     prepare_database,
     running_environment,
 )
-from esl_pipeline.settings import load_settings
+from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.orchestration.world import SHOP, product
 from esl_pipeline_tests.processes import Up, eventually, part_of
 from esl_pipeline_tests.receiver.support import signed
@@ -194,6 +194,13 @@ def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up]
     assert "Traceback" not in up.said() and not (home / "up.env").exists()
 
 
+def is_healthy(receiver: str) -> bool:
+    try:
+        return httpx.get(f"{receiver}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_part_that_dies_is_started_again(start: Callable[..., Up], home: Path) -> None:
     up = start(SHOPIFY_ADMIN_TOKEN="shpat_of_a_real_shop")
@@ -204,11 +211,12 @@ def test_a_part_that_dies_is_started_again(start: Callable[..., Up], home: Path)
     shop.map()
 
     for name in ("receiver", "Dagster daemon", "code server", "Dagster webserver", "Postgres"):
-        os.kill(part_of(home, name), signal.SIGKILL)
+        part = part_of(home, name)
+        assert part, f"no {name}"  # 0 would be ourselves
+        os.kill(part, signal.SIGKILL)
         eventually(partial(part_of, home, name), 60, f"the next {name}")
-    eventually(
-        lambda: httpx.get(f"{urls['receiver']}/health").status_code == 200, 30, "the receiver's health"
-    )
+    # It may have been starting while Postgres was away, and then ends once more.
+    eventually(partial(is_healthy, urls["receiver"]), 60, "the receiver's health")
     shop.send(1, "1.00")
     took = eventually(lambda: shop.prices() == {"C-1": "1.00"}, 90, "a label after all those kills")
 
@@ -280,3 +288,61 @@ def test_s05_the_sandbox_shop_signs_with_its_own_secret_or_says_that_it_has_none
     with pytest.raises(StackError, match=f"add {DOMAIN}=secret") as caught:
         stack.signing_key()
     assert "theirs" not in str(caught.value)
+
+
+SECRETS = (
+    *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY", "SHOPIFY_WEBHOOK_SECRET"),
+    *("SHOPIFY_ADMIN_TOKEN", "HIPOINK_API_SECRET", "ESL_ADMIN_TOKEN"),
+    *("HIPOINK_PASSWORD", "SHOPIFY_API_KEY", "SHOPIFY_API_SECRET"),
+)
+PIPELINES = {
+    *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY", "SHOPIFY_ADMIN_TOKEN"),
+    "HIPOINK_API_SECRET",
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "secrets", "others"),
+    [
+        ("label server", set(), {"PATH"}),
+        ("shop", set(), {"PATH"}),
+        (
+            "receiver",
+            {"ESL_DATABASE_URL", "SUPABASE_SERVICE_KEY", "SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN"},
+            {"PATH", "SUPABASE_URL", "LOG_LEVEL", "app_environment", "https_proxy", "PGSSLMODE"},
+        ),
+        (
+            "code server",
+            PIPELINES,
+            {
+                *("PATH", "SUPABASE_URL", "LOG_LEVEL", "app_environment", "https_proxy", "PGSSLMODE"),
+                *("DAGSTER_HOME", "AWS_SECRET_ACCESS_KEY"),
+            },
+        ),
+        ("Dagster webserver", {"ESL_DAGSTER_DATABASE_URL"}, {"PATH", "PGSSLMODE", "DAGSTER_HOME"}),
+        ("Dagster daemon", {"ESL_DAGSTER_DATABASE_URL"}, {"PATH", "PGSSLMODE", "DAGSTER_HOME"}),
+    ],
+)
+def test_s40_a_part_is_given_what_is_named_for_it_and_nothing_else(
+    part: str, secrets: set[str], others: set[str]
+) -> None:
+    plain = (
+        "PATH",
+        "SUPABASE_URL",
+        "LOG_LEVEL",
+        "app_environment",
+        "https_proxy",
+        "PGSSLMODE",
+        "DAGSTER_HOME",
+    )
+    strangers = ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PATHOLOGY", "SSH_AUTH_SOCK")
+    stack = Stack(load_settings(), Ports(), print)
+    stack.environment = dict.fromkeys((*SECRETS, *plain, *strangers), "x")
+    assert set(stack._given(part)) == secrets | others
+
+
+def test_s40_every_secret_setting_is_known_as_one() -> None:
+    secret = {
+        name.upper() for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)
+    }
+    assert secret == set(SECRETS)

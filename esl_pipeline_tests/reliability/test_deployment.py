@@ -54,7 +54,8 @@ def test_s26_every_requirement_has_its_hashes_and_no_registry_is_named(lock: str
 
 def test_s26_what_is_tested_is_what_is_installed() -> None:
     runtime, dev = requirements(LOCKS[0]), requirements(LOCKS[1])
-    assert runtime.items() <= dev.items()
+    for name, entry in runtime.items():  # a marker may be wider where tests need a package on every system
+        assert re.sub(r" ; [^\\]*", " ", entry) == re.sub(r" ; [^\\]*", " ", dev[name]), name
     makefile = (ROOT / "Makefile").read_text()
     for line in makefile.splitlines():
         if "pip install" in line:

@@ -270,6 +270,9 @@ def main(
     variants: Annotated[int | None, typer.Option(help="Size of the shop; without it 122 products.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same products.")] = 2026,
     retry_hours: Annotated[float, typer.Option(help="How long webhooks are tried again.")] = 4.0,
+    host_names: Annotated[
+        str, typer.Option(envvar="ESL_HOST_NAMES", help="Names under which its page is reached, by commas.")
+    ] = "",
 ) -> None:
     """Serve a sandbox Shopify until it is stopped."""
     # uvicorn ends by raising its signal again: as an exit, so that what is open here is closed.
@@ -289,7 +292,7 @@ def main(
         sock = stack.enter_context(listen(port))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         typer.echo(f"Shopify sandbox: http://127.0.0.1:{sock.getsockname()[1]}")
-        server(create_app(sandbox)).run(sockets=[sock])
+        server(create_app(sandbox), host_names).run(sockets=[sock])
 
 
 if __name__ == "__main__":
