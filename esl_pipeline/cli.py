@@ -137,7 +137,7 @@ def receiver(
             only_json=False,  # what a body must be, each path says itself
             any_host=("/webhooks/", "/health"),
         )
-        serve(app, host, port)
+        serve(app, host, port, settings.trusted_proxies)
     finally:
         buffer.close()
 

@@ -33,6 +33,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from esl_pipeline.addresses import Network, networks
 from esl_pipeline.shop_names import shop_named
 from esl_pipeline.webhook_secrets import WebhookSecret, read_secrets
 
@@ -174,6 +175,16 @@ def _admin_token(value: SecretStr) -> SecretStr:
         raise ValueError("is too short; use at least 32 characters, e.g. from: openssl rand -hex 32")
     if not re.fullmatch(r"[!-~]+", token):
         raise ValueError("cannot be sent in a header; use letters, digits and punctuation without spaces")
+    return value
+
+
+def _networks(value: str) -> str:
+    try:
+        networks(value)
+    except ValueError:
+        raise ValueError(
+            "is not a list of IP addresses and networks; write e.g. 10.0.0.7,192.168.1.0/24"
+        ) from None
     return value
 
 
@@ -387,6 +398,11 @@ class Settings(BaseSettings):
         description="Bearer token of the store-mapping API that may do everything, at least 32 characters. "
         "Tokens of `esl-pipeline tokens add` can be narrower, expire and be revoked; with neither that API is closed.",
     )
+    esl_trusted_proxies: Annotated[str, AfterValidator(_networks)] | None = Field(
+        None,
+        description="Addresses or networks of the proxies before the receiver whose X-Forwarded-For is believed, "
+        "separated by commas. Default: nobody's.",
+    )
     esl_home: Annotated[Path, AfterValidator(_home)] = Field(
         Path(".esl"), description="Folder of local state: embedded Postgres, Dagster, frames."
     )
@@ -504,6 +520,11 @@ class Settings(BaseSettings):
         if self.shopify_webhook_secret is None:
             return ()
         return read_secrets(_split(self.shopify_webhook_secret))
+
+    @property
+    def trusted_proxies(self) -> tuple[Network, ...]:
+        """Whose X-Forwarded-For is believed."""
+        return networks(self.esl_trusted_proxies or "")
 
     @property
     def admin_tokens(self) -> Mapping[str | None, SecretStr]:

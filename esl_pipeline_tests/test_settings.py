@@ -71,6 +71,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_CATCH_UP_MINUTES",
             "ESL_SILENCE_HOURS",
             "ESL_ADMIN_TOKEN",
+            "ESL_TRUSTED_PROXIES",
             "ESL_HOME",
             "ESL_HOST_NAMES",
             "ESL_FRAMES_URL",

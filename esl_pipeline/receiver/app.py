@@ -9,11 +9,12 @@ from fastapi.responses import JSONResponse
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.answers import Health
+from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.tokens import Gate
-from esl_pipeline.receiver.webhooks import Limits, webhook_router
+from esl_pipeline.receiver.webhooks import webhook_router
 from esl_pipeline.settings import Settings
 
 Part = Literal["webhooks", "admin"]

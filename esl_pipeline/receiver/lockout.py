@@ -1,15 +1,16 @@
-"""Whoever guesses waits: after some wrong tokens an address is refused for a while.
+"""Whoever guesses waits: after some wrong tokens what an address does not show to be right is refused for a while.
 
 Each process counts for itself, on purpose: a shared count would let strangers write to the buffer, and a token is at
 least 32 characters long, so some more guesses a minute bring nobody nearer. Requests that are under way together are
 all judged before the first of them counts; there are never more of them than worker threads.
 """
 
-import ipaddress
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from threading import Lock
+
+from esl_pipeline.addresses import whose
 
 
 class Lockout:
@@ -33,25 +34,16 @@ class Lockout:
     def wait(self, address: str) -> float:
         """Seconds that this address has still to wait; 0 when it may try."""
         with self._lock:
-            times = self._wrong.get(_network(address))
+            times = self._wrong.get(whose(address))
             if times is None or len(times) < self._tries or times[-1] - times[0] > self._seconds:
                 return 0
             return max(times[-1] + self._seconds - self._clock(), 0)
 
     def wrong(self, address: str) -> None:
         """A wrong token came from this address."""
-        network = _network(address)
+        network = whose(address)
         with self._lock:
             self._wrong.setdefault(network, deque(maxlen=self._tries)).append(self._clock())
             self._wrong.move_to_end(network)
             if len(self._wrong) > self._addresses:
                 self._wrong.popitem(last=False)
-
-
-def _network(address: str) -> str:
-    """The address; for IPv6 its /64, of which one sender has all."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address[:64]
-    return address if parsed.version == 4 else str(ipaddress.ip_network((int(parsed), 64), strict=False))

@@ -151,7 +151,7 @@ def mapping_router(gate: Gate, buffer: ReceiverBuffer) -> APIRouter:
         def admit(
             request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
         ) -> str:
-            # Behind a proxy uvicorn takes the address from X-Forwarded-For; FORWARDED_ALLOW_IPS says from whom.
+            # Behind a proxy the server takes it from X-Forwarded-For; ESL_TRUSTED_PROXIES says from whom.
             address = request.client.host if request.client else ""
             return gate.admit(address, credentials.credentials if credentials else None, scope)
 

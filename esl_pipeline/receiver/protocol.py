@@ -11,7 +11,11 @@ class ReceiverBuffer(Protocol):
     """
 
     def inbox_add(self, deliveries: list[dict[str, Any]], /) -> dict[str, Any]:
-        """Keep the deliveries (see `deliveries.delivery`); answers `{"received": n, "inserted": n}`."""
+        """Keep the deliveries (see `deliveries.delivery`); answers `{"received": n, "inserted": n}`.
+
+        Where it is known, `waiting` is what of the shop is still to be worked off, `{"deliveries": n, "bytes": n}`;
+        `refused` is why nothing more of the shop is kept for now.
+        """
 
     def ping(self) -> None:
         """One cheap call that raises when the buffer cannot be reached."""

@@ -1,49 +1,225 @@
-"""The receiver's HTTP server: uvicorn, with a limit on the time that a request's head may take."""
+"""The receiver's HTTP server: uvicorn on h11, which by itself waits for heads, bodies and readers for ever."""
 
-from asyncio import Transport
+import os
+import resource
+import socket
+import sys
+from asyncio import AbstractEventLoop, Transport
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 5.0
-# Connections at once; their requests are answered 503 beyond it. Far above what bodies and the buffer take at a time.
-CONNECTIONS = 1_000
+from esl_pipeline.addresses import Network, sender
+from esl_pipeline.receiver.framing import HEAD_BYTES, StrictConnection
+from esl_pipeline.receiver.held import VOUCH, Holding, Phase, Table
+from esl_pipeline.receiver.turns import Turns
+
+SWEEP_SECONDS = 0.1
+UNREAD_BYTES = 65_536
+# Connections that are let in at one round of the event loop, and that may wait for it.
+LET_IN, WAITING = 16, 2_048
+# Beside the connections: the buffer's, logs, and those that are accepted while others are being cut.
+_OTHER_FILES = 100
+_FILES = 8_192
 
 
-class BoundedHead(H11Protocol):
-    """Closes a connection whose next request does not begin in time; uvicorn itself would wait for its head for ever.
+class HeldProtocol(H11Protocol):
+    """A connection that is held by the rule of `held`, and says `Connection: close` when it will not read on.
 
-    A head that is longer than 64 KiB is refused by h11.
+    trusted: whose X-Forwarded-For is believed.
     """
 
+    def __init__(self, table: Table, turns: Turns, trusted: tuple[Network, ...], **of_uvicorn: Any) -> None:
+        super().__init__(**of_uvicorn)
+        self.conn = StrictConnection(h11.SERVER, HEAD_BYTES)
+        self.phase, self.since, self.known, self.verified = Phase.HEAD, self.loop.time(), False, False
+        self._table, self._turns, self._trusted = table, turns, trusted
+        self._application, self.app = self.app, self._answer
+        self._is_new, self._refused, self._resting = True, False, False
+
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._look(None)
+        super().connection_made(_Parting(transport, self._part))  # type: ignore[arg-type]
+        # The system would keep megabytes of answers for whoever does not read them, where we do not see them.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
+        self._table.moved(self)
+        _keep_swept(self.loop, self._table)
 
-    def _look(self, before: object) -> None:
-        if self.transport.is_closing():
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._table.gone(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._resting:
             return
-        # Idle: no head is complete. The cycle is that of the last request, so an equal one means none came since.
-        idle = (self.cycle, self.conn.their_state) if self.conn.their_state is h11.IDLE else None
-        if idle is not None and idle == before:
-            self.transport.close()
-        else:
-            self.loop.call_later(HEAD_SECONDS, self._look, idle)
+        super().data_received(data)
+        self.look()
+
+    def on_response_complete(self) -> None:
+        self.verified = False
+        super().on_response_complete()
+        self.look()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.look()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.look()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused = True
+        super().send_400_response(msg)
+        if (
+            self.cycle and not self.cycle.response_complete
+        ):  # its body was wrong: nobody is to wait for more of it
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def look(self) -> None:
+        """See whether the phase is another by now."""
+        phase = self._phase()
+        if phase is not self.phase and self in self.connections:
+            self.phase, self.since = phase, self.loop.time()
+            self._table.moved(self)
+
+    def cut(self) -> None:
+        """End the connection at once, whatever is on its way."""
+        self.transport.abort()
+
+    def _phase(self) -> Phase:
+        if self._resting:
+            return Phase.REST
+        if self.cycle is None or self.cycle.response_complete:
+            return Phase.ANSWER if self.transport.get_write_buffer_size() else Phase.HEAD
+        if self.flow.write_paused:
+            return Phase.ANSWER
+        return Phase.BODY if self.cycle.more_body else Phase.WORK
+
+    def _vouch(self) -> None:
+        self.known = self.verified = True
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        """The application, with the sender's address; an answer that leaves a body unread closes the connection."""
+        cycle = self.cycle
+        if not self.known:
+            first, self._is_new = self._is_new, False
+            await self._turns.turn(first=first)
+            if cycle.disconnected:
+                return
+        forwarded = [
+            value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"
+        ]
+        host, port = scope["client"] or ("", 0)
+        scope["client"] = (sender(host, forwarded, self._trusted), port)
+        scope["extensions"] = {VOUCH: self._vouch}
+
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start" and cycle.more_body:
+                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
+                message = {**message, "headers": [*headers, (b"connection", b"close")]}
+            await send(message)
+
+        await self._application(scope, receive, answer)
+
+    def _part(self, transport: Transport) -> None:
+        """Close the connection. What still comes of a body is taken and dropped for a moment: a reset, which is what
+        closing at once makes of it, may reach the sender before the answer is read.
+        """
+        unread = self._refused or (self.cycle is not None and self.cycle.more_body)
+        if not unread or self._resting or transport.is_closing():
+            transport.close()
+            return
+        self._resting = True
+        self.flow.resume_reading()
+        with suppress(OSError):  # the other end is gone already: `connection_lost` comes
+            transport.write_eof()
+        self.look()
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are under way get five seconds to end."""
-    uvicorn.run(
+class _Parting:
+    """A transport whose `close` is another; all else is the transport's own."""
+
+    def __init__(self, transport: Transport, close: Callable[[Transport], None]) -> None:
+        self._transport, self._close, self._closing = transport, close, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._closing = True
+        self._close(self._transport)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+
+def _keep_swept(loop: AbstractEventLoop, table: Table) -> None:
+    """Sweep the table every now and then, for as long as there is something in it."""
+
+    def sweep() -> None:
+        table.is_swept = False
+        table.sweep(loop.time())
+        if table:
+            _keep_swept(loop, table)
+
+    if not table.is_swept:
+        table.is_swept = True
+        loop.call_later(SWEEP_SECONDS, sweep)
+
+
+class Server(uvicorn.Server):
+    """Lets connections in a few at a time, while more than as many may wait: asyncio has one number for both."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in (found for server in self.servers for found in server.sockets):
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(WAITING)
+
+
+def configured(
+    app: FastAPI, host: str, port: int, trusted: tuple[Network, ...] = (), holding: Holding | None = None
+) -> uvicorn.Config:
+    """uvicorn's settings for the receiver."""
+    return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=BoundedHead,
+        http=partial(HeldProtocol, Table(holding or Holding()), Turns(), trusted),  # type: ignore[arg-type]
         ws="none",
-        limit_concurrency=CONNECTIONS,
+        backlog=LET_IN,
+        proxy_headers=False,
         log_config=None,
         server_header=False,
         access_log=False,
         timeout_graceful_shutdown=5,
     )
+
+
+def serve(app: FastAPI, host: str, port: int, trusted: tuple[Network, ...] = ()) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are under way get five seconds to end.
+
+    trusted: the proxies whose X-Forwarded-For is believed.
+    """
+    holding = Holding(connections=min(Holding.connections, _files() - _OTHER_FILES))
+    server = Server(configured(app, host, port, trusted, holding))
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(3)
+
+
+def _files() -> int:
+    """How many files this process may open, raised as far as that goes: without a free one nobody is let in."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)

@@ -6,6 +6,8 @@ import logging
 import math
 import re
 import secrets
+from collections import OrderedDict
+from threading import Lock
 from typing import Any, Literal, NoReturn
 
 from fastapi import HTTPException
@@ -28,6 +30,7 @@ CLOSED = (
 # What settings and `new_token` let through. Anything else is wrong without asking the buffer.
 _FORM = re.compile(r"[!-~]{32,1024}")
 _MALFORMED: dict[str, Any] = {"any": True, "token": None}
+_REMEMBERED = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -43,32 +46,36 @@ def digest(token: str) -> str:
 
 
 class Gate:
-    """Admits callers by their token. bootstrap: the token of the settings, which may do everything."""
+    """Admits callers by their token. bootstrap: the token of the settings, which may do everything.
+
+    Behind one address there may be many, so a right token is not refused for the wrong ones of others: while the
+    address is locked out, the bootstrap token and those that were right before pass as ever. All others share one
+    place at the buffer, where strangers have then no more than one call at a time.
+    """
 
     def __init__(self, bootstrap: SecretStr | None, buffer: ReceiverBuffer, lockout: Lockout) -> None:
         self._bootstrap = digest(bootstrap.get_secret_value()) if bootstrap else None
         self._buffer, self._lockout = buffer, lockout
+        self._right: OrderedDict[str, None] = OrderedDict()
+        self._one_unknown = Lock()
 
     def admit(self, address: str, token: str | None, scope: Scope) -> str:
         """The name of the token, which is good for the scope. At most one call of the buffer.
 
-        Raises HTTPException: 429 while the address is locked out, 401 without a valid token, 403 when the scope is too
-        small or no token is valid at all; BufferError when the buffer cannot be asked.
+        Raises HTTPException: 429 for a wrong or no token while the address is locked out, 401 without a valid token,
+        403 when the scope is too small or no token is valid at all; BufferError when the buffer cannot be asked.
         """
-        if wait := self._lockout.wait(address):
-            raise HTTPException(
-                429,
-                "Too many wrong tokens came from this address; wait.",
-                headers={"Retry-After": str(math.ceil(wait))},
-            )
+        wait = self._lockout.wait(address)
         if token is None:
+            _refuse_for(wait)
             _refuse("A bearer token is needed.")
         hashed = digest(token)
         if self._bootstrap is not None and hmac.compare_digest(hashed, self._bootstrap):
             return BOOTSTRAP
-        known = self._buffer.token_check(hashed) if _FORM.fullmatch(token) else _MALFORMED
+        known = self._checked(hashed, wait) if _FORM.fullmatch(token) else _MALFORMED
         found = known["token"]
         if found is None:
+            _refuse_for(wait)
             self._lockout.wrong(address)
             if self._lockout.wait(address):
                 log.warning("too many wrong tokens from %a: it is locked out", address)
@@ -82,6 +89,32 @@ class Gate:
                 403, f"The bearer token {found['name']} may only read; changes need one with the scope write."
             )
         return str(found["name"])
+
+    def _checked(self, hashed: str, wait: float) -> dict[str, Any]:
+        """What the buffer says of the token; HTTPException 429 when it is asked about another unknown one just now."""
+        if not wait or hashed in self._right:
+            known = self._buffer.token_check(hashed)
+        elif self._one_unknown.acquire(blocking=False):
+            try:
+                known = self._buffer.token_check(hashed)
+            finally:
+                self._one_unknown.release()
+        else:
+            _refuse_for(1)
+        if known["token"] is not None:
+            self._right[hashed] = None
+            if len(self._right) > _REMEMBERED:
+                self._right.popitem(last=False)
+        return known
+
+
+def _refuse_for(wait: float) -> None:
+    if wait:
+        raise HTTPException(
+            429,
+            "Too many wrong tokens came from this address; wait.",
+            headers={"Retry-After": str(math.ceil(wait))},
+        )
 
 
 def _refuse(sentence: str) -> NoReturn:

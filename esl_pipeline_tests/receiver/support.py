@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
+from esl_pipeline.addresses import networks
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
 from esl_pipeline.receiver.app import create_app
-from esl_pipeline.receiver.webhooks import Limits
+from esl_pipeline.receiver.held import Holding
+from esl_pipeline.receiver.intake import Limits
+from esl_pipeline.receiver.server import Server, configured
 from esl_pipeline.settings import Settings, load_settings
 
 SECRET = "current-webhook-secret"
@@ -195,9 +197,9 @@ def deliver(app: FastAPI, topic: str, body: Any, **changes: Any) -> httpx.Respon
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The application over real HTTP on a free port of loopback; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, ws="none"))
+def served(app: FastAPI, holding: Holding | None = None, trusted: str = "") -> Iterator[str]:
+    """The application on the server that the command runs, on a free port of loopback; gives its address."""
+    server = Server(configured(app, "127.0.0.1", 0, networks(trusted), holding))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -12,8 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
+from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.pace import Pace
-from esl_pipeline.receiver.webhooks import Limits
 from esl_pipeline.webhook_secrets import keys_for, read_secrets
 from esl_pipeline_tests.receiver.support import (
     BODIES,

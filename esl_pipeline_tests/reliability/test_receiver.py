@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
@@ -28,8 +27,8 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import SupabaseTransport
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.receiver import server
 from esl_pipeline.receiver.app import create_app
+from esl_pipeline.receiver.held import Holding
 from esl_pipeline_tests.receiver.support import (
     CANARY,
     LIFECYCLE_BODIES,
@@ -41,6 +40,7 @@ from esl_pipeline_tests.receiver.support import (
     make_app,
     make_settings,
     raw_exchange,
+    served,
     signed,
     wait_until,
 )
@@ -209,28 +209,10 @@ def closes_within(connection: socket.socket, seconds: float) -> bool:
     return True
 
 
-@contextmanager
-def bounded(buffer: MemoryBuffer) -> Iterator[str]:
-    """The server that the command runs, in this process."""
-    config = uvicorn.Config(make_app(buffer), port=0, http=server.BoundedHead, log_config=None, ws="none")
-    found = uvicorn.Server(config)
-    thread = threading.Thread(target=found.run, daemon=True)
-    thread.start()
-    try:
-        wait_until(lambda: found.started)
-        yield f"http://127.0.0.1:{found.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        found.should_exit = True
-        thread.join(10)
-
-
 @pytest.mark.parametrize("begun", [b"", b"POST / HTTP/1.1\r\nHost: x\r\nX-A: "])
-def test_s07_a_head_that_does_not_come_is_not_waited_for(
-    begun: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+def test_s07_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
     buffer = MemoryBuffer()
-    with bounded(buffer) as url:
+    with served(make_app(buffer), Holding(head=0.3)) as url:
         with connected(url) as connection:
             connection.sendall(begun)
             assert closes_within(connection, 5)

@@ -1,0 +1,147 @@
+"""What becomes of one webhook: read, verified, counted, kept with one buffer call."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from math import ceil
+from typing import Any
+
+from fastapi import HTTPException, Request
+
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.receiver.body import read_body
+from esl_pipeline.receiver.deliveries import HeaderError, claimed_shop, delivery
+from esl_pipeline.receiver.held import vouch
+from esl_pipeline.receiver.large import LARGE_BYTES, one_at_a_time
+from esl_pipeline.receiver.pace import Backlog, Pace
+from esl_pipeline.receiver.places import Room
+from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.receiver.signature import verify
+from esl_pipeline.settings import Settings
+from esl_pipeline.webhook_secrets import keys_for, proves
+
+RETRY_AFTER_SECONDS = 5
+REFUSED_SECONDS = 600
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one receiver process carries at a time; beyond it, deliveries are answered 503 or 429 and come again.
+
+    Bodies take room in bytes (`room_bytes`), from their first byte to the answer. `reading` of them may be unfinished
+    at a time; `storing` signed ones may queue for the buffer (worked off by `threads`, the large ones by `large`), so
+    that a burst or a short stall of the database costs time and not a failed delivery. How they are shared is in
+    `places`.
+
+    One shop may send `per_second` and `bytes_per_second`, and `burst` and `burst_bytes` at once, while no more of it
+    than `waiting` and `waiting_bytes` is still to be worked off. What is more is answered 429.
+    """
+
+    body_seconds: float = 5  # Shopify gives up on the whole request after 5 s
+    room_bytes: int = 64_000_000
+    reading: int = 2_000
+    storing: int = 256
+    threads: int = 16
+    large: int = 2
+    per_second: float = 500
+    burst: float = 10_000
+    bytes_per_second: float = 4_000_000
+    burst_bytes: float = 200_000_000
+    waiting: int = 50_000
+    waiting_bytes: int = 1_000_000_000
+
+
+class Intake:
+    """Keeps the webhooks of one receiver process, within its limits."""
+
+    def __init__(self, settings: Settings, buffer: ReceiverBuffer, limits: Limits) -> None:
+        self._secrets, self._buffer, self._limits = settings.webhook_secrets, buffer, limits
+        self._longest = settings.esl_webhook_body_limit_bytes
+        self._room = Room(max(limits.room_bytes, 4 * self._longest), limits.reading, limits.storing)
+        self._deliveries = Pace(limits.per_second, limits.burst)
+        self._bytes = Pace(limits.bytes_per_second, limits.burst_bytes)
+        self._backlog = Backlog(limits.waiting, limits.waiting_bytes)
+        self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="inbox")
+        self._large_threads = ThreadPoolExecutor(limits.large, thread_name_prefix="large")
+
+    async def keep(self, topic: str, request: Request) -> str:
+        """Keep the delivery; answers "accepted" or "duplicate". Raises HTTPException for everything else."""
+        with self._room.place() as place:
+            _refuse_encoded(request)
+            raw = await read_body(request, self._longest, self._limits.body_seconds, place)
+            now, shop = datetime.now(UTC), claimed_shop(request.headers)
+            signed = raw, _signature(request), keys_for(self._secrets, shop, now)
+            large = len(raw) > LARGE_BYTES
+            if not (await asyncio.to_thread(verify, *signed) if large else verify(*signed)):
+                raise HTTPException(401, "The signature is missing or wrong.")
+            vouch(request.scope)
+            # A request that names no shop is refused when it is read; until then it is nobody's.
+            stored = await self._stored(topic, request, raw, now, shop or "")
+        if refused := stored.get("refused"):
+            raise _later(REFUSED_SECONDS, f"The shop has sent too much: {refused}")
+        return "accepted" if stored["inserted"] else "duplicate"
+
+    async def _stored(
+        self, topic: str, request: Request, raw: bytes, now: datetime, shop: str
+    ) -> dict[str, Any]:
+        """What the buffer says of the delivery, which is within what the shop may send."""
+        with self._room.share(shop, len(raw)) as fits:
+            if not fits:
+                raise _come_again()
+            self._hold_back(shop, len(raw))
+            threads = self._large_threads if len(raw) > LARGE_BYTES else self._threads
+            store = partial(self._store, topic, request, raw, now)
+            stored = await asyncio.get_running_loop().run_in_executor(threads, store)
+            self._backlog.told(shop, stored.get("waiting"), time.monotonic())
+            return stored
+
+    def _hold_back(self, shop: str, size: int) -> None:
+        now = time.monotonic()
+        if wait := max(self._deliveries.wait(shop, now), self._bytes.wait(shop, now, size)):
+            raise _later(wait, "The shop sends too much at once.")
+        if wait := self._backlog.wait(shop, now):
+            raise _later(wait, "Too much of the shop is still to be worked off.")
+
+    def _store(self, topic: str, request: Request, raw: bytes, now: datetime) -> dict[str, Any]:
+        with one_at_a_time() if len(raw) > LARGE_BYTES else nullcontext():
+            try:
+                kept = delivery(topic, request.headers, raw, now)
+                kept["proven"] = proves(self._secrets, kept["source_store_id"])
+            except HeaderError as error:
+                raise HTTPException(400, str(error)) from None
+        try:
+            return self._buffer.inbox_add([kept])
+        except BufferError as error:
+            log.error("the buffer kept nothing: %a", str(error))
+            raise _come_again() from error
+
+
+def _come_again() -> HTTPException:
+    return HTTPException(
+        503,
+        "The delivery could not be kept; send it again.",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def _later(seconds: float, detail: str) -> HTTPException:
+    return HTTPException(429, detail, headers={"Retry-After": str(ceil(seconds))})
+
+
+def _refuse_encoded(request: Request) -> None:
+    # The signature is over the bytes as sent, and unpacking what a stranger packed can exhaust the memory.
+    if any(value.lower() != "identity" for value in request.headers.getlist("content-encoding")):
+        raise HTTPException(415, "The body must be sent without a content encoding.")
+
+
+def _signature(request: Request) -> str:
+    """The signature header; empty, which never verifies, when it is missing or given more than once."""
+    values = request.headers.getlist("x-shopify-hmac-sha256")
+    return values[0] if len(values) == 1 else ""
