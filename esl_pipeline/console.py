@@ -149,7 +149,7 @@ def _contests(status: Row) -> Iterator[str]:
 def _obstacles_of_shops(shops: Sequence[Row]) -> Iterator[str]:
     for shop in shops:
         if not shop["mapped"]:
-            yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait"
+            yield f"{shop['source_store_id']}: no store is mapped, its deliveries wait{_not_kept(shop)}"
         if shop["replays"]:
             yield f"{shop['source_store_id']}: {shop['replays']} deliveries are suspected replays and were not used"
         if shop["refused_in_a_row"] >= 5:
@@ -162,6 +162,19 @@ def _obstacles_of_shops(shops: Sequence[Row]) -> Iterator[str]:
                 f"{shop['source_store_id']}: {shop['variants_to_fetch']} variants were named by webhooks, not told: "
                 "those beyond the first 100 of their product, or all of a body without any"
             )
+
+
+def _not_kept(shop: Row) -> str:
+    """How many no longer do; a store that is mapped later begins with a complete read."""
+    gone = [
+        words
+        for count, words in (
+            (shop["not_kept"], f"{shop['not_kept']} were not kept, because too much waited"),
+            (shop["expired"], f"{shop['expired']} waited too long and were deleted"),
+        )
+        if count
+    ]
+    return f" ({'; '.join(gone)})" if gone else ""
 
 
 def _obstacles_of_stores(stores: Sequence[Row]) -> Iterator[str]:

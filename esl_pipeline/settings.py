@@ -412,7 +412,7 @@ class Settings(BaseSettings):
         "s3://bucket/frames. Default: frames below ESL_HOME.",
     )
     esl_webhook_body_limit_bytes: int = Field(
-        5_000_000, ge=1_000, le=50_000_000, description="Longest webhook body that is read, in bytes."
+        5_000_000, ge=1_000, le=10_000_000, description="Longest webhook body that is read, in bytes."
     )
     esl_keep_bodies_days: int = Field(
         30,

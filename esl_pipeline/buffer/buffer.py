@@ -56,7 +56,11 @@ class Buffer:
     # Inbox
 
     def inbox_add(self, deliveries: Sequence[Mapping[str, Any]]) -> Row:
-        """Keep deliveries as received -> {received, inserted}."""
+        """Keep deliveries as received -> {received, inserted, waiting, refused}.
+
+        waiting: {deliveries, bytes} of the delivery's shop, without a delivery no key. refused: why some were not kept
+        (no store is mapped for their shop, and too much of it waits), else no key.
+        """
         return self._call("esl_inbox_add", deliveries=list(deliveries))
 
     def inbox_claim(
@@ -317,12 +321,14 @@ class Buffer:
     def housekeep(
         self, *, keep_bodies_days: int, keep_deliveries_days: int | None = None, limit: int = 10_000
     ) -> Row:
-        """One batch of deleting what is no longer kept -> {bodies, deliveries, redacted, more}; call again while more.
+        """One batch of deleting what is no longer kept -> {bodies, deliveries, unmapped, redacted, more}; call again
+        while more.
 
-        Bodies of finished deliveries go, their hashes stay; later the deliveries go whose bodies carry a signed time
-        (None: never), because a copy of them would be superseded. Of a shop that asked to be forgotten, once that is
-        confirmed, everything goes but the audit and ledger of what labels showed, its inactive mappings, and the rows
-        of app/uninstalled and shop/redact themselves.
+        What has waited keep_bodies_days for a store to be mapped goes (unmapped). Bodies of finished deliveries go,
+        their hashes stay; later the deliveries go whose bodies carry a signed time (None: never), because a copy of
+        them would be superseded. Of a shop that asked to be forgotten, once that is confirmed, everything goes but the
+        audit and ledger of what labels showed, its inactive mappings, and the rows of app/uninstalled and shop/redact
+        themselves.
         """
         return self._call(
             "esl_housekeep",

@@ -14,6 +14,8 @@ _UNREACHABLE = re.compile(r"08...|53...|57P0[1-5]|25006|PGRST00[0-3]|429|5\d\d")
 _PASSING = re.compile(r"40001|40P01|55P03")
 _REFUSED_CREDENTIALS = re.compile(r"401|28...|PGRST30[0-3]")
 _TOO_BIG = re.compile(r"57014|413")
+# Data exceptions, constraints, and limits such as the length of a jsonb: the same rows fail again.
+_OF_THE_DATA = re.compile(r"22...|23...|54...|413")
 _FEW = 10
 
 
@@ -48,6 +50,11 @@ class BufferError(Exception):
         """The call took too long (statement timeout 57014) or was too large (HTTP 413): a smaller one, or the same in
         a better hour, may pass."""
         return self.code is not None and _TOO_BIG.fullmatch(self.code) is not None
+
+    @property
+    def is_about_data(self) -> bool:
+        """The buffer refused what was sent, not the call: without the row that is at fault, the others may pass."""
+        return self.code is not None and _OF_THE_DATA.fullmatch(self.code) is not None
 
 
 class BufferUnavailable(BufferError):  # noqa: N818 - the name says the state, as callers read it

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from esl_pipeline.labels import codes, unit_price
+from esl_pipeline.labels.lengths import FIELD_LENGTH
 from esl_pipeline.labels.policy import LABEL_SERVER_DECIMALS, Policy
 from esl_pipeline.labels.text import clean, without_emoji
 
@@ -157,4 +158,5 @@ def _compare_at(variant: Mapping[str, Any], policy: Policy, decimals: int) -> st
 
 def _text(value: str | None, emoji: Literal["strip", "keep"]) -> str:
     text = clean(value)
-    return text if emoji == "keep" else without_emoji(text)
+    text = text if emoji == "keep" else without_emoji(text)
+    return text[: FIELD_LENGTH + 1]  # no field shows more, and a template may name it many times

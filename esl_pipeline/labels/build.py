@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from esl_pipeline.labels.attributes import Attributes, attributes_of
+from esl_pipeline.labels.lengths import FIELD_LENGTH, LENGTHS, fitted, is_cut
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.text import cut
 
@@ -24,26 +25,30 @@ def build_label(variant: Mapping[str, Any], policy: Policy, shop_currency: str |
 
 
 def label_from(said: Attributes, title: str, image_url: str | None, policy: Policy) -> Label:
-    """The label of these attributes; the title is cut. Every field of ours is sent every time, "" clears it
-    (hipoink-api.md 12.10)."""
+    """The label of these attributes; the title is cut, and what no label can show of other fields. Every field of ours
+    is sent every time, "" clears it (hipoink-api.md 12.10)."""
     label: Label = {
         "pc": said["code"],
-        "pn": title if policy.title_max_length is None else cut(title, policy.title_max_length),
+        "pn": fitted(
+            title if policy.title_max_length is None else cut(title, policy.title_max_length), FIELD_LENGTH
+        ),
         "pp": said["price"],
         "pim": image_url if policy.send_images and image_url and image_is_allowed(image_url, policy) else "",
     }
     for name, key, template in policy.bindings:
         if key is None:
-            label[name] = template.render(said)
+            label[name] = fitted(template.render(said), FIELD_LENGTH)
         else:
-            label.setdefault(name, {})[key] = template.render(said)
+            label.setdefault(name, {})[key] = fitted(template.render(said), FIELD_LENGTH)
     if policy.stock_field != "none":
         label[policy.stock_field] = said["stock"]
     return label
 
 
 def image_is_allowed(url: str, policy: Policy) -> bool:
-    """Whether the label server may be sent to this address: https, and one of the policy's hosts by name."""
+    """Whether the label server may be sent to this address: whole, https, and one of the policy's hosts by name."""
+    if is_cut(url, LENGTHS["image_url"]):
+        return False
     host = _HTTPS.fullmatch(url)
     return host is not None and host[1].lower() in policy.image_hosts
 

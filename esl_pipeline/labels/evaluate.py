@@ -20,6 +20,7 @@ from esl_pipeline.labels.attributes import (
     is_too_fine,
 )
 from esl_pipeline.labels.build import Label, canonical_json, label_from, label_hash
+from esl_pipeline.labels.lengths import cut_fields, cut_texts
 from esl_pipeline.labels.needs import unsaid_needs
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.unit_price import Measurement, measurement_of
@@ -240,6 +241,8 @@ def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, s
         code_is_case=kind.case,
         title=label["pn"],
         title_is_cut=label["pn"] != title,
+        cut_texts=", ".join(cut_texts(row)),
+        cut_fields=", ".join(cut_fields(label)),
         price=price,
         price_is_too_fine=is_too_fine(price, decimals),
         price_jumps=_jumps(row["shown_price"], price),

@@ -9,6 +9,7 @@ from iso4217 import Currency
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from esl_pipeline.labels import templates
+from esl_pipeline.labels.lengths import LENGTHS
 
 # The label server returns prices with two decimals (hipoink-api.md section 6).
 LABEL_SERVER_DECIMALS = 2
@@ -37,7 +38,10 @@ CodeSource = Literal["barcode", "sku", "variant_id"]
 Leaving = Literal["remove", "keep", "blank"]
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+$", max_length=253)]
 TimeOfDay = Annotated[str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1, max_length=LENGTHS["vendor"])
+]
+Names = Annotated[tuple[Name, ...], Field(max_length=1_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 # Fits what SQL reads these numbers as (esl.policy_number), and is as good as no limit.
 _MOST = 1_000_000_000
@@ -82,7 +86,7 @@ class Fields(_Strict):
     f15: TemplateText | None = None
     f16: TemplateText | None = None
     extend: dict[Annotated[str, StringConstraints(pattern="^[a-z][0-9a-z_]{0,31}$")], TemplateText] | None = (
-        Field(default=None, description="further keys and values")
+        Field(default=None, max_length=32, description="further keys and values")
     )
 
     @field_validator("*")
@@ -106,9 +110,9 @@ class Fields(_Strict):
 class Exclude(_Strict):
     """What of the shop has no label in this store; upper and lower case are the same."""
 
-    product_types: tuple[Name, ...] = ()
-    vendors: tuple[Name, ...] = ()
-    tags: tuple[Name, ...] = ()
+    product_types: Names = ()
+    vendors: Names = ()
+    tags: Names = ()
     gift_cards: bool = True
 
 
@@ -117,7 +121,7 @@ class RaiseWindow(_Strict):
 
     opens: TimeOfDay
     closes: TimeOfDay
-    time_zone: str
+    time_zone: Annotated[str, StringConstraints(max_length=LENGTHS["time_zone"])]
 
     @field_validator("time_zone")
     @classmethod
@@ -174,7 +178,9 @@ class Policy(_Strict):
         default=False, description="Put the image's address into `pim`: costs transfer and battery."
     )
     image_hosts: tuple[HostName, ...] = Field(
-        default=("cdn.shopify.com",), description="Hosts that images may come from, over https."
+        default=("cdn.shopify.com",),
+        max_length=100,
+        description="Hosts that images may come from, over https.",
     )
     statuses: tuple[Literal["active", "unlisted", "archived"], ...] = Field(
         default=("active", "unlisted"),

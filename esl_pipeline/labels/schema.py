@@ -193,6 +193,22 @@ _RULES = [
         shown="title",
     ),
     Rule(
+        "text_cut",
+        "warning",
+        "cut_texts",
+        lambda s: s.eq(""),
+        "Shopify sent more text than is kept: what is named here was cut, and ends in …",
+        "shorten it in Shopify",
+    ),
+    Rule(
+        "field_cut",
+        "warning",
+        "cut_fields",
+        lambda s: s.eq(""),
+        "a field of the label came out longer than 500 characters: what is named here was cut, and ends in …",
+        "shorten the text in Shopify, or change the field's template",
+    ),
+    Rule(
         "price_missing",
         "error",
         "price",
@@ -372,6 +388,8 @@ class Facts(NamedTuple):
     code_is_case: bool
     title: str
     title_is_cut: bool
+    cut_texts: str
+    cut_fields: str
     price: str
     price_is_too_fine: bool
     price_jumps: bool

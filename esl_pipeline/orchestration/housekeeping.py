@@ -68,7 +68,7 @@ def tidy_up(
 
 def _tidy_buffer(buffer: Buffer, shopify: ShopifyAdmin, settings: Settings) -> str:
     judged = judge_redactions(buffer, lambda shop: _token_works(shopify, shop))
-    bodies = deliveries = redacted = 0
+    bodies = deliveries = unmapped = redacted = 0
     more = True
     while more:
         done = buffer.housekeep(
@@ -76,9 +76,10 @@ def _tidy_buffer(buffer: Buffer, shopify: ShopifyAdmin, settings: Settings) -> s
             keep_deliveries_days=settings.esl_keep_deliveries_days,
         )
         bodies, redacted, more = bodies + done["bodies"], redacted + done["redacted"], done["more"]
-        deliveries += done["deliveries"]
+        deliveries, unmapped = deliveries + done["deliveries"], unmapped + done["unmapped"]
     return (
-        f"{bodies} webhook bodies, {deliveries} old webhooks, {redacted} rows of shops that left (of the shops that "
+        f"{bodies} webhook bodies, {deliveries} old webhooks, {unmapped} that waited for a store to be mapped, "
+        f"{redacted} rows of shops that left (of the shops that "
         f"asked to be forgotten {judged['confirmed']} have left, {judged['void']} have not, "
         f"{judged['undecided']} could not be asked now)"
     )

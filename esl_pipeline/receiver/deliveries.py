@@ -14,10 +14,10 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import orjson
 from starlette.datastructures import Headers
 
 from esl_pipeline.shop_names import shop_domain
+from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
 from esl_pipeline.sources.shopify.content import instant
 
 TOPICS = (
@@ -49,10 +49,6 @@ _MAX_INT64 = 2**63 - 1
 
 class HeaderError(ValueError):
     """The headers do not say what the delivery is, so it cannot be kept."""
-
-
-class _UnusableError(ValueError):
-    """The delivery cannot be processed; it is kept with this reason."""
 
 
 def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[str, Any]:
@@ -135,18 +131,18 @@ def _read_body(
 ) -> tuple[str | None, datetime | None, str | None]:
     """The key whose deliveries belong in order, the time in the body, and what is wrong with the body."""
     try:
-        body = _parsed(raw)
+        body = parsed(raw)
         said_at = instant(body.get("updated_at"))
         if said_at and said_at > now + NEWEST:
             said_at = None
         if topic in LIFECYCLE_TOPICS:
             _check_lifecycle(topic, shop, body, said_at)
             return None, said_at, None
-    except _UnusableError as wrong:
+    except UnusableError as wrong:
         return None, None, str(wrong)
     try:
         return _order_key(topic, body), said_at, None
-    except _UnusableError as wrong:
+    except UnusableError as wrong:
         other = next((other for other in TOPICS if _has_shape(other, body)), None)
         return None, None, f"replay suspected: the body is one of {other}; {wrong}" if other else str(wrong)
 
@@ -154,7 +150,7 @@ def _read_body(
 def _has_shape(topic: str, body: dict[str, Any]) -> bool:
     try:
         return bool(_order_key(topic, body))
-    except _UnusableError:
+    except UnusableError:
         return False
 
 
@@ -162,43 +158,34 @@ def _check_lifecycle(topic: str, shop: str, body: dict[str, Any], said_at: datet
     field = LIFECYCLE_TOPICS[topic][0]
     named = body.get(field)
     if not isinstance(named, str) or shop_domain(named) is None:
-        raise _UnusableError(f"a {topic} body needs the shop's domain in {field}")
+        raise UnusableError(f"a {topic} body needs the shop's domain in {field}")
     if shop_domain(named) != shop:
-        raise _UnusableError(f"replay suspected: {field} in the body is another shop's")
+        raise UnusableError(f"replay suspected: {field} in the body is another shop's")
     # The other bodies that name a shop_domain are about customers.
     if topic == "shop/redact" and body.keys() != {"shop_id", "shop_domain"}:
-        raise _UnusableError(
+        raise UnusableError(
             "replay suspected: a shop/redact body holds shop_id, shop_domain and nothing else"
         )
     if topic == "app/uninstalled" and said_at is None:
-        raise _UnusableError("an app/uninstalled body needs its time, updated_at, which is not ahead of ours")
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    # orjson, because the standard parser takes NaN and can exhaust the stack on deep nesting.
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise _UnusableError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
-    if not isinstance(body, dict):
-        raise _UnusableError("the body is not a JSON object")
-    return body
+        raise UnusableError("an app/uninstalled body needs its time, updated_at, which is not ahead of ours")
 
 
 def _order_key(topic: str, body: dict[str, Any]) -> str:
     if topic.startswith("inventory_levels/"):
         if not (_is_id(body.get("inventory_item_id")) and _is_id(body.get("location_id"))):
-            raise _UnusableError(f"a {topic} body needs the integers inventory_item_id and location_id")
+            raise UnusableError(f"a {topic} body needs the integers inventory_item_id and location_id")
         if topic == "inventory_levels/disconnect" and len(body) != 2:
-            raise _UnusableError(f"a {topic} body holds inventory_item_id, location_id and nothing else")
+            raise UnusableError(f"a {topic} body holds inventory_item_id, location_id and nothing else")
         return f"inventory_item:{body['inventory_item_id']}"
     if not _is_id(body.get("id")):
-        raise _UnusableError(f"a {topic} body needs the integer id")
+        raise UnusableError(f"a {topic} body needs the integer id")
     if topic == "products/delete":
         if len(body) != 1:
-            raise _UnusableError("a products/delete body holds the id and nothing else")
+            raise UnusableError("a products/delete body holds the id and nothing else")
     elif not (isinstance(body.get("updated_at"), str) and isinstance(body.get("variants"), list)):
-        raise _UnusableError(f"a {topic} body needs the text updated_at and the list variants")
+        raise UnusableError(f"a {topic} body needs the text updated_at and the list variants")
+    else:
+        check_counts(body)
     return f"product:{_product_number(body)}"
 
 

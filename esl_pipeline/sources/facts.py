@@ -1,6 +1,6 @@
 """What a source says, in the buffer's words; and the protocol of a source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,8 @@ class Facts:
     """Plain rows for Buffer.variants_merge.
 
     products: newest version of each product (its variant_ids, or null when the source did not say which there are).
-    variants: the variants of those versions. levels: stock per item and location.
+    variants: the variants of those versions; what all of a product say alike may stand in its row alone (told_once;
+    in a snapshot each is whole). levels: stock per item and location.
     details: what only the Admin API says of a variant (unit price, gift card). shops: currency, taxes, time zone.
     events: one outcome per delivery read: done or unusable, with a reason.
     """
@@ -32,6 +33,27 @@ class Facts:
         self.details += other.details
         self.shops += other.shops
         self.events += other.events
+
+
+_KEYS = ("source_system", "source_store_id", "product_id")
+_VERSION = ("version_at", "triggered_at", "body_sha256")
+
+
+def told_once(products: Iterable[Row], variants: Iterable[Row]) -> list[Row]:
+    """The variants without what their product's row says as well, the version included: sent with each of 250 variants,
+    a text would be 250 texts. Variants of another version than their product's keep all that they say."""
+    told = {tuple(map(row.get, _KEYS)): row for row in products}
+    return [_less(row, told.get(tuple(map(row.get, _KEYS)), {})) for row in variants]
+
+
+def _less(row: Row, product: Row) -> Row:
+    if any(row[name] != product.get(name) for name in _VERSION):
+        return row
+    return {
+        name: value
+        for name, value in row.items()
+        if name in _KEYS or name not in product or product[name] != value
+    }
 
 
 class Source(Protocol):

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import orjson
 from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
@@ -21,10 +22,11 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import RESPONSE_FIELDS, HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.labels.build import canonical_json, label_hash
+from esl_pipeline.labels.lengths import fitted
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.schema import CODE_PATTERN, UNREADABLE
 from esl_pipeline.printable import printable
-from esl_pipeline.sources.facts import Facts, Row
+from esl_pipeline.sources.facts import Facts, Row, told_once
 from esl_pipeline.sources.shopify.admin import (
     AdminClient,
     AdminQueryError,
@@ -35,6 +37,7 @@ from esl_pipeline.sources.shopify.admin import (
     read_stock,
 )
 from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, OnPoll, Sleep
+from esl_pipeline.stages.read import MERGE_BYTES
 from esl_pipeline.stages.shops import Shop, shop_key
 
 SNAPSHOT_ROWS = 2_500
@@ -50,6 +53,8 @@ _SENDABLE = re.compile(CODE_PATTERN)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SHORTEST_CUT = 8
 _CODE_SHOWN = 40
+# Of a label server's field: ours are shorter, so that a longer one still differs.
+_TEXT_KEPT = 4_000
 
 T = TypeVar("T")
 
@@ -271,12 +276,16 @@ def _parts(facts: Facts) -> Iterator[Facts]:
     for variant in facts.variants:
         variants[variant["product_id"]].append(variant)
     details = {detail["variant_id"]: detail for detail in facts.details}
-    part = Facts()
+    part, bytes_ = Facts(), 0
     for product in facts.products:
-        rows = variants[product["product_id"]]
-        if part.products and len(part.variants) + len(rows) > MAX_ROWS_PER_CALL:
+        rows = told_once([product], variants[product["product_id"]])
+        size = len(orjson.dumps([product, rows]))
+        if part.products and (
+            len(part.variants) + len(rows) > MAX_ROWS_PER_CALL or bytes_ + size > MERGE_BYTES
+        ):
             yield part
-            part = Facts()
+            part, bytes_ = Facts(), 0
+        bytes_ += size
         own = (details.get(row["variant_id"]) for row in rows)
         part.extend(Facts([product], rows, details=[detail for detail in own if detail]))
     if part.products:
@@ -679,4 +688,4 @@ def _text(value: object) -> str:
     """A field as one text that any column takes; what should be text and is not stands for itself by its type."""
     if isinstance(value, Mapping | list):
         return f"({type(value).__name__})"
-    return "" if value is None else _UNSTORABLE.sub(UNREADABLE, str(value)).strip()
+    return "" if value is None else _UNSTORABLE.sub(UNREADABLE, fitted(str(value), _TEXT_KEPT)).strip()

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,13 @@ from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate, held_back
+from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
 from esl_pipeline.labels.policy import Policy
+
+# What one call carries, unless a single variant has more.
+STAGE_BYTES = 4_000_000
+# Of a label beside its text, and of its findings.
+_ROW_BYTES = 400
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +87,16 @@ def _evaluated(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.D
 
 
 def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dict[str, int]:
-    """Store the evaluation and queue what differs from the ledger, in calls of at most 5,000 rows.
+    """Store the evaluation and queue what differs from the ledger, in calls of at most 5,000 rows and STAGE_BYTES.
 
     Returns summed counts: labels_changed, stale, upserts_queued, removals_queued. Variants whose code another one of
     the store has too are known to the buffer alone: they become held in the evaluation, with their findings.
     Staging an old frame is harmless: variants that have changed since are left out (stale).
     """
     labels, findings = evaluation.labels, evaluation.findings
-    stores = max(1, labels["mapping_id"].nunique())
-    step = max(1, MAX_ROWS_PER_CALL // stores)
     total = dict.fromkeys(("labels_changed", "stale", "upserts_queued", "removals_queued"), 0)
     collisions: list[dict[str, Any]] = []
-    for start in range(0, len(variants), step):
-        chunk = variants.iloc[start : start + step]
+    for chunk in _chunks(variants, labels):
         ids = set(chunk["variant_id"])
         counts = buffer.labels_stage(
             labels=[_label_row(row) for row in _records(labels[labels["variant_id"].isin(ids)])],
@@ -108,6 +112,22 @@ def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dic
     return total
 
 
+def _chunks(variants: pd.DataFrame, labels: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The variants in their order, as many at a time as one call takes with their labels."""
+    stores = max(1, labels["mapping_id"].nunique())
+    step = max(1, MAX_ROWS_PER_CALL // stores)
+    texts = labels["label"].str.len().fillna(0).groupby(labels["variant_id"]).sum()
+    sizes = variants["variant_id"].map(texts).fillna(0).astype(int) + _ROW_BYTES * stores
+    starts, before = [0], 0
+    for position, bytes_ in enumerate(accumulate(sizes)):
+        if position > starts[-1] and (bytes_ - before > STAGE_BYTES or position - starts[-1] == step):
+            starts.append(position)
+            before = bytes_ - int(sizes.iloc[position])
+    for start, end in zip(starts, [*starts[1:], len(variants)], strict=True):
+        if end > start:
+            yield variants.iloc[start:end]
+
+
 def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
     """Errors hold back; the winner among variants with one code only has a warning."""
     keys = ["mapping_id", "variant_id"]
@@ -119,11 +139,12 @@ def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
 
 
 def _in_words(error: ValidationError) -> str:
-    """Each wrong setting with what is wrong with it."""
-    return "; ".join(
+    """Each wrong setting with what is wrong with it, as much as somebody reads."""
+    words = "; ".join(
         f"{'.'.join(map(str, wrong['loc'])) or 'settings'}: {wrong['msg'].removeprefix('Value error, ')}"
         for wrong in error.errors(include_url=False, include_input=False, include_context=False)
     )
+    return fitted(words, 4 * FIELD_LENGTH)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

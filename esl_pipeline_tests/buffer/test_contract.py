@@ -175,15 +175,30 @@ def esl_version(api: Api) -> None:
 
 @contract
 def esl_inbox_add(api: Api) -> None:
+    def answer(received: int, inserted: int, deliveries: int, bytes_: int) -> dict[str, Any]:
+        waiting = {"deliveries": deliveries, "bytes": bytes_}
+        return {"received": received, "inserted": inserted, "waiting": waiting}
+
     first, bad = api.delivery(b'{"a":"\\u0000"}'), api.delivery(b"\xff", state="unusable", reason="not JSON")
-    assert api("esl_inbox_add", deliveries=[first, bad]) == {"received": 2, "inserted": 2}
+    assert api("esl_inbox_add", deliveries=[first, bad]) == answer(2, 2, 1, 14)
     same_id, same_body = api.delivery(b"{}", webhook_id=first["webhook_id"]), first | {"webhook_id": "other"}
-    assert api("esl_inbox_add", deliveries=[first, same_id, same_body]) == {"received": 3, "inserted": 0}
+    assert api("esl_inbox_add", deliveries=[first, same_id, same_body]) == answer(3, 0, 1, 14)
     later = same_body | {"triggered_at": LATER}  # the same body, said once more
-    assert api("esl_inbox_add", deliveries=[later, later]) == {"received": 2, "inserted": 1}
+    assert api("esl_inbox_add", deliveries=[later, later]) == answer(2, 1, 2, 28)
     untimed = [api.delivery(b"1", webhook_id=name, triggered_at=None) for name in "ab"]
-    assert api("esl_inbox_add", deliveries=untimed) == {"received": 2, "inserted": 1}
+    assert api("esl_inbox_add", deliveries=untimed) == answer(2, 1, 3, 29)
     assert api("esl_inbox_add", deliveries=[]) == {"received": 0, "inserted": 0}
+    # No store is mapped, and no more than this may wait: what is kept already is no refusal, when it comes again.
+    refused = {
+        "refused": "no store is mapped for the shop, and no more than 0 MB or 3 deliveries of it may wait"
+    }
+    few = {"unmapped_bytes": 29, "unmapped_deliveries": 3}
+    assert api("esl_inbox_add", deliveries=[api.delivery(b"2")], **few) == answer(1, 0, 3, 29) | refused
+    assert api("esl_inbox_add", deliveries=[first], **few) == answer(1, 0, 3, 29)
+    (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
+    assert (shop["waiting"], shop["waiting_bytes"], shop["not_kept"]) == (3, 29, 1)
+    api.mapping()
+    assert api("esl_inbox_add", deliveries=[api.delivery(b"2")], **few) == answer(1, 1, 4, 30)
 
 
 @contract
@@ -302,7 +317,7 @@ def esl_housekeep(api: Api) -> None:
     # inbox, version, two variants, the counts of its deliveries, two labels, two rows of the queue
     assert (done["redacted"], done["more"]) == (9, True)
     assert done["bodies"] >= 1 and done["deliveries"] == 0
-    nothing = {"bodies": 0, "deliveries": 0, "redacted": 0, "more": False}
+    nothing = {"bodies": 0, "deliveries": 0, "unmapped": 0, "redacted": 0, "more": False}
     assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == nothing
     assert api("esl_status", shops=[api.shop_key])["shops"] == []
     with psycopg.connect(api.dsn) as connection:

@@ -433,7 +433,7 @@ def test_title_text() -> None:
     assert judge({"title": "Tea 🎉"}, emoji="keep").shown("pn") == "Tea 🎉"
 
     # NUL comes in as U+FFFD, since Postgres cannot hold it; JSON with half a surrogate pair is refused as a whole.
-    (read,) = read_deliveries([delivery(title="a\x00b")]).variants
+    (read,) = read_deliveries([delivery(title="a\x00b")]).products
     judged = judge({"title": read["title"]})
     assert (judged.state, judged.findings) == ("held", {"title_unreadable": ERROR})
     half = read_deliveries([delivery(title="a\ud800b")])
@@ -618,8 +618,8 @@ def test_updated_at() -> None:
 
     assert reason(NOW.isoformat()) is None
     assert reason((NOW + timedelta(minutes=10)).isoformat()) is None
-    (variant,) = read_deliveries([delivery(updated_at="2026-11-22T16:00:00+05:00")]).variants
-    assert variant["version_at"] == "2026-11-22T11:00:00+00:00"
+    (read,) = read_deliveries([delivery(updated_at="2026-11-22T16:00:00+05:00")]).products
+    assert read["version_at"] == "2026-11-22T11:00:00+00:00"
     for without_zone in ("2026-11-22T12:00:00", "yesterday", None, 1763812800):
         assert reason(without_zone) == "updated_at is not a time with a zone"
     assert "is in the future" in (reason((NOW + timedelta(minutes=10, seconds=1)).isoformat()) or "")

@@ -43,6 +43,7 @@ from esl_pipeline_tests.reliability import model
 from esl_pipeline_tests.reliability.light import light_evaluation
 from esl_pipeline_tests.reliability.model import MappingModel, Place, Shown, Told, Verdict
 from esl_pipeline_tests.reliability.stepping import LABEL_SERVER, Fate, Job, Worker
+from esl_pipeline_tests.whole import whole
 from esl_pipeline_tests.world import ASSET, RULES, World, product, variant, when
 
 # What the code cannot do yet. ESL_MACHINE_ON=a,b tries some of them all the same.
@@ -260,7 +261,7 @@ class Catalogue:
                 "received_at": datetime.now(UTC).isoformat(),
                 "triggered_at": when(self.as_of),  # type: ignore[arg-type]
             }
-            facts = read_deliveries([said])
+            facts = whole(read_deliveries([said]))
             for row in [*facts.products, *facts.variants]:
                 row["event_ids"] = []
             for row in facts.products:

@@ -37,6 +37,9 @@ WITHOUT_SEARCH_PATH = {
     "plain_price",
     "policy_number",
     "price_of",
+    "product_key",
+    "said",
+    "text_bytes",
     "unsaid",
     "written",
 }

@@ -99,7 +99,9 @@ def test_what_a_body_has_no_key_for_has_none_in_the_row() -> None:
     body = product(1, vendor=None, variants=[{"id": 1, "sku": "", "option1": "a"}])
     for name in ("handle", "tags", "published_at", "product_type"):
         del body[name]
-    (row,) = read(body).variants
+    facts = read(body)
+    assert CONTENT & facts.variants[0].keys() == {"sku", "option1", "image_url"}  # its product says the rest
+    row = facts.products[0] | facts.variants[0]
     assert CONTENT & row.keys() == {"title", "status", "vendor", "sku", "option1", "image_url"}
     assert (row["vendor"], row["sku"], row["image_url"], row["option1"]) == (None, None, None, "a")
 

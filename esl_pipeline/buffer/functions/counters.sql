@@ -1,10 +1,39 @@
 -- Small counters instead of counting what is over.
 
--- Keeps esl.shop_deliveries after each statement that adds or changes deliveries: one row per shop of which it finished
--- some, in one order, so that no two wait for each other in a circle. What is deleted has been counted and stays so.
+-- Keeps esl.shop_waiting and esl.shop_deliveries after each statement that adds, changes or deletes deliveries: a row per
+-- shop, in one order, so that no two wait for each other in a circle. What has ended and is deleted stays counted.
 create or replace function esl.count_deliveries() returns trigger language plpgsql set search_path = '' as $$
-declare v_ended jsonb;
+declare v_ended jsonb; v_waiting jsonb;
 begin
+    -- n: 1 for a delivery that waits now, -1 for one that has waited.
+    if tg_op = 'INSERT' then
+        select jsonb_agg(to_jsonb(e)) into v_waiting from (
+            select source_system, source_store_id, count(*) as n, sum(octet_length(body)) as bytes
+            from added where state in ('ready', 'leased') group by 1, 2) e;
+    elsif tg_op = 'UPDATE' then
+        select jsonb_agg(to_jsonb(e)) into v_waiting from (
+            select i.source_system, i.source_store_id, sum(s.n) as n, sum(s.n * octet_length(s.body)) as bytes
+            from was w join is_now i using (id)
+            cross join lateral (values (i.state, i.body, 1), (w.state, w.body, -1)) s (state, body, n)
+            where (w.state in ('ready', 'leased')) <> (i.state in ('ready', 'leased')) and s.state in ('ready', 'leased')
+            group by 1, 2) e;
+    else
+        select jsonb_agg(to_jsonb(e)) into v_waiting from (
+            select source_system, source_store_id, -count(*) as n, -sum(octet_length(body)) as bytes
+            from gone where state in ('ready', 'leased') group by 1, 2) e;
+    end if;
+    if v_waiting is not null then
+        insert into esl.shop_waiting as o (source_system, source_store_id, slot, deliveries, bytes)
+        select e.source_system, e.source_store_id, pg_backend_pid() % 16, e.n, coalesce(e.bytes, 0)
+        from jsonb_to_recordset(v_waiting) as e (source_system text, source_store_id text, n bigint, bytes bigint)
+        order by 1, 2
+        on conflict (source_store_id, source_system, slot) do update
+        set deliveries = o.deliveries + excluded.deliveries, bytes = o.bytes + excluded.bytes;
+    end if;
+    if tg_op = 'DELETE' then
+        return null;
+    end if;
+
     -- n: 1 for how a delivery ended, -1 for how it had ended before (it is open again).
     if tg_op = 'INSERT' then
         select jsonb_agg(to_jsonb(e)) into v_ended from (
@@ -46,3 +75,10 @@ begin
         last_refusal = coalesce(excluded.last_refusal, o.last_refusal), own_secret = excluded.own_secret;
     return null;
 end $$;
+
+-- How much of a shop's waits.
+create or replace function esl.waiting(p_system text, p_shop text, out deliveries bigint, out bytes bigint)
+language sql stable set search_path = '' as $$
+    select coalesce(sum(w.deliveries), 0), coalesce(sum(w.bytes), 0) from esl.shop_waiting w
+    where w.source_store_id = p_shop and w.source_system = p_system
+$$;

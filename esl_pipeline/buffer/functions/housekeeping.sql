@@ -133,6 +133,10 @@ begin
         where source_system = p_system and source_store_id = p_shop and topic not in ('app/uninstalled', 'shop/redact')
         limit p_limit);
     get diagnostics v_all = row_count;
+    delete from esl.shop_waiting w
+    where w.source_system = p_system and w.source_store_id = p_shop and not exists (
+        select from esl.webhook_inbox i where i.source_system = p_system and i.source_store_id = p_shop
+          and i.state in ('ready', 'leased'));
     foreach v_table in array array['product_versions', 'products', 'inventory_levels', 'variant_details', 'shops',
                                    'watermarks', 'snapshots', 'shop_deliveries'] loop
         execute format('delete from esl.%I where ctid = any (array(
@@ -165,15 +169,34 @@ begin
     return v_all;
 end $$;
 
--- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, redacted, more}: one batch; call again while
--- more. Nulls the bodies of finished deliveries (their hashes stay, so that copies are still known), deletes later those
+-- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, unmapped, redacted, more}: one batch; call again
+-- while more. Deletes what has waited keep_bodies_days for a store to be mapped (see esl_inbox_add), and counts it. Nulls the bodies of finished deliveries (their hashes stay, so that copies are still known), deletes later those
 -- that protect nothing any more, and what shops have asked to be forgotten, once that is confirmed
 -- (esl_redaction_decide) and for as long as nothing speaks against it.
 create or replace function public.esl_housekeep(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
 declare
-    r esl.redactions; v_bodies int; v_deliveries int; v_rows int := 0; v_limit int := (p ->> 'limit')::int;
+    r esl.redactions; v_bodies int; v_deliveries int; v_unmapped int; v_rows int := 0; v_limit int := (p ->> 'limit')::int;
 begin
+    with gone as (
+        delete from esl.webhook_inbox where id in (
+            select i.id
+            from (select distinct w.source_system, w.source_store_id from esl.shop_waiting w) s
+            cross join lateral (
+                select e.id, e.received_at from esl.webhook_inbox e
+                where e.source_system = s.source_system and e.source_store_id = s.source_store_id and e.state = 'ready'
+                order by e.id limit v_limit for update skip locked) i
+            where not esl.is_mapped(s.source_system, s.source_store_id)
+              and i.received_at < now() - make_interval(days => (p ->> 'keep_bodies_days')::int)
+            limit v_limit)
+        returning source_system, source_store_id
+    ), counted as (
+        insert into esl.shop_deliveries as o (source_system, source_store_id, expired)
+        select source_system, source_store_id, count(*) from gone group by 1, 2 order by 1, 2
+        on conflict (source_store_id, source_system) do update set expired = o.expired + excluded.expired
+    )
+    select count(*) into v_unmapped from gone;
+
     update esl.webhook_inbox set body = null
     where id in (
         select id from esl.webhook_inbox
@@ -199,7 +222,7 @@ begin
         set removed = removed + v_rows, finished_at = case when v_rows = 0 then clock_timestamp() end
         where id = r.id;
     end if;
-    return jsonb_build_object('bodies', v_bodies, 'deliveries', v_deliveries, 'redacted', v_rows, 'more',
-        v_bodies = v_limit or v_deliveries = v_limit or (r.id is not null and exists (
+    return jsonb_build_object('bodies', v_bodies, 'deliveries', v_deliveries, 'unmapped', v_unmapped, 'redacted', v_rows,
+        'more', v_bodies = v_limit or v_deliveries = v_limit or v_unmapped = v_limit or (r.id is not null and exists (
             select from esl.redactions o where o.finished_at is null and esl.may_redact(o))));
 end $$;

@@ -1,23 +1,76 @@
 -- The inbox: one insert per delivery, leased claims, completion.
 
--- {deliveries: [...]} -> {received, inserted}. A delivery that is already there is not an error. 22023: none that a receiver
--- sends (esl.check_deliveries).
+create or replace function esl.is_mapped(p_system text, p_shop text) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from esl.store_mappings m where m.source_system = p_system and m.source_store_id = p_shop)
+$$;
+
+-- Of the deliveries those that may not wait: no store is mapped for their shop, and with them more would wait than
+-- p_bytes or p_deliveries. A mapping that is made later begins with a complete read, so nothing is missed. What is kept
+-- already is not among them, so that the same call again has the same answer.
+create or replace function esl.not_to_keep(p_added jsonb, p_bytes bigint, p_deliveries bigint)
+returns table (source_system text, source_store_id text, webhook_ids text[])
+language sql stable set search_path = '' as $$
+    select f.source_system, f.source_store_id, f.webhook_ids
+    from (
+        select d ->> 'source_system' as source_system, d ->> 'source_store_id' as source_store_id,
+               array_agg(d ->> 'webhook_id') as webhook_ids, count(*) as n,
+               sum(pg_column_size(d) / 4 * 3) as bytes  -- of the body in base64, nearly
+        from jsonb_array_elements(p_added) d
+        where d ->> 'state' = 'ready' and not esl.is_mapped(d ->> 'source_system', d ->> 'source_store_id')
+          and not exists (
+              select from esl.webhook_inbox i
+              where i.source_system = d ->> 'source_system' and i.source_store_id = d ->> 'source_store_id'
+                and i.topic = d ->> 'topic' and i.webhook_id = d ->> 'webhook_id' and i.state <> 'unusable')
+        group by 1, 2) f
+    cross join lateral esl.waiting(f.source_system, f.source_store_id) w
+    where w.bytes + f.bytes > p_bytes or w.deliveries + f.n > p_deliveries
+$$;
+
+-- {deliveries: [...], unmapped_bytes?, unmapped_deliveries?} -> {received, inserted, waiting: {deliveries, bytes}, refused?}.
+-- A delivery that is already there is not an error; 22023: none that a receiver sends (esl.check_deliveries). waiting: how much of the (first) delivery's shop waits now. refused: why
+-- some were not kept (esl.not_to_keep).
 -- A copy has the webhook id of another delivery, or its body and trigger time. One that was kept as unusable only because of
 -- its unsigned headers gives way to a good copy; of a body that is there already, none is kept as unusable.
--- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say that a shop has left come without their body and take effect
--- here, in the same transaction (see esl.shop_left).
+-- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say that a
+-- shop has left come without their body and take effect here, in the same transaction (see esl.shop_left).
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
-declare v_added jsonb; v_again jsonb := '[]'; v_order record;
+declare
+    v_deliveries jsonb := p -> 'deliveries'; v_added jsonb; v_again jsonb := '[]'; v_order record; v_not_kept text[];
+    v_bytes bigint := coalesce((p ->> 'unmapped_bytes')::bigint, 64000000);
+    v_most bigint := coalesce((p ->> 'unmapped_deliveries')::bigint, 20000);
 begin
-    perform esl.check_deliveries(p -> 'deliveries');
+    perform esl.check_deliveries(v_deliveries);
+    if exists (select from jsonb_array_elements(v_deliveries) d
+               where not esl.is_mapped(d ->> 'source_system', d ->> 'source_store_id')) then
+        with not_kept as (
+            select * from esl.not_to_keep(v_deliveries, v_bytes, v_most)
+        ), counted as (
+            insert into esl.shop_deliveries as o (source_system, source_store_id, not_kept, last_not_kept_at)
+            select source_system, source_store_id, cardinality(webhook_ids), now() from not_kept order by 1, 2
+            on conflict (source_store_id, source_system) do update
+            set not_kept = o.not_kept + excluded.not_kept, last_not_kept_at = excluded.last_not_kept_at
+        )
+        select array_agg(concat_ws(' ', n.source_system, n.source_store_id, w.id)) into v_not_kept
+        from not_kept n cross join lateral unnest(n.webhook_ids) w (id);
+    end if;
+    if v_not_kept is not null then
+        v_deliveries := (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(v_deliveries) d
+                         where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', d ->> 'webhook_id')
+                               <> all (v_not_kept));
+    end if;
+
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
                                        api_version, order_key, said_at, body, body_sha256, state, reason, proven, finished_at)
         select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
-               d.api_version, d.order_key, d.said_at, decode(d.body_base64, 'base64'), d.body_sha256, d.state, d.reason,
-               coalesce(d.proven, false), case when d.state <> 'ready' then now() end
-        from jsonb_to_recordset(p -> 'deliveries') as d (
+               d.api_version, d.order_key, d.said_at,
+               -- Of a shop without a store nobody looks at what cannot be used: its hash and the reason are enough.
+               case when d.state = 'ready' or esl.is_mapped(d.source_system, d.source_store_id)
+                    then decode(d.body_base64, 'base64') end,
+               d.body_sha256, d.state, d.reason, coalesce(d.proven, false), case when d.state <> 'ready' then now() end
+        from jsonb_to_recordset(v_deliveries) as d (
             source_system text, source_store_id text, topic text, webhook_id text, event_id text,
             triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
             body_sha256 text, state text, reason text, proven boolean)
@@ -30,14 +83,14 @@ begin
     )
     select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_added from added a;
 
-    if jsonb_array_length(v_added) < jsonb_array_length(p -> 'deliveries') then
+    if jsonb_array_length(v_added) < jsonb_array_length(v_deliveries) then
         with again as (
             update esl.webhook_inbox i
             set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version,
                 order_key = d.order_key, said_at = d.said_at, body = decode(d.body_base64, 'base64'), received_at = now(),
                 state = d.state, reason = d.reason, attempts = 0, proven = coalesce(d.proven, false),
                 finished_at = case when d.state <> 'ready' then now() end
-            from jsonb_to_recordset(p -> 'deliveries') as d (
+            from jsonb_to_recordset(v_deliveries) as d (
                 source_system text, source_store_id text, topic text, webhook_id text, event_id text,
                 triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
                 body_sha256 text, state text, reason text, proven boolean)
@@ -64,7 +117,13 @@ begin
     end loop;
 
     return jsonb_build_object('received', jsonb_array_length(p -> 'deliveries'),
-                              'inserted', jsonb_array_length(v_added || v_again));
+                              'inserted', jsonb_array_length(v_added || v_again))
+        || coalesce((select jsonb_build_object('waiting', to_jsonb(w))
+                     from esl.waiting(p #>> '{deliveries,0,source_system}', p #>> '{deliveries,0,source_store_id}') w
+                     where p #> '{deliveries,0}' is not null), '{}')
+        || case when v_not_kept is null then '{}' else jsonb_build_object('refused', format(
+               'no store is mapped for the shop, and no more than %s MB or %s deliveries of it may wait',
+               v_bytes / 1000000, v_most)) end;
 end $$;
 
 -- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}

@@ -272,7 +272,10 @@ language sql volatile security definer set search_path = '' as $$
         'shops', (select coalesce(jsonb_agg(to_jsonb(t) order by t.source_system, t.source_store_id), '[]') from (
             select source_system, source_store_id,
                 coalesce(o.waiting, 0) + coalesce(e.done + e.superseded + e.unusable + e.dead, 0) as deliveries,
-                coalesce(o.waiting, 0) as waiting, coalesce(e.done, 0) as done,
+                coalesce(o.waiting, 0) as waiting,
+                (select w.bytes from esl.waiting(source_system, source_store_id) w) as waiting_bytes,
+                coalesce(e.not_kept, 0) as not_kept, e.last_not_kept_at, coalesce(e.expired, 0) as expired,
+                coalesce(e.done, 0) as done,
                 coalesce(e.superseded, 0) as superseded, coalesce(e.unusable, 0) as unusable,
                 coalesce(e.replays, 0) as replays, coalesce(e.dead, 0) as dead, o.oldest_waiting,
                 greatest(o.last_received_at, e.last_received_at) as last_received_at,

@@ -34,6 +34,18 @@ language sql immutable set search_path = '' as $$
     select coalesce(array_agg(c order by c), '{}') from unnest(p_unsaid) c where not p_said ? c
 $$;
 
+create or replace function esl.product_key(p_row jsonb) returns text
+language sql stable as $$
+    select concat_ws(' ', p_row ->> 'source_system', p_row ->> 'source_store_id', p_row ->> 'product_id')
+$$;
+
+-- All that a variant's row says: with what its product's row (of those by esl.product_key) says for it, unless it has a
+-- version of its own.
+create or replace function esl.said(p_own jsonb, p_told jsonb) returns jsonb
+language sql stable as $$
+    select case when p_own ? 'version_at' then p_own else (p_told -> esl.product_key(p_own)) || p_own end
+$$;
+
 -- Products and their variants, each at most once, as for esl_variants_merge. A product is applied only when
 -- (version_at, triggered_at, body_sha256) is not older than the stored one; whether a row belongs to the version that
 -- stands is looked up there. (Row sets from JSON are never joined with each other: the planner takes them for 100 rows and
@@ -41,6 +53,10 @@ $$;
 create or replace function esl.merge_products(p_products jsonb, p_variants jsonb, out products_applied int,
                                               out variants_changed int, out variants_removed int)
 language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    -- What all variants of a product say alike stands in its row, once (see esl.said).
+    v_told jsonb := (select jsonb_object_agg(esl.product_key(e), e - array['variant_ids', 'deleted', 'missing_variants', 'step'])
+                     from jsonb_array_elements(p_products) e);
 begin
     -- A complete read buries what it does not find (esl_snapshot_finish). A product that was not known then, and of which
     -- only now something older is told, is as gone: the order of the two makes no difference.
@@ -86,7 +102,8 @@ begin
            n.variant_title, n.barcode, n.sku, n.price, n.compare_at_price, n.image_url, n.status, n.published_at,
            n.vendor, n.product_type, n.tags, n.handle, n.option1, n.option2, n.option3, n.source_created_at,
            d.version_at, esl.unsaid(e.said, b), n.event_ids
-    from jsonb_array_elements(p_variants) as e (said)
+    from jsonb_array_elements(p_variants) as w (own)
+    cross join lateral (select esl.said(w.own, v_told) as said offset 0) e  -- said once a row, not at each use
     cross join lateral jsonb_to_record(e.said) as d (
         source_system text, source_store_id text, product_id text, variant_id text, version_at timestamptz,
         triggered_at timestamptz, body_sha256 text)
@@ -207,8 +224,8 @@ $$;
 -- {claim_id, products: [{source_system, source_store_id, product_id, version_at, triggered_at, body_sha256, deleted,
 --   missing_variants, variant_ids: [...], event_ids: [...], title, handle, status, published_at, vendor, product_type, tags,
 --   step?}],
---  variants: [{source_system, source_store_id, product_id, variant_id, ..., version_at, triggered_at, body_sha256,
---   event_ids, step?}],
+--  variants: [{source_system, source_store_id, product_id, variant_id, ..., step?, and unless its product's row says all
+--   of this: version_at, triggered_at, body_sha256, event_ids, ...}],
 --  levels: [{source_system, source_store_id, inventory_item_id, location_id, available, gone?, updated_at, triggered_at,
 --   body_sha256}],
 --  details: [{source_system, source_store_id, variant_id, gift_card, unit_price, unit_price_measurement}],
@@ -328,7 +345,15 @@ language sql stable set search_path = '' as $$
       and exists (select from shown o where o.since <= r.at - interval '720 hours')
 $$;
 
--- {limit, after, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change
+-- About how long a variant's row is as text. (Long texts stand apart from their row: their length is known unread.)
+create or replace function esl.text_bytes(o esl.products) returns bigint
+language sql stable as $$
+    select 1000 + octet_length(concat(o.title, o.variant_title, o.barcode, o.sku, o.vendor, o.product_type, o.handle,
+                                      o.option1, o.option2, o.option3))
+           + coalesce(octet_length(o.tags), 0) + coalesce(octet_length(o.image_url), 0)
+$$;
+
+-- {limit, after, max_bytes?, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change
 -- first, with the active mappings of their shops (currency and taxes_included as the shop says). Nothing is claimed:
 -- evaluating twice is harmless (see esl_labels_stage). unsaid: columns with a space between, or null. history: {mapping id: {shown, prior}}, the price on the label
 -- and, where the policy asks for it, the lowest of 30 days.
@@ -341,6 +366,13 @@ language sql volatile security definer set search_path = '' as $$
     ), due as (
         select o.* from esl.products o join shops using (source_system, source_store_id)
         where o.due and o.revision > (p ->> 'after')::bigint order by o.revision limit (p ->> 'limit')::int
+    ), page as (
+        -- As many as have max_bytes of text together; one at least.
+        select * from due where revision < coalesce((
+            select min(w.revision) from (
+                select o.revision, sum(esl.text_bytes(o)) over (order by o.revision) - esl.text_bytes(o) as before
+                from due o) w
+            where w.before >= coalesce((p ->> 'max_bytes')::bigint, 8000000)), 9223372036854775807)
     )
     select jsonb_build_object(
         'variants', coalesce((
@@ -367,7 +399,7 @@ language sql volatile security definer set search_path = '' as $$
                       and m.source_store_id = d.source_store_id
                       and (s.label is not null or m.settings ->> 'show_compare_at' = 'if_prior_30d_ok')))
                 order by d.revision)
-            from due d
+            from page d
             left join esl.variant_details x
               on x.source_system = d.source_system and x.source_store_id = d.source_store_id
              and x.variant_id = d.variant_id), '[]'),
@@ -377,6 +409,6 @@ language sql volatile security definer set search_path = '' as $$
             from esl.store_mappings m
             left join esl.shops s
               on s.source_system = m.source_system and s.source_store_id = m.source_store_id
-            where m.is_active and exists (select from due d
+            where m.is_active and exists (select from page d
                 where d.source_system = m.source_system and d.source_store_id = m.source_store_id)), '[]'))
 $$;

@@ -1,7 +1,7 @@
 """What Shopify says of a variant, in one form whichever way it came: by webhook or by the Admin API.
 
 Everything has three values: said, said empty (None), and not said (no key). What is not said here has no key in the
-row either, and the buffer keeps what it has.
+row either, and the buffer keeps what it has. What is longer than lengths.LENGTHS allows is cut here, and nowhere else.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from esl_pipeline.labels.lengths import LENGTHS, fitted
 from esl_pipeline.sources.facts import Row
 
 # NUL is legal JSON that Postgres text refuses; a lone surrogate cannot be encoded at all.
@@ -40,9 +41,11 @@ def variant_row(
     barcode, sku, price, compare_at_price, image_url, option1 to option3, created_at, as the source sent them. Text is
     kept as it is, but empty text is null.
     """
-    own = {name: text_of(variant[said]) for name, said in _OWN.items() if said in variant}
-    if "created_at" in variant:
-        own["source_created_at"] = _time(variant["created_at"])
+    own = {
+        name: _READ.get(name, text_of)(variant[said], LENGTHS.get(name))
+        for name, said in _OWN.items()
+        if said in variant
+    }
     return {"product_id": product_id, "variant_id": variant_id, **own, **product}
 
 
@@ -51,15 +54,20 @@ def product_content(product: Mapping[str, Any]) -> Row:
 
     In: any of title, handle, status, published_at, vendor, product_type, tags (list, or text with commas), as sent.
     """
-    return {name: _READ.get(name, text_of)(product[name]) for name in _SHARED if name in product}
+    return {
+        name: _READ.get(name, text_of)(product[name], LENGTHS[name]) for name in _SHARED if name in product
+    }
 
 
-def text_of(value: object) -> str | None:
-    """A value as text that Postgres can store; unstorable characters become U+FFFD, which the schema refuses."""
+def text_of(value: object, most: int | None = None) -> str | None:
+    """A value as text that Postgres can store, cut to `most` characters.
+
+    Unstorable ones become U+FFFD, which the schema refuses.
+    """
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
-    return _UNSTORABLE.sub("\ufffd", text) or None
+    return _UNSTORABLE.sub("\ufffd", text if most is None else fitted(text, most)) or None
 
 
 def instant(value: object) -> datetime | None:
@@ -73,21 +81,21 @@ def instant(value: object) -> datetime | None:
         return None
 
 
-def _time(value: object) -> str | None:
+def _time(value: object, most: int | None) -> str | None:
     """In UTC, since webhooks carry the shop's offset and the Admin API does not; odd text as it is."""
     at = instant(value)
-    return at.replace(microsecond=0).isoformat() if at else text_of(value)
+    return at.replace(microsecond=0).isoformat() if at else text_of(value, most)
 
 
-def _tags(value: object) -> str | None:
+def _tags(value: object, most: int | None) -> str | None:
     """Sorted, joined with ", ": webhooks send one text, the Admin API a list, and neither promises an order."""
     parts = value if isinstance(value, list) else (text_of(value) or "").split(",")
     tags = sorted({tag.strip() for part in parts if (tag := text_of(part))} - {""})
-    return ", ".join(tags) or None
+    return text_of(", ".join(tags), most)
 
 
-def _status(value: object) -> str | None:
-    return (text_of(value) or "").lower() or None
+def _status(value: object, most: int | None) -> str | None:
+    return text_of((text_of(value) or "").lower(), most)
 
 
-_READ = {"status": _status, "published_at": _time, "tags": _tags}
+_READ = {"status": _status, "published_at": _time, "source_created_at": _time, "tags": _tags}

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import orjson
-
-from esl_pipeline.sources.facts import Facts, Row
+from esl_pipeline.sources.facts import Facts, Row, told_once
+from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
 from esl_pipeline.sources.shopify.content import CONTENT, instant, product_content, text_of, variant_row
 
 # Shopify puts full data of the first 100 variants only into a body (shopify.md section 5).
@@ -26,10 +25,6 @@ NO_VARIANTS = (
 
 _GID = re.compile(r"^gid://shopify/[A-Za-z]+/([0-9]{1,20})$")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
-
-
-class UnusableError(Exception):
-    """A signed body that says nothing we can use; the text is the reason that is kept with it."""
 
 
 def read_deliveries(deliveries: Sequence[Mapping[str, Any]]) -> Facts:
@@ -86,7 +81,7 @@ def _covers(newer: Facts, older: Facts) -> bool:
     only_named = set(now["variant_ids"] or ()) - in_full
     if any(row["variant_id"] in only_named for row in older.variants):
         return False
-    unsaid = {name for row in newer.variants or [now] for name in CONTENT - row.keys()}
+    unsaid = {name for row in newer.variants or [now] for name in CONTENT - row.keys() - now.keys()}
     return all(unsaid.isdisjoint(row.keys()) for row in (*older.variants, before))
 
 
@@ -94,12 +89,7 @@ def _read(delivery: Mapping[str, Any]) -> Facts:
     topic = delivery["topic"]
     if topic not in _READERS:
         raise UnusableError(f"topic {topic} is not one that puts anything on a label")
-    try:
-        body = orjson.loads(base64.b64decode(delivery["body_base64"]))
-    except ValueError as error:
-        raise UnusableError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise UnusableError("the body is not a JSON object")
+    body = parsed(base64.b64decode(delivery["body_base64"]))
     try:
         return _READERS[topic](delivery, body)
     except RecursionError:
@@ -114,11 +104,15 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
         raise UnusableError("the product has no id")
     if not isinstance(variants, list):
         raise UnusableError("the product has no list of variants")
+    check_counts(body)
     version, shared = _version_row(delivery, product_id, version_at), product_content(body)
+    images = (
+        _Images(body) if "images" in body else None
+    )  # without them nobody knows which is the variant's own
     rows, without_id = [], 0
     for variant in variants:
         if isinstance(variant, dict) and (variant_id := _id(variant)) is not None:
-            rows.append(_variant(body, shared, product_id, variant, variant_id) | version)
+            rows.append(_variant(images, shared, product_id, variant, variant_id) | version)
         else:
             without_id += 1
     named = _named_variants(body, rows)
@@ -130,7 +124,7 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts
         named, missing = None, max(1, missing)
         reason = f"{without_id} variants without an id left out" if without_id else NO_VARIANTS
     product = version | shared | {"deleted": False, "variant_ids": named, "missing_variants": missing}
-    return Facts(products=[product], variants=rows, events=[_done(delivery, product, reason)])
+    return Facts([product], told_once([product], rows), events=[_done(delivery, product, reason)])
 
 
 def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Facts:
@@ -186,7 +180,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Facts]] = {
 
 
 def _variant(
-    product: Mapping[str, Any],
+    images: "_Images | None",
     shared: Row,
     product_id: str,
     variant: Mapping[str, Any],
@@ -195,8 +189,8 @@ def _variant(
     said = {name: variant[name] for name in _SAID if name in variant}
     if "inventory_item_id" in variant:
         said["inventory_item_id"] = _number(variant["inventory_item_id"])
-    if "images" in product:  # without them nobody knows which is the variant's own
-        said["image_url"] = _image(product, variant)
+    if images is not None:
+        said["image_url"] = images.of(variant)
     return variant_row(product_id=product_id, variant_id=variant_id, product=shared, variant=said)
 
 
@@ -243,21 +237,36 @@ def _named_variants(body: Mapping[str, Any], rows: Sequence[Row]) -> list[str] |
     return None
 
 
-def _image(product: Mapping[str, Any], variant: Mapping[str, Any]) -> str | None:
-    """The variant's own image, else the product's first."""
-    images = [
-        i for i in _list(product.get("images")) if isinstance(i, dict) and isinstance(i.get("src"), str)
-    ]
-    wanted = variant.get("image_id")
-    for image in images:
-        if (wanted is not None and image.get("id") == wanted) or (
-            variant.get("id") is not None and variant["id"] in _list(image.get("variant_ids"))
-        ):
-            return text_of(image["src"])
-    first = product.get("image")
-    if isinstance(first, dict) and isinstance(first.get("src"), str):
-        return text_of(first["src"])
-    return text_of(images[0]["src"]) if images else None
+class _Images:
+    """Which image a variant has: its own, else the product's first. Looked up: there may be thousands of both."""
+
+    def __init__(self, product: Mapping[str, Any]) -> None:
+        images = [(image, source) for image in _list(product.get("images")) if (source := _source(image))]
+        self._first = _source(product.get("image")) or (images[0][1] if images else None)
+        # With its place in the list, so that of several the first counts.
+        self._by_id: dict[object, tuple[int, str]] = {}
+        self._by_variant: dict[object, tuple[int, str]] = {}
+        for place, (image, source) in enumerate(images):
+            self._by_id.setdefault(_key(image.get("id")), (place, source))
+            for variant in _list(image.get("variant_ids")):
+                self._by_variant.setdefault(_key(variant), (place, source))
+
+    def of(self, variant: Mapping[str, Any]) -> str | None:
+        wanted, own = _key(variant.get("image_id")), _key(variant.get("id"))
+        by_id = self._by_id.get(wanted) if wanted is not None else None
+        by_variant = self._by_variant.get(own) if own is not None else None
+        found = min(filter(None, (by_id, by_variant)), default=None)
+        return text_of(found[1] if found else self._first)
+
+
+def _source(image: object) -> str | None:
+    source = image.get("src") if isinstance(image, dict) else None
+    return source if isinstance(source, str) else None
+
+
+def _key(value: object) -> int | str | None:
+    """An id as JSON has it; nothing else names anything."""
+    return value if isinstance(value, int | str) else None
 
 
 def _list(value: object) -> list[Any]:

@@ -39,6 +39,7 @@ from esl_pipeline_tests.sources.admin.servers import (
     serving,
     shop,
 )
+from esl_pipeline_tests.whole import whole
 
 SAMPLES = DATA / "shopify-webhooks" / "metadatas" / "2026-04"
 READ_AT = datetime(2026, 11, 22, 2, tzinfo=UTC)
@@ -103,7 +104,7 @@ def of_webhook(body: Mapping[str, Any]) -> Facts:
         "body_sha256": hashlib.sha256(raw).hexdigest(),
         "body_base64": base64.b64encode(raw).decode(),
     }
-    return read_deliveries([delivery])
+    return whole(read_deliveries([delivery]))
 
 
 # --- the same product, told twice

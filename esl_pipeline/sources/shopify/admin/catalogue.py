@@ -12,26 +12,27 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
+from esl_pipeline.labels.lengths import LENGTHS
 from esl_pipeline.sources.facts import Facts, Row
 from esl_pipeline.sources.shopify.admin import bulk, queries
 from esl_pipeline.sources.shopify.admin.bulk import OnPoll, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.download import download
 from esl_pipeline.sources.shopify.admin.errors import AdminAuthenticationError, AdminError, AdminTooLargeError
-from esl_pipeline.sources.shopify.content import instant, product_content, variant_row
+from esl_pipeline.sources.shopify.content import instant, product_content, text_of, variant_row
 
-T = TypeVar("T")
 Node = Mapping[str, Any]
 
 _SYSTEM = "shopify"
 _GID = re.compile(r"gid://shopify/[A-Za-z]+/([0-9]{1,20})(?:\?.*)?")
 # Shopify ends any paging at 25,000 objects (shopify.md section 7).
 _LONGEST_LISTING = 20_000
+# Of variants with their products: 2,500 ordinary ones have 2 MB.
+_BATCH_BYTES = 4_000_000
 # Page sizes, to be tried in turn when a page costs more than the shop's bucket holds.
 _WINDOW_PAGES = ({"first": 25, "variants": 25}, {"first": 10, "variants": 10}, {"first": 2, "variants": 5})
 _PRODUCT_PAGES = ({"first": 250}, {"first": 100}, {"first": 25}, {"first": 5})
@@ -141,8 +142,8 @@ def read_shop(client: AdminClient, shop: str) -> Facts:
     row = {
         "source_system": _SYSTEM,
         "source_store_id": shop,
-        "currency": said["currencyCode"],
-        "time_zone": said["ianaTimezone"],
+        "currency": text_of(said["currencyCode"], LENGTHS["currency"]),
+        "time_zone": text_of(said["ianaTimezone"], LENGTHS["time_zone"]),
         "taxes_included": said["taxesIncluded"],
         "updated_at": _at(said["updatedAt"]).isoformat(),
     }
@@ -278,7 +279,7 @@ def _details(node: Node, variant_id: str, shop: str) -> Row:
         "source_system": _SYSTEM,
         "source_store_id": shop,
         "variant_id": variant_id,
-        "unit_price": node["unitPrice"]["amount"] if node["unitPrice"] else None,
+        "unit_price": text_of(node["unitPrice"] and node["unitPrice"]["amount"], LENGTHS["unit_price"]),
         "unit_price_measurement": node["unitPriceMeasurement"],
         "gift_card": node["product"]["isGiftCard"],
     }
@@ -316,9 +317,16 @@ def _sized(
             del sizes[0]
 
 
-def _batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(things)
-    while batch := list(islice(iterator, size)):
+def _batches(nodes: Iterable[Node], size: int) -> Iterator[list[Node]]:
+    """As many at a time as `size` says, and as _BATCH_BYTES allow."""
+    batch, bytes_ = list[Node](), 0
+    for node in nodes:
+        batch.append(node)
+        bytes_ += len(orjson.dumps(node))
+        if len(batch) == size or bytes_ >= _BATCH_BYTES:
+            yield batch
+            batch, bytes_ = [], 0
+    if batch:
         yield batch
 
 
