@@ -7,10 +7,11 @@ N ?= 100000
 MINUTES ?= 20
 EXAMPLES ?= 200
 HISTORY ?= 5000000
+SECONDS ?= 60
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak machine breaks lint types audit sbom bench-validate bench-reconcile bench-jit bench-status lock clean
+.PHONY: demo up test test-slow soak machine breaks lint types audit sbom bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -76,6 +77,10 @@ bench-reconcile: $(VENV)/.runtime
 # Needs a Postgres of the system with JIT: apt-get install postgresql
 bench-jit: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.jit
+
+# Linux. One shop floods for SECONDS; how long the others' price changes take without and beside it.
+bench-fair: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.fair $(SECONDS)
 
 # HISTORY finished deliveries beside which status must be as fast as beside 10,000; 5 million take about 3.5 GB.
 bench-status: $(VENV)/.runtime

@@ -12,6 +12,7 @@ Row = dict[str, Any]
 
 # supabase.md 3.2: about 2.5 MB a call, and no gain from larger ones.
 MAX_ROWS_PER_CALL = 5_000
+MAX_BYTES_PER_CLAIM = 8_000_000
 
 
 class Buffer:
@@ -68,12 +69,12 @@ class Buffer:
         *,
         run_id: str,
         limit: int = 200,
-        max_bytes: int = 8_000_000,
+        max_bytes: int = MAX_BYTES_PER_CLAIM,
         lease_seconds: float = 30,
         max_attempts: int = 8,
         shop: Mapping[str, str] | None = None,
     ) -> tuple[str, list[Row]]:
-        """Lease the oldest open deliveries of mapped shops -> (claim id, events)."""
+        """Lease open deliveries of mapped shops, each shop's oldest, in turns -> (claim id, events)."""
         claim_id = str(uuid4())
         answer = self._call(
             "esl_inbox_claim",
@@ -115,7 +116,7 @@ class Buffer:
     def variants_due(
         self, *, limit: int = MAX_ROWS_PER_CALL, shop: Mapping[str, str] | None = None, after: int = 0
     ) -> Row:
-        """Variants that are not evaluated yet and the active mappings of their shops -> {variants, mappings}."""
+        """Variants that are not evaluated yet, shops in turns, and their active mappings -> {variants, mappings}."""
         return self._call("esl_variants_due", limit=limit, shop=shop, after=after)
 
     # Labels and queue

@@ -99,9 +99,26 @@ def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.Dat
     int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
     (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
     """
-    outcomes, facts = read(variants, store)
-    found = schema.findings(facts, store.policy)
-    return to_frames(variants, store, outcomes, found)
+    return evaluate_together([(variants, store)])
+
+
+def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As evaluate, for several shops or stores of one and the same policy: whatever of them, the checks run once."""
+    outcomes: list[Outcome] = []
+    facts: dict[int, schema.Facts] = {}
+    for part, store in parts:
+        _read(part, store, outcomes, facts)
+    found = schema.findings(_frame_of(facts), parts[0][1].policy)
+    variants = pd.concat([part for part, _ in parts], ignore_index=True) if len(parts) > 1 else parts[0][0]
+    labels, findings = to_frames(variants, parts[0][1], outcomes, found)
+    if len(parts) > 1:
+        stores = pd.DataFrame(
+            [(store.mapping_id, store.code) for part, store in parts for _ in range(len(part))],
+            columns=["mapping_id", "store_code"],
+        )
+        labels = labels.assign(mapping_id=stores["mapping_id"], store_code=stores["store_code"])
+        findings = findings.assign(mapping_id=stores["mapping_id"].iloc[found["row"]].to_numpy())
+    return labels, findings
 
 
 def read(variants: pd.DataFrame, store: Store) -> tuple[list[Outcome], pd.DataFrame]:
@@ -111,7 +128,15 @@ def read(variants: pd.DataFrame, store: Store) -> tuple[list[Outcome], pd.DataFr
     """
     outcomes: list[Outcome] = []
     facts: dict[int, schema.Facts] = {}
-    for position, row in enumerate(_rows(variants)):
+    _read(variants, store, outcomes, facts)
+    return outcomes, _frame_of(facts)
+
+
+def _read(
+    variants: pd.DataFrame, store: Store, outcomes: list[Outcome], facts: dict[int, schema.Facts]
+) -> None:
+    """As read, behind what was read before."""
+    for position, row in enumerate(_rows(variants), len(outcomes)):
         state = _state(row, store.policy)
         if state != "publish":
             outcomes.append(Outcome(state))
@@ -122,8 +147,11 @@ def read(variants: pd.DataFrame, store: Store) -> tuple[list[Outcome], pd.DataFr
         label = label_from(said, title, row["image_url"], store.policy)
         facts[position] = _facts(row, said, title, label, store)
         outcomes.append(_published(row, label, facts[position].code_kind, store.policy))
+
+
+def _frame_of(facts: Mapping[int, schema.Facts]) -> pd.DataFrame:
     frame = pd.DataFrame(list(facts.values()), index=list(facts), columns=list(schema.FACTS))
-    return outcomes, frame.astype(schema.FACTS)
+    return frame.astype(schema.FACTS)
 
 
 def to_frames(

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,8 @@ from esl_pipeline.stages.read import VARIANT_COLUMNS
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
 _REPORT_SECONDS = 2.0
+# Of them between two rounds: sixty shops' reports at once would keep a price rise waiting for seconds.
+_REPORT_SECONDS_PER_ROUND = 0.05
 # For what a drain run does once it is old: its last round with a push (PushRules.lease), its reports and checks.
 _SECONDS_AFTER_AGE = 300
 
@@ -44,6 +47,7 @@ class Journal:
         self._context = context
         self._rounds: list[Round] = []
         self._flushed_at = time.monotonic()
+        self._reports = deque[Callable[[], None]]()
         self._touched_shops: set[str] = set()
         self._problems: set[str] = set()
 
@@ -56,12 +60,22 @@ class Journal:
         self.flush_if_old()
 
     def flush_if_old(self) -> None:
-        """Report what has been collected, unless the last report was just now."""
-        if time.monotonic() - self._flushed_at >= _REPORT_SECONDS:
-            self.flush()
+        """Report what has been collected, unless the last report was just now: some of it, the rest another time."""
+        if not self._reports and time.monotonic() - self._flushed_at >= _REPORT_SECONDS:
+            self._prepare()
+        until = time.monotonic() + _REPORT_SECONDS_PER_ROUND
+        while self._reports and time.monotonic() < until:
+            self._reports.popleft()()
 
     def flush(self) -> None:
-        """Log what has been collected."""
+        """Log all that has been collected."""
+        while self._reports or self._rounds:
+            while self._reports:
+                self._reports.popleft()()
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """One report for each asset and shop of the collected rounds."""
         rounds, self._rounds, self._flushed_at = self._rounds, [], time.monotonic()
         if not rounds:
             return
@@ -76,14 +90,14 @@ class Journal:
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
             changed = variants[variant_shop == shop]
-            self._log("shopify_products", shop, partial(reports.products_report, mine, [changed]))
+            self._later("shopify_products", shop, partial(reports.products_report, mine, [changed]))
         for shop in sorted(set(label_shop)):
             ours, found = labels[label_shop == shop], reports.FindingsTally()
             found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])
-            self._log("validated_variants", shop, partial(reports.labels_report, [ours], found))
+            self._later("validated_variants", shop, partial(reports.labels_report, [ours], found))
         for shop in sorted(set(result_shop)):
             pushed = results[result_shop == shop]
-            self._log("hipoink_sync_results", shop, partial(reports.results_report, [pushed]))
+            self._later("hipoink_sync_results", shop, partial(reports.results_report, [pushed]))
 
     def checks(self, buffer: Buffer) -> Iterator[dg.AssetCheckEvaluation]:
         """The checks of every shop that had labels judged or pushed: after a materialisation a check is open again.
@@ -92,6 +106,9 @@ class Journal:
         """
         if self._touched_shops:
             yield from checks.evaluations(buffer, sorted(self._touched_shops), say=self._say)
+
+    def _later(self, asset: str, shop: str, report: Callable[[], dict[str, Any]]) -> None:
+        self._reports.append(partial(self._log, asset, shop, report))
 
     def _log(self, asset: str, shop: str, report: Callable[[], dict[str, Any]]) -> None:
         try:

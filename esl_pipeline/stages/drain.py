@@ -1,5 +1,6 @@
 """The loop of one drain run: all shops, micro-batches, until idle or old. One at a time, by a lease in the buffer."""
 
+import logging
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.stages.push import PushRules, push_batch
@@ -19,12 +20,20 @@ from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 from esl_pipeline.stages.validate import Evaluation, stage, validate
 
+log = logging.getLogger(__name__)
+
 LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-# So that neither a long queue nor a slow label server keeps new events (a price rise) from being read.
-_PUSH_SECONDS_PER_ROUND = 1.0
+# So that neither a long queue nor a slow label server keeps new events (a price rise) from being read, nor what is read
+# of one shop the labels of another from being pushed.
+_PUSH_SECONDS_PER_ROUND = 0.25
+_READ_SECONDS_PER_ROUND = 0.25
+_MOST_SECONDS = 1.0
+_SMALLEST_PORTION = 100
+# Of a webhook's body, about the least, so that hardly more is read than is evaluated.
+_BYTES_PER_VARIANT = 500
 
 
 @dataclass(frozen=True)
@@ -36,19 +45,47 @@ class DrainLimits:
 
 
 @dataclass
+class Portion:
+    """How much one round reads and evaluates: as many variants as take a quarter of a second, as the last ones took.
+
+    Where a round of a few takes long as well (a buffer that is far away), twice as long as that, up to a second:
+    smaller portions would mostly wait for answers.
+    """
+
+    variants: int = 500
+    _small: float = field(default=0, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """The same in bodies."""
+        return self.variants * _BYTES_PER_VARIANT
+
+    def learn(self, variants: int, seconds: float) -> None:
+        """Told of a round that evaluated so many."""
+        if variants < _SMALLEST_PORTION:
+            self._small = seconds
+        elif variants >= self.variants // 2:
+            target = min(max(_READ_SECONDS_PER_ROUND, 2 * self._small), _MOST_SECONDS)
+            wanted = variants * target / seconds
+            wanted = min(max(wanted, self.variants / 2), self.variants * 2)
+            self.variants = round(min(max(wanted, _SMALLEST_PORTION), MAX_ROWS_PER_CALL))
+
+
+@dataclass
 class Round:
-    """What one round of the loop did: events read, variants evaluated, labels pushed."""
+    """What one round of the loop did: events read, variants evaluated, labels pushed; why some events were not read."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     variants: pd.DataFrame = field(default_factory=pd.DataFrame)
     evaluation: Evaluation = field(default_factory=Evaluation)
     staged: dict[str, int] = field(default_factory=dict)
     results: list[pd.DataFrame] = field(default_factory=list)
+    failure: Exception | None = None
 
     @property
     def did_something(self) -> bool:
         """Whether anything was due."""
-        return bool(self.events) or not self.variants.empty or bool(self.results)
+        return bool(self.events) or not self.variants.empty or bool(self.results) or self.failure is not None
 
     @property
     def was_accepted(self) -> bool:
@@ -64,18 +101,30 @@ def drain_round(
     run_id: str,
     asset: str,
     stop: threading.Event | None = None,
+    portion: Portion | None = None,
 ) -> Round:
-    """Read, validate and push once what is due now. Once `stop` is set nothing further is begun."""
-    stop = stop or threading.Event()
+    """Read, validate and push once what is due now, a portion of it. Once `stop` is set nothing further is begun."""
+    stop, portion = stop or threading.Event(), portion or Portion()
     done = Round()
-    done.events = read_inbox(buffer, run_id=run_id)
+    began = time.monotonic()
+    try:
+        done.events = read_inbox(buffer, run_id=run_id, max_bytes=portion.bytes)
+    except BufferError:
+        raise
+    except Exception as error:
+        # Something in the deliveries of a shop. They are claimed alone from now on (esl_inbox_claim); the rest goes on.
+        log.exception("deliveries cannot be read")
+        done.failure = error
     if stop.is_set():
         return done
-    done.variants, mappings = due_variants(buffer)
+    done.variants, mappings = due_variants(buffer, limit=portion.variants)
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
-    read_again_at = time.monotonic() + _PUSH_SECONDS_PER_ROUND
+        portion.learn(len(done.variants), time.monotonic() - began)
+    # As long as reading took: where all is slow, a call or two a round would leave most stores without their turn.
+    now = time.monotonic()
+    read_again_at = now + min(max(_PUSH_SECONDS_PER_ROUND, now - began), _MOST_SECONDS)
     while not stop.is_set():
         results = push_batch(buffer, client, rules, run_id=run_id, asset=asset)
         if results.empty:
@@ -103,12 +152,13 @@ def drain(
 
     Beside the rounds, stores whose labels were pushed are refreshed.
     SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
-    BufferError when the buffer stays away.
+    BufferError when the buffer stays away, and at the end what kept deliveries from being read.
     """
     if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)["held"]:
         return False
     started = last_work = time.monotonic()
-    stop = threading.Event()
+    stop, portion = threading.Event(), Portion()
+    failure: Exception | None = None
     with _signals_held_back(stop):
         try:
             with (
@@ -117,7 +167,10 @@ def drain(
             ):
                 refresher.ask()  # for what a run that has died left behind
                 while not stop.is_set() and time.monotonic() - started < limits.age:
-                    done = drain_round(buffer, client, rules, run_id=run_id, asset=asset, stop=stop)
+                    done = drain_round(
+                        buffer, client, rules, run_id=run_id, asset=asset, stop=stop, portion=portion
+                    )
+                    failure = done.failure or failure
                     if done.was_accepted:
                         refresher.ask()
                     if done.did_something:
@@ -130,6 +183,8 @@ def drain(
                     _wait_for_work(buffer, until, stop, on_idle, refresher)
         finally:
             buffer.lease_release(name=LEASE, holder=holder)
+    if failure is not None:
+        raise failure
     return True
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pandas as pd
 
-from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
+from esl_pipeline.buffer.buffer import MAX_BYTES_PER_CLAIM, MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
 from esl_pipeline.printable import printable
@@ -61,14 +61,16 @@ VARIANT_COLUMNS = {
 _JSON_COLUMNS = ("stock", "unit_price_measurement", "history")
 
 
-def read_inbox(buffer: Buffer, *, run_id: str, shop: Shop | None = None) -> list[dict[str, Any]]:
+def read_inbox(
+    buffer: Buffer, *, run_id: str, shop: Shop | None = None, max_bytes: int = MAX_BYTES_PER_CLAIM
+) -> list[dict[str, Any]]:
     """Claim one micro-batch of events, merge what they say, finish them: two round trips, and one more for each further
     MERGE_BYTES.
 
     Returns the events read (id, shop key, topic, webhook_id, received_at, outcome, reason); empty: nothing is due. What
     one shop's events cannot be read or merged for holds up no other's: it is raised when these are done.
     """
-    claim_id, claimed = buffer.inbox_claim(run_id=run_id, shop=shop)
+    claim_id, claimed = buffer.inbox_claim(run_id=run_id, shop=shop, max_bytes=max_bytes)
     if not claimed:
         return []
     facts, unread = _read(claimed)
@@ -184,12 +186,12 @@ def _merge(buffer: Buffer, claim_id: str, part: Sequence[Facts]) -> dict[int, Ro
 def due_variants(
     buffer: Buffer, *, shop: Shop | None = None, limit: int = MAX_ROWS_PER_CALL, after: int = 0
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Variants that are not evaluated yet, oldest change first, and the active mappings of their shops.
+    """Variants that are not evaluated yet, of each shop its oldest changes, and the active mappings of their shops.
 
     The frame has VARIANT_COLUMNS: text as the source sent it, source_updated_at ISO 8601 in UTC, event_ids the inbox
     events behind the newest content, unsaid the columns that nobody has said yet (text with spaces). JSON text or null:
     stock {location id: quantity}, unit_price_measurement, history {mapping id: {shown, prior}} (prices). `after`
-    pages on from a revision.
+    pages on from a revision, of one shop.
     """
     due = buffer.variants_due(limit=limit, shop=shop, after=after)
     rows = [

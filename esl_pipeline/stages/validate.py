@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate, held_back
+from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate_together, held_back
 from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
 from esl_pipeline.labels.policy import Policy
 
@@ -40,7 +40,8 @@ class Evaluation:
 def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> Evaluation:
     """Evaluate variants (read.VARIANT_COLUMNS) for every mapping of their shops. Pure."""
     evaluation = Evaluation()
-    labels, findings = [], []
+    # By policy: whatever it is that changed in how many shops, the checks of one policy run once.
+    parts: dict[str, list[tuple[pd.DataFrame, Store]]] = {}
     for mapping in mappings:
         ours = variants[
             (variants["source_system"] == mapping["source_system"])
@@ -63,26 +64,28 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
             shop_currency=mapping.get("currency"),
             shop_taxes_included=mapping.get("taxes_included"),
         )
-        evaluated = _evaluated(ours, store)
-        labels.append(evaluated[0])
-        findings.append(evaluated[1])
-    if labels:
+        parts.setdefault(policy.model_dump_json(), []).append((ours, store))
+    if parts:
+        labels, findings = zip(*map(_evaluated, parts.values()), strict=True)
         evaluation.labels = pd.concat(labels, ignore_index=True)
         evaluation.findings = pd.concat(findings, ignore_index=True)
     return evaluation
 
 
-def _evaluated(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """As evaluate, which should never raise. Where it does, only the rows that make it raise are held back."""
+def _evaluated(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As evaluate_together, which should never raise. Where it does, only the rows that make it raise are held back."""
     try:
-        return evaluate(variants, store)
+        return evaluate_together(parts)
     except Exception as error:
-        half = len(variants) // 2
-        if not half:
-            log.exception("a variant cannot be evaluated")
-            return held_back(variants, store, type(error).__name__)
-        halves = [_evaluated(part, store) for part in (variants.iloc[:half], variants.iloc[half:])]
-        labels, findings = zip(*halves, strict=True)
+        halves: list[Sequence[tuple[pd.DataFrame, Store]]] = [[part] for part in parts]
+        if len(parts) == 1:
+            ((variants, store),) = parts
+            half = len(variants) // 2
+            if not half:
+                log.exception("a variant cannot be evaluated")
+                return held_back(variants, store, type(error).__name__)
+            halves = [[(part, store)] for part in (variants.iloc[:half], variants.iloc[half:])]
+        labels, findings = zip(*map(_evaluated, halves), strict=True)
         return pd.concat(labels, ignore_index=True), pd.concat(findings, ignore_index=True)
 
 

@@ -84,3 +84,63 @@ def test_field_36_a_claim_reads_little_more_than_its_batch(server: EmbeddedPostg
     assert len(claim["rows"]) == BATCH
     assert read < 10 * BATCH
     assert switches == []
+
+
+SHOPS, WAITING = 500, 100_000
+
+
+def test_s33_turns_are_found_beside_all_that_one_shop_has_waiting(server: EmbeddedPostgres) -> None:
+    server.create_database("turns")
+    migrate(server.dsn("turns"))
+    with psycopg.connect(server.dsn("turns"), autocommit=True) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute("alter table esl.webhook_inbox set (autovacuum_enabled = false)")
+        connection.execute("alter table esl.products set (autovacuum_enabled = false)")
+        connection.execute(
+            "insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code)"
+            " select 'shopify', 'shop-' || n, 'S' || n from generate_series(1, %s::int) n",
+            [SHOPS],
+        )
+        # All of the first shop, and a few of each other that came after them.
+        connection.execute(
+            "insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, body, body_sha256)"
+            " select 'shopify', 'shop-' || case when n <= %(most)s then 1 else n %% %(shops)s + 1 end, 't',"
+            " n::text, '{}', n::text from generate_series(1, %(most)s::int + 1000) n",
+            {"most": WAITING, "shops": SHOPS},
+        )
+        connection.execute(
+            "insert into esl.products (source_system, source_store_id, variant_id, product_id, source_updated_at)"
+            " select 'shopify', 'shop-' || case when n <= %(most)s then 1 else n %% %(shops)s + 1 end,"
+            " n::text, n::text, now() from generate_series(1, %(most)s::int + 1000) n",
+            {"most": WAITING, "shops": SHOPS},
+        )
+
+        def read(table: str) -> int:
+            row = connection.execute(
+                "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables"
+                " where schemaname = 'esl' and relname = %s",
+                [table],
+            ).fetchone()
+            return int(row[0]) if row else 0
+
+        for known in ("nothing", "all"):
+            if known == "all":
+                connection.execute("analyze")
+            before = read("webhook_inbox"), read("products")
+            with connection.transaction(force_rollback=True):
+                arguments = {
+                    "claim_id": str(uuid.uuid4()),
+                    "lease_seconds": 60,
+                    "max_attempts": 8,
+                    "run_id": "r",
+                }
+                claim = _call(connection, "esl_inbox_claim", limit=200, max_bytes=10**9, **arguments)
+                inbox = read("webhook_inbox") - before[0]
+            with connection.transaction():
+                due = _call(connection, "esl_variants_due", limit=600, after=0)
+                products = read("products") - before[1]
+            assert len({event["source_store_id"] for event in claim["events"]}) == len(claim["events"]) == 200
+            assert len({row["source_store_id"] for row in due["variants"]}) == SHOPS
+            # Each shop's oldest, a few of each, and what is taken.
+            assert inbox < 5 * SHOPS, known
+            assert products < 5 * SHOPS, known

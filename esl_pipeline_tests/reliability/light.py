@@ -78,8 +78,8 @@ class Light:
     def __init__(self) -> None:
         self._known: dict[str, list[_Call]] = {}
 
-    def due(self, buffer: Buffer) -> tuple[_Rows, list[_Row]]:
-        found = buffer.variants_due(limit=MAX_ROWS_PER_CALL, shop=None, after=0)
+    def due(self, buffer: Buffer, *, limit: int = MAX_ROWS_PER_CALL) -> tuple[_Rows, list[_Row]]:
+        found = buffer.variants_due(limit=limit, shop=None, after=0)
         return _Rows(found["variants"]), found["mappings"]
 
     def validate(self, variants: _Rows, mappings: list[_Row]) -> Evaluation:

@@ -94,7 +94,9 @@ def _steps_of(whose: str) -> st.SearchStrategy[Step]:
                 st.sampled_from(["[]", "{", '{"id": 3}', '{"id": 3, "variants": [{}, 7]}', "null"])
             ),
             "order": st.tuples(st.sampled_from(["app/uninstalled", "shop/redact", "customers/redact"])),
-            "taken": st.tuples(SLOTS, CODES, PRICES, st.sampled_from(["active", "active", "draft", "deleted"])),
+            "taken": st.tuples(
+                SLOTS, CODES, PRICES, st.sampled_from(["active", "active", "draft", "deleted"])
+            ),
             "taken stock": st.tuples(SLOTS, st.integers(0, 9)),
             "switch": st.tuples(st.booleans(), st.booleans()),
             "move": st.tuples(st.sampled_from(["A1", "A2"])),

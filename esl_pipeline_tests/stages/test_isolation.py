@@ -1,11 +1,12 @@
 """What nobody thought of in one variant holds back that variant and no other, of whatever shop."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from esl_pipeline.labels.evaluate import Store, evaluate
+from esl_pipeline.labels.evaluate import Store, evaluate_together
 from esl_pipeline.stages import validate
 from esl_pipeline_tests.world import World, product
 
@@ -16,12 +17,12 @@ def test_field_03_a_variant_that_cannot_be_judged_holds_up_no_other(
     world.map()
     world.map("other.myshopify.com", "S2")
 
-    def fragile(variants: pd.DataFrame, store: Store) -> Any:
-        if "Product 3" in set(variants["title"]):
+    def fragile(parts: Sequence[tuple[pd.DataFrame, Store]]) -> Any:
+        if any("Product 3" in set(variants["title"]) for variants, _ in parts):
             raise ZeroDivisionError
-        return evaluate(variants, store)
+        return evaluate_together(parts)
 
-    monkeypatch.setattr(validate, "evaluate", fragile)
+    monkeypatch.setattr(validate, "evaluate_together", fragile)
     world.update(*(product(number) for number in range(1, 6)))
     world.update(product(9), shop="other.myshopify.com")
 

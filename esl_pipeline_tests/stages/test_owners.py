@@ -220,7 +220,9 @@ def test_s31_a_person_settles_it_and_may_think_again(two: World) -> None:
     assert (settled["owner"], settled["settled_by"]) == (HOSTILE, "ana") and settled["db_user"]
 
 
-def test_s31_what_was_settled_stays_so_when_the_owner_leaves_and_its_own_api_corrects_a_person(two: World) -> None:
+def test_s31_what_was_settled_stays_so_when_the_owner_leaves_and_its_own_api_corrects_a_person(
+    two: World,
+) -> None:
     taken(two)
     two.buffer.owner_settle(shop=key(HOSTILE), by="ana")
     (mapping,) = (m for m in two.buffer.mapping_list() if m["source_store_id"] == HOSTILE)

@@ -133,7 +133,7 @@ def test_field_04_pauses_of_a_store_grow_up_to_a_limit_and_end_with_the_first_la
     for pause, due in zip(pauses, (60, 120, 240, 480, 900, 900), strict=True):
         assert due - 5 < pause <= due
     ready.sandbox.faults()
-    ready.round(batch_size=100, **PATIENT)
+    quiet(ready, batch_size=100, **PATIENT)
     assert len(ready.labels()) == 30
     (row,) = ready.sql("select refusals, pauses, until, reason from esl.store_health")
     assert row == {"refusals": 0, "pauses": 0, "until": None, "reason": None}

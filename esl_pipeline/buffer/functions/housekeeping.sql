@@ -145,6 +145,7 @@ begin
         get diagnostics v_rows = row_count;
         v_all := v_all + v_rows;
     end loop;
+    delete from esl.turns where party = p_system || ':' || p_shop or party = any (v_mappings::text[]);
     delete from esl.snapshot_variants n where not exists (select from esl.snapshots s where s.id = n.snapshot_id);
     delete from esl.snapshot_levels n where not exists (select from esl.snapshots s where s.id = n.snapshot_id);
 

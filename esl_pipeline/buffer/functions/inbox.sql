@@ -126,50 +126,91 @@ begin
                v_bytes / 1000000, v_most)) end;
 end $$;
 
+-- Notes that parties have had their turn now. In one order, so that no two wait for each other in a circle.
+create or replace function esl.take_turns(p_queue text, p_parties text[]) returns void
+language sql volatile set search_path = '' as $$
+    insert into esl.turns (queue, party, taken_at)
+    select p_queue, party, clock_timestamp() from (select distinct unnest(p_parties) as party order by 1) parties
+    on conflict (party, queue) do update set taken_at = excluded.taken_at
+$$;
+
 -- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}
 -- -> {events: [...]}, oldest first. Only shops with a mapping: the others' events wait.
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
--- Where the oldest event was claimed before and never finished, something may be in the batch that no run survives: each
--- time the batch is halved, until the culprit stands alone and dies of its attempts without company.
+-- Shops take turns: of each its oldest events, as many bytes of one as of another, whoever waited longest for its turn first.
+-- Where a shop's oldest event was claimed before and never finished, something may be in it that no run survives: that shop
+-- is claimed alone when it is its turn, and each time half as much of it, until the culprit stands alone and dies of its
+-- attempts without company. The others never share a claim with it.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_claim uuid := (p ->> 'claim_id')::uuid;
-    v_now   timestamptz := clock_timestamp();
+    v_claim    uuid := (p ->> 'claim_id')::uuid;
+    v_now      timestamptz := clock_timestamp();
+    v_attempts int := (p ->> 'max_attempts')::int;
+    v_ids      bigint[];
+    v_dead     bigint[];
+    v_shops    text[];
 begin
     if not exists (select from esl.webhook_inbox where claim_id = v_claim and state = 'leased') then
-        with shops as (
-            select distinct m.source_system, m.source_store_id from esl.store_mappings m
-            where p -> 'shop' is null
-               or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}')
-        ), open_events as (
-            select i.id, i.attempts, octet_length(i.body) as bytes
-            from shops s
+        with heads as materialized (
+            select s.source_system, s.source_store_id, h.id, h.attempts, t.taken_at
+            from (select distinct m.source_system, m.source_store_id from esl.store_mappings m
+                  where p -> 'shop' is null or (m.source_system, m.source_store_id)
+                        = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}')) s
             cross join lateral (
-                select e.id, e.attempts, e.body from esl.webhook_inbox e
+                select e.id, e.attempts from esl.webhook_inbox e
                 where e.source_system = s.source_system and e.source_store_id = s.source_store_id
                   and (e.state = 'ready' or (e.state = 'leased' and e.lease_until < v_now))
-                order by e.id limit (p ->> 'limit')::int for update skip locked
-            ) i
-            order by i.id limit (p ->> 'limit')::int
-        ), sized as (
-            select id, attempts, sum(bytes) over (order by id) - bytes as bytes_before,
-                   row_number() over (order by id) as place,
-                   case when first_value(attempts) over (order by id) >= (p ->> 'max_attempts')::int - 1 then 1
-                        else (p ->> 'limit')::int / 2 ^ first_value(attempts) over (order by id) end as most
-            from open_events where attempts < (p ->> 'max_attempts')::int
-        ), exhausted as (
-            update esl.webhook_inbox i
-            set state = 'dead', finished_at = v_now, claim_id = null, lease_until = null,
-                reason = format('given up after %s attempts: the run that read it never finished', i.attempts)
-            from open_events s where s.id = i.id and s.attempts >= (p ->> 'max_attempts')::int
+                order by e.id limit 1) h
+            left join esl.turns t on t.party = s.source_system || ':' || s.source_store_id and t.queue = 'inbox'
+        ), next as (
+            select h.id, h.attempts from heads h order by h.taken_at nulls first, h.id limit 1
+        ), served as materialized (
+            select h.*, count(*) over () as shops
+            from heads h join next n on case when n.attempts > 0 then h.id = n.id else h.attempts = 0 end
+        ), open_events as materialized (
+            -- A few rows of each shop are enough: what it has more comes with its next turn.
+            select e.*, s.taken_at, sum(e.bytes) over (partition by s.id order by e.id) - e.bytes as has_taken
+            from served s cross join lateral (
+                select i.id, i.attempts, coalesce(octet_length(i.body), 0) + 1000 as bytes from esl.webhook_inbox i
+                where i.source_system = s.source_system and i.source_store_id = s.source_store_id and i.id >= s.id
+                  and (i.state = 'ready' or (i.state = 'leased' and i.lease_until < v_now))
+                  and (s.attempts > 0 or i.attempts = 0)
+                order by i.id limit (2 * (p ->> 'limit')::int + s.shops - 1) / s.shops) e
+        ), placed as (
+            select id, row_number() over in_turn as place, sum(bytes) over in_turn - bytes as bytes_before,
+                   case when first_value(attempts) over in_turn < v_attempts - 1
+                        then 2 ^ first_value(attempts) over in_turn end as part  -- null: one alone
+            from open_events where attempts < v_attempts
+            window in_turn as (order by has_taken, taken_at nulls first, id)
         )
+        select (select array_agg(id) from placed
+                where place = 1 or (place <= (p ->> 'limit')::int / part
+                                    and bytes_before < (p ->> 'max_bytes')::bigint / part)),
+               (select array_agg(id) from open_events where attempts >= v_attempts)
+        into v_ids, v_dead;
+
+        -- In these, a case: of a condition like that of the index of open deliveries the planner would walk all of that.
         update esl.webhook_inbox i
-        set state = 'leased', attempts = i.attempts + 1, claim_id = v_claim, run_id = p ->> 'run_id',
-            lease_until = v_now + make_interval(secs => (p ->> 'lease_seconds')::float8)
-        from sized s
-        where s.id = i.id and s.bytes_before < (p ->> 'max_bytes')::bigint
-          and s.place <= greatest(s.most, 1);
+        set state = 'dead', finished_at = v_now, claim_id = null, lease_until = null,
+            reason = format('given up after %s attempts: the run that read it never finished', i.attempts)
+        where i.id = any (array(
+            select d.id from esl.webhook_inbox d
+            where d.id = any (v_dead) and case d.state when 'leased' then d.lease_until < v_now else d.state = 'ready' end
+            for update skip locked));
+
+        with claimed as (
+            update esl.webhook_inbox i
+            set state = 'leased', attempts = i.attempts + 1, claim_id = v_claim, run_id = p ->> 'run_id',
+                lease_until = v_now + make_interval(secs => (p ->> 'lease_seconds')::float8)
+            where i.id = any (array(
+                select c.id from esl.webhook_inbox c
+                where c.id = any (v_ids) and case c.state when 'leased' then c.lease_until < v_now else c.state = 'ready' end
+                for update skip locked))
+            returning i.source_system || ':' || i.source_store_id as shop
+        )
+        select array_agg(shop) into v_shops from claimed;
+        perform esl.take_turns('inbox', v_shops);
     end if;
     return jsonb_build_object('events', coalesce((
         select jsonb_agg(jsonb_build_object(

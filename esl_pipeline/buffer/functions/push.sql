@@ -48,8 +48,11 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- The label whose turn it is, of one shop or of all; its batch is of the same mapping, store, operation and max_batch.
--- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The other stores come first after a slow call, so
--- that none waits for more than one of them; stores in doubt come last. Among the rest by priority, then by time.
+-- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The other
+-- stores come first after a slow call, so that none waits for more than one of them; stores in doubt come last.
+-- Among the rest mappings take turns, whoever waited longest for its turn first, and of each what is most urgent. Rises and
+-- corrections go before all turns, of each mapping once between two turns (see esl.has_jump): so a rise waits for one call of
+-- each other mapping with rises at most, and what is no rise for as many, however many rises one of them has.
 -- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
 -- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
 create or replace function esl.next_push(p_shop jsonb, p_alone boolean) returns esl.sync_queue
@@ -58,49 +61,53 @@ declare t record; v_next esl.sync_queue;
 begin
     for t in
         with recursive groups as (
-            (select q.mapping_id, q.store_code, q.priority from esl.sync_queue q
-             where q.state = 'ready' order by q.mapping_id, q.store_code, q.priority limit 1)
+            (select q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code from esl.sync_queue q
+             where q.state = 'ready'
+             order by q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code collate "C" limit 1)
             union all
             select n.* from groups g cross join lateral (
-                select q.mapping_id, q.store_code, q.priority from esl.sync_queue q
+                select q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code from esl.sync_queue q
                 where q.state = 'ready'
                   and (q.mapping_id, q.store_code, q.priority) > (g.mapping_id, g.store_code, g.priority)
-                order by q.mapping_id, q.store_code, q.priority limit 1) n
+                order by q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code collate "C"
+                limit 1) n
         ), live as (
-            select g.*, p_alone or coalesce(esl.is_doubted(h), false) as alone,
+            select g.*, m as mapping, u.taken_at, g.priority = 0 and esl.has_jump(u.taken_at) as jumps,
+                   p_alone or coalesce(esl.is_doubted(h), false) as alone,
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
             from groups g
             join esl.store_mappings m on m.id = g.mapping_id and m.is_active and not m.is_dry_run and m.problem is null
                 and (p_shop is null or (m.source_system, m.source_store_id)
                      = (p_shop ->> 'source_system', p_shop ->> 'source_store_id'))
+            left join esl.turns u on u.party = g.mapping_id::text and u.queue = 'push'
             left join esl.store_health h on h.store_code = g.store_code
             left join (select r.store_code, r.duration_ms from esl.sync_log r
                        where r.kind = 'result' order by r.id desc limit 1) l on true
-            where coalesce(h.until <= now(), true)
+            where coalesce(h.until <= now(), true) and g.next_attempt_at <= now()
         )
-        select w.alone, w.slow, n.is_new, array_agg(w.mapping_id) as mappings, array_agg(w.store_code) as stores,
-               array_agg(w.priority) as priorities
-        from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
-        group by w.alone, w.slow, n.is_new, case when n.is_new or not w.alone then w.priority end
-        order by w.alone, w.slow, n.is_new desc, min(w.priority)
+        select w.*, n.is_new from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
+        order by w.alone, w.slow, n.is_new desc, w.jumps desc, w.taken_at nulls first,
+                 case when n.is_new then 0 else w.priority end, w.next_attempt_at, w.created_at, w.code collate "C"
     loop
-        select x.* into v_next
-        from unnest(t.mappings, t.stores, t.priorities) as g (mapping_id, store_code, priority)
-        join esl.store_mappings m on m.id = g.mapping_id
-        cross join lateral (
-            select q.* from esl.sync_queue q
-            where q.state = 'ready' and q.mapping_id = g.mapping_id and q.store_code = g.store_code
-              and q.priority = g.priority and q.next_attempt_at <= now()
-              and (not t.is_new or (q.attempts = 0 and q.refused_at is null))
-              and esl.may_push(q, m)
-            order by q.next_attempt_at, q.created_at, q.code collate "C" limit 1) x
-        order by x.next_attempt_at, x.created_at, x.code collate "C" limit 1;
+        select q.* into v_next from esl.sync_queue q
+        where q.state = 'ready' and q.mapping_id = t.mapping_id and q.store_code = t.store_code
+          and q.priority = t.priority and q.next_attempt_at <= now()
+          and (not t.is_new or (q.attempts = 0 and q.refused_at is null))
+          and esl.may_push(q, t.mapping)
+        order by q.next_attempt_at, q.created_at, q.code collate "C" limit 1;
         if found then
             return v_next;
         end if;
     end loop;
     return null;
 end $$;
+
+-- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had a turn since.
+create or replace function esl.has_jump(p_taken_at timestamptz) returns boolean
+language sql stable set search_path = '' as $$
+    select p_taken_at is null
+        or p_taken_at < coalesce((select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = ''), '-infinity')
+$$;
 
 -- Whether anything may be pushed to a store now.
 create or replace function esl.has_push(p_store text) returns boolean
@@ -157,6 +164,7 @@ declare
     v_claimed int := 0;
     v_head    esl.sync_queue;
     v_mapping esl.store_mappings;
+    v_jumped  boolean;
 begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
         perform esl.take_back_lost(p);
@@ -205,6 +213,14 @@ begin
                    m.source_system || ':' || m.source_store_id, q.event_ids
             from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
             where q.push_id = v_push and q.state = 'leased';
+            if v_claimed > 0 then
+                v_jumped := v_head.priority = 0 and esl.has_jump(
+                    (select t.taken_at from esl.turns t where t.party = v_head.mapping_id::text and t.queue = 'push'));
+                perform esl.take_turns('push', array[v_head.mapping_id::text]);
+                if not v_jumped then
+                    perform esl.take_turns('bulk', array['']);
+                end if;
+            end if;
             if v_doubted and v_claimed > 0 then
                 update esl.store_health set until = v_until where store_code = v_head.store_code;
             end if;

@@ -353,30 +353,35 @@ language sql stable as $$
            + coalesce(octet_length(o.tags), 0) + coalesce(octet_length(o.image_url), 0)
 $$;
 
--- {limit, after, max_bytes?, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, oldest change
--- first, with the active mappings of their shops (currency and taxes_included as the shop says). Nothing is claimed:
--- evaluating twice is harmless (see esl_labels_stage). unsaid: columns with a space between, or null. history: {mapping id: {shown, prior}}, the price on the label
--- and, where the policy asks for it, the lowest of 30 days.
+-- {limit, after, max_bytes?, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, as many of one
+-- shop as of another and of each its oldest changes, max_bytes of text together or one variant, with the active mappings of their shops (currency and taxes_included as the shop
+-- says). Nothing is claimed: evaluating twice is harmless (see esl_labels_stage). after: a revision, to page through one shop.
+-- unsaid: columns with a space between, or null. history: {mapping id: {shown, prior}}, the price on the label and, where the
+-- policy asks for it, the lowest of 30 days.
 create or replace function public.esl_variants_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as (
         select distinct m.source_system, m.source_store_id from esl.store_mappings m
         where m.is_active and (p -> 'shop' is null
            or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+    ), waiting as materialized (  -- shops where any is, and how many such shops there are
+        select s.*, count(*) over () as shops from shops s
+        where exists (select from esl.products o
+                      where o.source_store_id = s.source_store_id and o.source_system = s.source_system and o.due)
     ), due as (
-        select o.* from esl.products o join shops using (source_system, source_store_id)
-        where o.due and o.revision > (p ->> 'after')::bigint order by o.revision limit (p ->> 'limit')::int
+        select d.* from waiting w cross join lateral (
+            select o.*, esl.text_bytes(o) as bytes, row_number() over (order by o.revision) as turn from esl.products o
+            where o.source_store_id = w.source_store_id and o.source_system = w.source_system and o.due
+              and o.revision > (p ->> 'after')::bigint
+            order by o.revision limit (2 * (p ->> 'limit')::int + w.shops - 1) / w.shops) d
+        order by d.turn, d.revision limit (p ->> 'limit')::int
     ), page as (
-        -- As many as have max_bytes of text together; one at least.
-        select * from due where revision < coalesce((
-            select min(w.revision) from (
-                select o.revision, sum(esl.text_bytes(o)) over (order by o.revision) - esl.text_bytes(o) as before
-                from due o) w
-            where w.before >= coalesce((p ->> 'max_bytes')::bigint, 8000000)), 9223372036854775807)
+        select * from (select d.*, sum(d.bytes) over (order by d.turn, d.revision) - d.bytes as before from due d) t
+        where t.before < coalesce((p ->> 'max_bytes')::bigint, 8000000)
     )
     select jsonb_build_object(
         'variants', coalesce((
-            select jsonb_agg(to_jsonb(d) - 'due' || jsonb_build_object(
+            select jsonb_agg(to_jsonb(d) - '{due,turn,bytes,before}'::text[] || jsonb_build_object(
                 'unsaid', nullif(array_to_string(d.unsaid, ' '), ''),
                 'stock', (
                     select jsonb_object_agg(l.location_id, l.available) from esl.inventory_levels l
