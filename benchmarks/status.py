@@ -26,9 +26,8 @@ PART = 250_000
 
 CATALOGUE = """
 with m as (select id from esl.store_mappings), v as (select n::text as id from generate_series(1, %(labels)s) n), p as (
-    insert into esl.products (source_system, source_store_id, variant_id, product_id, source_updated_at, content_hash,
-                              due)
-    select 'shopify', 'corner-shop.myshopify.com', id, id, now(), 'x', false from v
+    insert into esl.products (source_system, source_store_id, variant_id, product_id, source_updated_at, due)
+    select 'shopify', 'corner-shop.myshopify.com', id, id, now(), false from v
 ), l as (
     insert into esl.labels (mapping_id, variant_id, store_code, code, label, label_hash, state)
     select m.id, v.id, 'S1', v.id, '{}', 'x', 'publish' from m, v

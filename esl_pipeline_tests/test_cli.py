@@ -299,7 +299,7 @@ def test_the_history_of_mappings_says_who_changed_what(
     assert (update["old"]["is_active"], update["new"]["is_active"]) == (True, False)
     shown = run("stores", "history").out
     assert "is_active True → False, settings.zero_price - → allow" in shown
-    assert re.search(rf"cli:ana +{SHOP} +{STORE} +{mapping['id']} +new", shown)
+    assert re.search(rf"cli:ana +\w+ +{SHOP} +{STORE} +{mapping['id']} +new", shown)
     assert run("stores", "history", "another", "--json").json == []
 
     def nobody() -> str:
@@ -490,6 +490,9 @@ def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
         "findings": [],
         "outages": [],
         "refreshes": {"waiting": [], "unknown": []},
+        "contested": 0,
+        "contests": [],
+        "erasures": [],
     }
     assert run("status").code == 0
 

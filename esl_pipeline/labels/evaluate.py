@@ -136,7 +136,8 @@ def _read(
     variants: pd.DataFrame, store: Store, outcomes: list[Outcome], facts: dict[int, schema.Facts]
 ) -> None:
     """As read, behind what was read before."""
-    for position, row in enumerate(_rows(variants), len(outcomes)):
+    doubled = variants["variant_id"].duplicated(keep=False)
+    for position, (row, is_doubled) in enumerate(zip(_rows(variants), doubled, strict=True), len(outcomes)):
         state = _state(row, store.policy)
         if state != "publish":
             outcomes.append(Outcome(state))
@@ -145,7 +146,7 @@ def _read(
         said = attributes_of(row, store.policy, store.shop_currency)
         title = store.policy.title.render(said)
         label = label_from(said, title, row["image_url"], store.policy)
-        facts[position] = _facts(row, said, title, label, store)
+        facts[position] = _facts(row | {"is_doubled": is_doubled}, said, title, label, store)
         outcomes.append(_published(row, label, facts[position].code_kind, store.policy))
 
 
@@ -262,6 +263,7 @@ def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, s
     image = row["image_url"] or ""
     return schema.Facts(
         variant_id=row["variant_id"] or "",
+        id_is_doubled=row["is_doubled"],
         unsaid=", ".join(unsaid_needs(row, policy)),
         code=code,
         code_kind=kind.kind if code else "",

@@ -67,10 +67,11 @@ _RULES = [
     Rule(
         "id_duplicate",
         "error",
-        "variant_id",
-        lambda s: ~s.duplicated(keep=False),
+        "id_is_doubled",
+        _no,
         "the same variant was read twice at once",
         "report it to us",
+        shown="variant_id",
     ),
     Rule(
         "not_said",
@@ -381,6 +382,7 @@ class Facts(NamedTuple):
     """What is checked of one variant that should be on the shelf. Text is never null: "" where there is none."""
 
     variant_id: str
+    id_is_doubled: bool
     unsaid: str
     code: str
     code_kind: str

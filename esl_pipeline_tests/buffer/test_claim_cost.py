@@ -98,19 +98,21 @@ def test_s33_turns_are_found_beside_all_that_one_shop_has_waiting(server: Embedd
         connection.execute("alter table esl.products set (autovacuum_enabled = false)")
         connection.execute(
             "insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code)"
-            " select 'shopify', 'shop-' || n, 'S' || n from generate_series(1, %s::int) n",
+            " select 'shopify', 'shop-' || n || '.myshopify.com', 'S' || n from generate_series(1, %s::int) n",
             [SHOPS],
         )
         # All of the first shop, and a few of each other that came after them.
         connection.execute(
             "insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, body, body_sha256)"
-            " select 'shopify', 'shop-' || case when n <= %(most)s then 1 else n %% %(shops)s + 1 end, 't',"
-            " n::text, '{}', n::text from generate_series(1, %(most)s::int + 1000) n",
+            " select 'shopify',"
+            " 'shop-' || case when n <= %(most)s then 1 else n %% %(shops)s + 1 end || '.myshopify.com',"
+            " 't', n::text, '{}', n::text from generate_series(1, %(most)s::int + 1000) n",
             {"most": WAITING, "shops": SHOPS},
         )
         connection.execute(
             "insert into esl.products (source_system, source_store_id, variant_id, product_id, source_updated_at)"
-            " select 'shopify', 'shop-' || case when n <= %(most)s then 1 else n %% %(shops)s + 1 end,"
+            " select 'shopify',"
+            " 'shop-' || case when n <= %(most)s then 1 else n %% %(shops)s + 1 end || '.myshopify.com',"
             " n::text, n::text, now() from generate_series(1, %(most)s::int + 1000) n",
             {"most": WAITING, "shops": SHOPS},
         )

@@ -518,7 +518,7 @@ def place() -> Iterator[Path]:
 
 
 def test_both_survive_a_restart_of_the_server(place: Path) -> None:
-    server = EmbeddedPostgres.start(place / "data", durable=False)
+    server = EmbeddedPostgres.start(place / "data", durable=False, trust=True)
     dsn = server.dsn("postgres")
     create_supabase_roles(dsn)
     run_sql(dsn, FUNCTIONS)
@@ -537,7 +537,7 @@ def test_both_survive_a_restart_of_the_server(place: Path) -> None:
                     began = time.monotonic()
                     assert isinstance(error_of(transport, "esl_test_echo"), BufferUnavailable)
                     assert time.monotonic() - began < 2
-            server = EmbeddedPostgres.start(place / "data", durable=False)
+            server = EmbeddedPostgres.start(place / "data", durable=False, trust=True)
             assert over_psycopg.call("esl_test_echo", {"value": 2}) == 2
             # The gateway's own pool (as a real one) comes back with a back-off; the transport needs no new start.
             deadline = time.monotonic() + 15

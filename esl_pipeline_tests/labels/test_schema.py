@@ -109,7 +109,7 @@ def test_ids_fit_64_bits(ids: list[str], wrong: set[int]) -> None:
 
 
 def test_all_rows_with_one_id_are_refused() -> None:
-    twice = checks(Policy(), {"variant_id": "5"}, {}, {"variant_id": "5"})
+    twice = checks(Policy(), {"id_is_doubled": True}, {}, {"id_is_doubled": True})
     assert twice == {(0, "id_duplicate"), (2, "id_duplicate")}
 
 

@@ -1558,7 +1558,7 @@ def machine_parts(buffer: Buffer, dsn: str) -> Iterator[Parts]:
             _model_is_the_source(),
             light_evaluation(),
             # However slow the machine is, a round ends when nothing is due.
-            mock.patch.object(drain, "_PUSH_SECONDS_PER_ROUND", 600.0),
+            mock.patch.multiple(drain, _PUSH_SECONDS_PER_ROUND=600.0, _MOST_SECONDS=600.0),
         ):
             workers = [Worker(buffer.transport, sandbox.url) for _ in WORKERS]
             try:

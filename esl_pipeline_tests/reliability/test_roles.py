@@ -292,7 +292,7 @@ def test_s39_a_receivers_login_can_say_no_more_than_a_receiver(buffer_dsn: str, 
         with pytest.raises(BufferError) as refused:
             receiver.inbox_add([DELIVERY | {"webhook_id": "good"}, DELIVERY | FORGED[case]])
         assert refused.value.code == "22023"
-        assert receiver.inbox_add([DELIVERY]) == {"received": 1, "inserted": 1}
+        assert receiver.inbox_add([DELIVERY])["inserted"] == 1
 
 
 def test_s39_what_sql_knows_of_a_source_is_what_the_receiver_takes(buffer_dsn: str) -> None:

@@ -154,7 +154,7 @@ def test_field_30_a_shop_whose_deliveries_are_all_refused_raises_the_alarm(world
     world.update(product(5, version=2), product(6, version=2), shop="renamed.myshopify.com")
     world.round()
     passed, says = judged()
-    words = "replay suspected: product 6 belongs to shop corner-shop.myshopify.com"
+    words = "replay suspected: product 6 is known as shop corner-shop.myshopify.com's"
     assert (passed, says) == (False, f"none of the last 6 webhooks could be used: {words}")
     assert "none of its last 6 deliveries could be used" in console.export_text()
     # One that is used ends it; a lone refusal after it begins anew.

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.drain import LEASE, DrainLimits, Round, drain
+from esl_pipeline.stages.drain import LEASE, DrainLimits, Round, drain, drain_round
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant, when
 
@@ -96,9 +97,10 @@ def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world:
     world.update(*[product(n) for n in range(1, 13)])
     world.sandbox.faults({"kind": "latency", "ms": 400})
 
-    first = world.round(batch_size=1)
+    one_by_one = replace(world.rules, batch_size=1)
+    first = drain_round(world.buffer, world.client, one_by_one, run_id=RUN, asset=ASSET)
     world.update(product(1, 2, [variant(1, price="9.00")]))
-    second = world.round(batch_size=1)
+    second = drain_round(world.buffer, world.client, one_by_one, run_id=RUN, asset=ASSET)
 
     assert 1 <= len(first.results) <= 4, "it pushed for about a second"
     assert len(second.events) == 1

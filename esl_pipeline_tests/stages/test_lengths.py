@@ -26,7 +26,7 @@ from esl_pipeline_tests.memory import peak_memory
 from esl_pipeline_tests.world import RUN, SHOP, STORE, World, product, variant, when
 
 HOSTILE = "hostile-shop.myshopify.com"
-MOST_MIB = 400
+MOST_MIB = 250
 
 
 def delivered(body: Any, *, shop: str = SHOP) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def test_s30_a_title_of_a_million_letters_costs_its_shop_a_finding_and_others_no
     world.update(product(501, variants=[variant(501, price="2.50")]))
     began = time.monotonic()
     with peak_memory(world.dsn) as peak:
-        world.round(batch_size=1000)
+        for _ in range(2):  # a body this long is a round's portion
+            world.round(batch_size=1000)
     assert time.monotonic() - began < 30
     assert world.prices(STORE) == {"C-501": "2.50"}
     assert max(peak.process, peak.backend) < MOST_MIB
@@ -228,8 +229,7 @@ def test_s30_a_shop_whose_deliveries_cannot_be_read_holds_up_no_other(
     world.map()
     world.update(product(1), shop=HOSTILE)
     world.update(product(501))
-    with pytest.raises(KeyError):
-        world.round()
+    assert isinstance(world.round().failure, KeyError)
     assert world.inbox() == ["leased", "done"]
     world.settle()
     assert set(world.labels()) == {"C-501"}

@@ -298,11 +298,13 @@ language sql volatile security definer set search_path = '' as $$
 $$;
 
 -- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only waits
--- (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang.
+-- (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang. Of a foreign label that
+-- is to be removed it is all the same what it says.
 create or replace function esl.is_moving(p_store text, p_code text, p_since timestamptz) returns boolean
 language sql stable as $$  -- inlined as well
     select exists (select from esl.sync_queue q
-                   where q.code = p_code and q.store_code = p_store and (q.in_doubt or q.state = 'leased'))
+                   where q.code = p_code and q.store_code = p_store
+                     and (q.in_doubt or q.state = 'leased' or q.variant_id = ''))
         or exists (select from esl.sync_log l where l.code = p_code and l.store_code = p_store and l.at >= p_since)
 $$;
 
@@ -362,7 +364,8 @@ begin
                             select from esl.labels b where b.code = u.code and b.store_code = p ->> 'store'))));
 end $$;
 
--- {store, since, after?, limit} -> {labels: [{code, push_id}], moving: [codes], next}: ledger and queue page by page.
+-- {store, since, after?, limit} -> {labels: [{code, push_id}], moving: [codes], next}: ledger and queue page by page. moving:
+-- on their way, or in no ledger yet.
 create or replace function public.esl_drift_ledger(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
@@ -383,7 +386,7 @@ begin
         select jsonb_build_object(
             'labels', coalesce(jsonb_agg(jsonb_build_object('code', j.code, 'push_id', j.push_id) order by j.code)
                                filter (where not j.moves and j.push_id is not null), '[]'),
-            'moving', coalesce(jsonb_agg(j.code order by j.code) filter (where j.moves), '[]'),
+            'moving', coalesce(jsonb_agg(j.code order by j.code) filter (where j.moves or j.push_id is null), '[]'),
             'next', max(j.code))
         from judged j);
 end $$;

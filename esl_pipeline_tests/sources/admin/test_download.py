@@ -140,7 +140,7 @@ def test_a_break_at_the_very_end_is_the_end() -> None:
         (jsonl(*NODES[:-1]), 1000, "it has 999 of 1,000 objects"),
         (jsonl(*NODES[:10], [1]), 11, "line 11 is not a JSON object"),
         (b"<html>sorry</html>", 1, "line 1 is not a JSON object"),
-        (b"x" * 5_000_000, 1, "longer than 4,000,000 bytes"),
+        (b"x" * 5_000_000, 1, "longer than 1,000,000 bytes"),
     ],
     ids=["cut", "fewer", "list", "page", "endless line"],
 )
