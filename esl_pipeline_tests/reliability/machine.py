@@ -1403,7 +1403,7 @@ class Machine(RuleBasedStateMachine):
         assert row["without_end"] == 0, "G6: an intent without a result"
         assert row["foreign_products"] == 0 and row["foreign_labels"] == 0, "G8: a shop in another's rows"
         if self.faults.busy:
-            # One that was alone in a store that refuses everything cannot be told from one at fault.
+            # One or two that are alone in a store that refuses everything cannot be told from ones at fault.
             assert set(row["failed"]) <= self.blamed, ("a label is blamed without evidence", row["failed"])
         intents = {(store, code): n for store, code, n in row["intents"]}
         for pushed in self.parts.labels._all("select store, code, times from push"):
@@ -1522,8 +1522,8 @@ select (select coalesce(jsonb_agg(jsonb_build_array(source_store_id, topic, body
     (select count(*) from esl.hipoink_products where label ->> 'pi' <> ''
      and left(store_code, 1) <> left(label ->> 'pi', 1)) as foreign_labels,
     (select coalesce(array_agg(q.code), '{}') from esl.sync_queue q where q.state = 'failed'
-     and exists (select from esl.sync_log r where r.kind = 'result' and r.store_code = q.store_code and r.code <> q.code
-                 and r.at >= q.refused_at)) as failed,
+     and (select count(distinct r.code) from esl.sync_log r where r.kind = 'result' and r.store_code = q.store_code
+          and r.code <> q.code and r.at >= q.refused_at) >= 2) as failed,
     (select coalesce(jsonb_agg(jsonb_build_array(store_code, code, n)), '[]') from (
         select store_code, code, count(*) as n from esl.sync_log where kind = 'intent' group by 1, 2) t) as intents
 """
