@@ -149,7 +149,9 @@ def test_s34_bodies_of_megabytes_do_not_hold_up_another_shop(buffer: MemoryBuffe
             times.append(time.monotonic() - began)
         assert {one.result().status_code for one in many} <= {200, 503}
         assert post(url, raw).status_code == 200  # what was refused may come again
-    assert sorted(times)[-2] < 2.5  # half of what Shopify waits, with the senders in this process
+    times.sort()
+    assert times[len(times) // 2] < 1
+    assert times[-2] < 2.5  # half of what Shopify waits, with the senders in this process
 
 
 def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: MemoryBuffer) -> None:
