@@ -21,11 +21,10 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.stages.drain import drain_round
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.stock import stock_bindir
-from esl_pipeline_tests.world import World, product, variant
+from esl_pipeline_tests.world import World, drain_round, product, variant
 
 LABELS, ROUNDS, RATIO = 30, 40, 1.3
 SHOP, STORE = "corner-shop.myshopify.com", "S1"

@@ -24,10 +24,10 @@ from esl_pipeline.labels.policy import Policy
 from esl_pipeline.local.label_server import SIGN
 from esl_pipeline.receiver.tokens import digest
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.drain import drain_round
 from esl_pipeline.stages.read import read_inbox
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import SHOP, STORE, arrive, map_shop, product
+from esl_pipeline_tests.world import drain_round
 
 UNREACHABLE = "postgresql://somebody:a-secret-word@127.0.0.1:9/esl"
 

@@ -3,12 +3,12 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from unittest import mock
 
+import pandas as pd
 import psycopg
 import psycopg.rows
 from starlette.datastructures import Headers
@@ -16,9 +16,8 @@ from starlette.datastructures import Headers
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.hipoink import HipoinkClient
 from esl_pipeline.receiver.deliveries import delivery
-from esl_pipeline.stages import drain
-from esl_pipeline.stages.drain import Round, drain_round
-from esl_pipeline.stages.push import PushRules
+from esl_pipeline.stages.drain import Portion, Round, read_round
+from esl_pipeline.stages.push import PushRules, push_batch
 from esl_pipeline.stages.refresh import refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox
 
@@ -103,6 +102,29 @@ def level(number: int = 1, available: int | None = 5, version: int = 1, location
     }
 
 
+def drain_round(
+    buffer: Buffer,
+    client: HipoinkClient,
+    rules: PushRules,
+    *,
+    run_id: str = RUN,
+    asset: str = ASSET,
+    portion: Portion | None = None,
+) -> Round:
+    """What a drain does, one step after another: read and evaluate once, then push until nothing is due."""
+    done = read_round(buffer, run_id=run_id, portion=portion)
+    done.results = list(iter_results(buffer, client, rules, run_id=run_id, asset=asset))
+    return done
+
+
+def iter_results(
+    buffer: Buffer, client: HipoinkClient, rules: PushRules, **who: str
+) -> Iterator[pd.DataFrame]:
+    """Push until nothing is due."""
+    while not (results := push_batch(buffer, client, rules, **who)).empty:
+        yield results
+
+
 @dataclass
 class World:
     """One buffer and one label server, with the verbs of the tests."""
@@ -150,11 +172,7 @@ class World:
 
     def round(self, **rules: Any) -> Round:
         """Read, validate and push once what is due now, and have the labels refreshed, as a drain does."""
-        # However slow the machine is, a round ends when nothing is due.
-        with mock.patch.multiple(drain, _PUSH_SECONDS_PER_ROUND=600.0, _MOST_SECONDS=600.0):
-            done = drain_round(
-                self.buffer, self.client, replace(self.rules, **rules), run_id=RUN, asset=ASSET
-            )
+        done = drain_round(self.buffer, self.client, replace(self.rules, **rules))
         if done.was_accepted:
             refresh_stores(self.buffer, self.client, run_id=RUN)
         return done

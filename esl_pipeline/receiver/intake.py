@@ -52,8 +52,8 @@ class Limits:
     large: int = 2
     per_second: float = 500
     burst: float = 10_000
-    bytes_per_second: float = 4_000_000
-    burst_bytes: float = 200_000_000
+    bytes_per_second: float = 1_000_000
+    burst_bytes: float = 20_000_000
     waiting: int = 50_000
     waiting_bytes: int = 1_000_000_000
 

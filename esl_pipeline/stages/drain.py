@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,7 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.stages.push import PushRules, push_batch
+from esl_pipeline.stages.pusher import Pusher
 from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 from esl_pipeline.stages.validate import Evaluation, stage, validate
@@ -26,9 +28,7 @@ LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-# So that neither a long queue nor a slow label server keeps new events (a price rise) from being read, nor what is read
-# of one shop the labels of another from being pushed.
-_PUSH_SECONDS_PER_ROUND = 0.25
+# So that what is read and evaluated of one shop does not keep the news of another (a price rise) waiting.
 _READ_SECONDS_PER_ROUND = 0.25
 _MOST_SECONDS = 1.0
 _SMALLEST_PORTION = 100
@@ -73,7 +73,10 @@ class Portion:
 
 @dataclass
 class Round:
-    """What one round of the loop did: events read, variants evaluated, labels pushed; why some events were not read."""
+    """What one round of the loop did: events read, variants evaluated; why some events were not read.
+
+    `results` are those of the pushes that ended meanwhile (push.RESULT_COLUMNS).
+    """
 
     events: list[dict[str, Any]] = field(default_factory=list)
     variants: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -93,18 +96,11 @@ class Round:
         return any((results["outcome"] == "accepted").any() for results in self.results)
 
 
-def drain_round(
-    buffer: Buffer,
-    client: HipoinkClient,
-    rules: PushRules,
-    *,
-    run_id: str,
-    asset: str,
-    stop: threading.Event | None = None,
-    portion: Portion | None = None,
+def read_round(
+    buffer: Buffer, *, run_id: str, stop: threading.Event | None = None, portion: Portion | None = None
 ) -> Round:
-    """Read, validate and push once what is due now, a portion of it. Once `stop` is set nothing further is begun."""
-    stop, portion = stop or threading.Event(), portion or Portion()
+    """Read and evaluate once what is due now, a portion of it. Once `stop` is set nothing further is begun."""
+    portion = portion or Portion()
     done = Round()
     began = time.monotonic()
     try:
@@ -115,23 +111,13 @@ def drain_round(
         # Something in the deliveries of a shop. They are claimed alone from now on (esl_inbox_claim); the rest goes on.
         log.exception("deliveries cannot be read")
         done.failure = error
-    if stop.is_set():
+    if stop is not None and stop.is_set():
         return done
     done.variants, mappings = due_variants(buffer, limit=portion.variants)
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
         portion.learn(len(done.variants), time.monotonic() - began)
-    # As long as reading took: where all is slow, a call or two a round would leave most stores without their turn.
-    now = time.monotonic()
-    read_again_at = now + min(max(_PUSH_SECONDS_PER_ROUND, now - began), _MOST_SECONDS)
-    while not stop.is_set():
-        results = push_batch(buffer, client, rules, run_id=run_id, asset=asset)
-        if results.empty:
-            break
-        done.results.append(results)
-        if time.monotonic() > read_again_at:
-            break
     return done
 
 
@@ -150,37 +136,37 @@ def drain(
 ) -> bool:
     """Work until idle or old, calling on_round after each round that did something and on_idle while waiting.
 
-    Beside the rounds, stores whose labels were pushed are refreshed.
+    Beside the rounds, in threads of their own, labels are pushed and stores whose labels were pushed are refreshed.
     SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
     BufferError when the buffer stays away, and at the end what kept deliveries from being read.
     """
     if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)["held"]:
         return False
-    started = last_work = time.monotonic()
-    stop, portion = threading.Event(), Portion()
-    failure: Exception | None = None
+    stop, failure = threading.Event(), None
     with _signals_held_back(stop):
         try:
             with (
                 _renewed(buffer, holder, stop),
                 Refresher(buffer, client, refresh_rules, run_id=run_id) as refresher,
             ):
-                refresher.ask()  # for what a run that has died left behind
-                while not stop.is_set() and time.monotonic() - started < limits.age:
-                    done = drain_round(
-                        buffer, client, rules, run_id=run_id, asset=asset, stop=stop, portion=portion
-                    )
-                    failure = done.failure or failure
+
+                def report(done: Round) -> None:
                     if done.was_accepted:
                         refresher.ask()
-                    if done.did_something:
-                        last_work = time.monotonic()
-                        on_round(done)
-                        continue
-                    if time.monotonic() - last_work > limits.idle:
-                        break
-                    until = min(last_work + limits.idle, started + limits.age)
-                    _wait_for_work(buffer, until, stop, on_idle, refresher)
+                    on_round(done)
+
+                push = partial(push_batch, buffer, client, rules, run_id=run_id, asset=asset)
+                pusher = Pusher(push, stop)
+                try:
+                    with pusher:
+                        for done in _rounds(
+                            buffer, pusher, refresher, limits, run_id=run_id, stop=stop, on_idle=on_idle
+                        ):
+                            failure = done.failure or failure
+                            report(done)
+                finally:  # whatever ended it, what was pushed is reported
+                    for results in iter(pusher.take, []):
+                        report(Round(results=results))
         finally:
             buffer.lease_release(name=LEASE, holder=holder)
     if failure is not None:
@@ -188,18 +174,55 @@ def drain(
     return True
 
 
-def _wait_for_work(
-    buffer: Buffer, until: float, stop: threading.Event, on_idle: Callable[[], None], refresher: Refresher
-) -> None:
-    """Return when something is due, the time is over or the drain shall stop: one round trip a look."""
+def _rounds(
+    buffer: Buffer,
+    pusher: Pusher,
+    refresher: Refresher,
+    limits: DrainLimits,
+    *,
+    run_id: str,
+    stop: threading.Event,
+    on_idle: Callable[[], None],
+) -> Iterator[Round]:
+    """The rounds that did something, until the drain is idle or old or shall stop."""
+    refresher.ask()  # for what a run that has died left behind
+    pusher.ask()
+    started = last_work = time.monotonic()
+    portion = Portion()
+    while not stop.is_set() and time.monotonic() - started < limits.age:
+        done = read_round(buffer, run_id=run_id, stop=stop, portion=portion)
+        if done.did_something:
+            pusher.ask()
+        done.results = pusher.take()
+        if done.did_something or pusher.is_busy:
+            last_work = time.monotonic()
+        if done.did_something:
+            yield done
+        elif not pusher.is_busy and time.monotonic() - last_work > limits.idle:
+            return
+        else:
+            until = min(last_work + max(limits.idle, _POLL_SECONDS), started + limits.age)
+            for _ in _looks(buffer, pusher, refresher, stop, until):
+                on_idle()
+
+
+def _looks(
+    buffer: Buffer, pusher: Pusher, refresher: Refresher, stop: threading.Event, until: float
+) -> Iterator[None]:
+    """Before each look for work: until there is something to read or report, the time is over or the drain shall stop.
+
+    What else is due, pusher and refresher are asked for. One round trip a look.
+    """
     while time.monotonic() <= until:
-        on_idle()
-        if stop.wait(_POLL_SECONDS):
+        yield
+        if pusher.wait(_POLL_SECONDS) or stop.is_set():
             return
         due = buffer.due()
+        if due["queue"]:
+            pusher.ask()
         if due["refresh"]:
             refresher.ask()
-        if due["inbox"] or due["variants"] or due["queue"]:
+        if due["inbox"] or due["variants"]:
             return
 
 

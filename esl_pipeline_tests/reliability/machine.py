@@ -34,8 +34,7 @@ from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.admin import AdminError
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
-from esl_pipeline.stages import drain, reconcile
-from esl_pipeline.stages.drain import drain_round
+from esl_pipeline.stages import reconcile
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline.stages.read import read_inbox
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
@@ -44,7 +43,7 @@ from esl_pipeline_tests.reliability.light import light_evaluation
 from esl_pipeline_tests.reliability.model import MappingModel, Place, Shown, Told, Verdict
 from esl_pipeline_tests.reliability.stepping import LABEL_SERVER, Fate, Job, Worker
 from esl_pipeline_tests.whole import whole
-from esl_pipeline_tests.world import ASSET, RULES, World, product, variant, when
+from esl_pipeline_tests.world import ASSET, RULES, World, drain_round, product, variant, when
 
 # What the code cannot do yet. ESL_MACHINE_ON=a,b tries some of them all the same.
 NOT_YET: tuple[str, ...] = ()
@@ -1557,8 +1556,6 @@ def machine_parts(buffer: Buffer, dsn: str) -> Iterator[Parts]:
             psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection,
             _model_is_the_source(),
             light_evaluation(),
-            # However slow the machine is, a round ends when nothing is due.
-            mock.patch.multiple(drain, _PUSH_SECONDS_PER_ROUND=600.0, _MOST_SECONDS=600.0),
         ):
             workers = [Worker(buffer.transport, sandbox.url) for _ in WORKERS]
             try:

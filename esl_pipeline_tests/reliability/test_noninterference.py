@@ -26,7 +26,6 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.deliveries import HeaderError, delivery
 from esl_pipeline.stages import reconcile
-from esl_pipeline.stages.drain import drain_round
 from esl_pipeline_tests.reliability.breaks import BREAKS
 from esl_pipeline_tests.reliability.machine import (
     ABSURD,
@@ -37,7 +36,7 @@ from esl_pipeline_tests.reliability.machine import (
     Slipping,
     machine_parts,
 )
-from esl_pipeline_tests.world import ASSET, level, product, variant, when
+from esl_pipeline_tests.world import ASSET, drain_round, level, product, variant, when
 
 EXAMPLES = int(os.environ.get("ESL_EXAMPLES", "0"))
 

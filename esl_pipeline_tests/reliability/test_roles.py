@@ -20,10 +20,9 @@ from esl_pipeline.local.stack import make_logins
 from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
 from esl_pipeline.settings import load_settings
 from esl_pipeline.shop_names import SHOP
-from esl_pipeline.stages.drain import drain_round
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.orchestration.world import STORE, arrive, map_shop, product
-from esl_pipeline_tests.world import ASSET, RULES, RUN
+from esl_pipeline_tests.world import RULES, drain_round
 
 GROUPS = ("esl_receiver", "esl_pipeline", "esl_admin")
 API_ROLES = ("anon", "authenticated", "service_role")
@@ -198,7 +197,7 @@ def test_s21_a_label_gets_to_the_shelf_with_three_logins(buffer_dsn: str) -> Non
         client = stack.enter_context(client_of(sandbox.url))
         map_shop(admin)
         arrive(receiver, product(1))
-        drain_round(pipeline, client, RULES, run_id=RUN, asset=ASSET)
+        drain_round(pipeline, client, RULES)
         assert sandbox.state()["labels"][STORE]["C-1"]["pp"] == "1.50"
         assert admin.status()["stores"][0]["on_labels"] == 1
         (place,) = admin.trace("C-1")

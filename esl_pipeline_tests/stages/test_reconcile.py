@@ -33,7 +33,6 @@ from esl_pipeline.sources.shopify.admin import (
     IncompleteDownloadError,
 )
 from esl_pipeline.stages import reconcile
-from esl_pipeline.stages.drain import drain_round
 from esl_pipeline.stages.reconcile import (
     Drift,
     Snapshot,
@@ -46,7 +45,7 @@ from esl_pipeline.stages.reconcile import (
 from esl_pipeline_tests.hipoink.servers import FreeLimiter, Sandbox, client_of, running
 from esl_pipeline_tests.local.shopify import Running
 from esl_pipeline_tests.local.shopify import running as running_shop
-from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World
+from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, drain_round
 from esl_pipeline_tests.world import product as product_body
 from esl_pipeline_tests.world import variant as variant_body
 

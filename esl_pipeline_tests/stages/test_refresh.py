@@ -15,11 +15,22 @@ from rich.console import Console
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.console import print_status, print_trace
 from esl_pipeline.local.label_store import LabelStore
-from esl_pipeline.stages.drain import DrainLimits, drain, drain_round
+from esl_pipeline.stages.drain import DrainLimits, drain
 from esl_pipeline.stages.push import push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules, refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of, running_sandbox
-from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, STORE, World, eventually, product, variant
+from esl_pipeline_tests.world import (
+    ASSET,
+    RULES,
+    RUN,
+    SHOP,
+    STORE,
+    World,
+    drain_round,
+    eventually,
+    product,
+    variant,
+)
 
 OTHER_SHOP, OTHER_STORE = "other-shop.myshopify.com", "S2"
 NO_GAP = RefreshRules(gap=0, initial_delay=0.01, max_delay=0.02)
@@ -50,9 +61,7 @@ def run_drain(shelf: World, *, idle: float = 0, age: float = 60, rules: RefreshR
 def push_all(shelf: World, *bodies: Row, shop: str = SHOP, **rules: Any) -> None:
     """Deliver and push, without the trigger that a drain has follow."""
     shelf.update(*bodies, shop=shop)
-    while drain_round(
-        shelf.buffer, shelf.client, replace(RULES, **rules), run_id=RUN, asset=ASSET
-    ).did_something:
+    while drain_round(shelf.buffer, shelf.client, replace(RULES, **rules)).did_something:
         pass
 
 
@@ -103,9 +112,9 @@ def test_field_41_what_was_accepted_is_on_the_physical_labels(shelf: World) -> N
 def test_field_41_a_burst_of_many_batches_is_one_trigger(shelf: World) -> None:
     shelf.map()
     shelf.update(*[product(n) for n in range(1, 8)])
-    drain_round(shelf.buffer, shelf.client, replace(RULES, batch_size=1), run_id=RUN, asset=ASSET)
+    drain_round(shelf.buffer, shelf.client, replace(RULES, batch_size=1))
     shelf.update(*[product(n, 2, [variant(n, price="2.00")]) for n in range(1, 4)])
-    drain_round(shelf.buffer, shelf.client, replace(RULES, batch_size=1), run_id=RUN, asset=ASSET)
+    drain_round(shelf.buffer, shelf.client, replace(RULES, batch_size=1))
     assert refresh(shelf) == triggers(shelf) == 1
     assert (shelf.calls(), len(shown(shelf))) == (10, 7)
     assert refresh(shelf) == 0

@@ -9,9 +9,9 @@ import pytest
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify import ShopifySource
 from esl_pipeline.stages import read
-from esl_pipeline.stages.drain import DrainLimits, Portion, Round, drain, drain_round
+from esl_pipeline.stages.drain import DrainLimits, Portion, Round, drain
 from esl_pipeline.stages.read import due_variants, read_inbox
-from esl_pipeline_tests.world import ASSET, RULES, RUN, Body, World, product, variant
+from esl_pipeline_tests.world import ASSET, RULES, RUN, Body, World, drain_round, product, variant
 
 FLOOD, BUSY, SMALL, QUIET = "flood.myshopify.com", "S-flood", "small.myshopify.com", "S-small"
 
@@ -35,9 +35,7 @@ def many(bodies: int, variants: int, *, price: str = "1.00", version: int = 1) -
 def portioned(world: World, variants: int, batch_size: int = 100) -> Round:
     """One round of a drain that reads so much of everything."""
     rules = RULES.__class__(**(vars(RULES) | {"batch_size": batch_size}))
-    return drain_round(
-        world.buffer, world.client, rules, run_id=RUN, asset=ASSET, portion=Portion(variants=variants)
-    )
+    return drain_round(world.buffer, world.client, rules, portion=Portion(variants=variants))
 
 
 def stores_pushed(world: World, after: int = 0) -> list[str]:
@@ -89,7 +87,7 @@ def test_s33_nine_hundred_deliveries_of_a_hundred_variants_from_one_shop(two: Wo
     began = time.monotonic()
     portion, rounds = Portion(), 0
     while two.prices(QUIET) != {"C-1": "2.00", "C-2": "1.00"}:
-        drain_round(two.buffer, two.client, RULES, run_id=RUN, asset=ASSET, portion=portion)
+        drain_round(two.buffer, two.client, RULES, portion=portion)
         rounds += 1
     print(f"a rise and a new label after {rounds} rounds, {time.monotonic() - began:.2f} s")
     assert rounds == 1
@@ -97,10 +95,10 @@ def test_s33_nine_hundred_deliveries_of_a_hundred_variants_from_one_shop(two: Wo
     # Again in the midst of it, with rises of the flood as well.
     two.update(*many(100, 100, price="3.00", version=2), shop=FLOOD)
     for _ in range(3):
-        drain_round(two.buffer, two.client, RULES, run_id=RUN, asset=ASSET, portion=portion)
+        drain_round(two.buffer, two.client, RULES, portion=portion)
     two.update(product(1, 3, [variant(1, price="4.00")]), product(3), shop=SMALL)
     before = last_result(two)
-    drain_round(two.buffer, two.client, RULES, run_id=RUN, asset=ASSET, portion=portion)
+    drain_round(two.buffer, two.client, RULES, portion=portion)
     assert two.prices(QUIET)["C-1"] == "4.00"
     assert stores_pushed(two, before).index(QUIET) <= 1
 

@@ -109,13 +109,14 @@ language sql stable set search_path = '' as $$
         or p_taken_at < coalesce((select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = ''), '-infinity')
 $$;
 
--- Whether anything may be pushed to a store now.
+-- Whether anything is on its way to a store, or may be pushed to it now.
 create or replace function esl.has_push(p_store text) returns boolean
 language sql stable set search_path = '' as $$
-    select not exists (select from esl.store_health h where h.store_code = p_store and h.until > now())
-       and exists (select from esl.store_mappings m join esl.sync_queue q on q.mapping_id = m.id
-                   where m.is_active and not m.is_dry_run and m.problem is null and q.store_code = p_store and q.state = 'ready'
-                     and q.next_attempt_at <= now() and esl.may_push(q, m))
+    select exists (select from esl.sync_queue q where q.store_code = p_store and q.state = 'leased' and q.lease_until > now())
+        or (not exists (select from esl.store_health h where h.store_code = p_store and h.until > now())
+            and exists (select from esl.store_mappings m join esl.sync_queue q on q.mapping_id = m.id
+                        where m.is_active and not m.is_dry_run and m.problem is null and q.store_code = p_store
+                          and q.state = 'ready' and q.next_attempt_at <= now() and esl.may_push(q, m)))
 $$;
 
 -- A worker that died after its claim leaves intents without a result: what became of them is unknown. Something may be

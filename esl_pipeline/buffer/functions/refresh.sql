@@ -32,7 +32,7 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- {claim_id, run_id, lease_seconds, settle_seconds, label_server?, shop?} -> {store_code} (null: nothing is due).
--- One store at a time, whose labels have waited longest: once nothing more can be pushed to it now, so that a burst is
+-- One store at a time, whose labels have waited longest: once nothing more is or can be pushed to it now, so that a burst is
 -- one trigger, or settle_seconds after the burst began. With a shop: of the stores that it feeds.
 -- The same claim_id again returns the same store.
 create or replace function public.esl_refresh_claim(p jsonb) returns jsonb
