@@ -140,7 +140,7 @@ def large(number: int) -> bytes:
 def test_s34_bodies_of_megabytes_do_not_hold_up_another_shop(buffer: MemoryBuffer) -> None:
     raw = large(1)
     assert 4_700_000 < len(raw) < 5_000_000
-    with served(make_app(buffer)) as url, ThreadPoolExecutor(8) as pool:
+    with served(make_app(buffer, Limits(burst_bytes=100_000_000))) as url, ThreadPoolExecutor(8) as pool:
         many = [pool.submit(post, url, raw) for _ in range(8)]
         times = []
         while not all(one.done() for one in many):
