@@ -23,7 +23,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow or long" -n 2 --dist loadfile
 
 # Linux. The long state machine, then a pipeline under load while its parts are killed; SEED=n draws the faults of an earlier soak again.
 soak: $(VENV)/.dev

@@ -166,6 +166,7 @@ def test_naughty_strings_become_clean_and_keep_their_visible_characters() -> Non
             assert [c for c in clean(text) if c.isascii() and c.isalnum()] == letters
 
 
+@pytest.mark.long
 def test_cleaning_hostile_text_takes_no_long_time() -> None:
     """Seconds if any pattern needed quadratic time; the test's own time limit fails it."""
     pieces = (

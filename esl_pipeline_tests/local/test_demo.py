@@ -368,6 +368,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch, elsewhere = tmp_path / "scratch", tmp_path / "elsewhere"

@@ -329,6 +329,7 @@ server.stop()
 """
 
 
+@pytest.mark.long
 @needs_root
 def test_an_ordinary_user_and_then_root(place: Path) -> None:
     """Everything as an ordinary user; afterwards root uses the same directory, as that user."""
@@ -425,6 +426,7 @@ def test_a_data_directory_that_came_to_be_unreachable(place: Path, tmp_path: Pat
         EmbeddedPostgres.start(place / "private" / "pg")
 
 
+@pytest.mark.long
 @needs_root
 def test_programs_that_the_servers_user_cannot_reach(
     place: Path, rubbish: list[Path], monkeypatch: pytest.MonkeyPatch

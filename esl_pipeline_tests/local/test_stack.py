@@ -254,6 +254,7 @@ def test_a_busy_port_is_one_sentence(start: Callable[..., Up], home: Path, name:
     assert (home / "up.env").exists(), "it belongs to the other one"
 
 
+@pytest.mark.long
 def test_dagster_loads_the_shipped_workspace(home: Path, postgres: EmbeddedPostgres) -> None:
     prepare_database(postgres)
     command = [

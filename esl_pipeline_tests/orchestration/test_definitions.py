@@ -133,6 +133,7 @@ def test_every_wrong_setting_is_named(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_loading_needs_no_connection() -> None:
     """A code server starts although the buffer is away: its runs say so."""
     code = (

@@ -153,6 +153,7 @@ def days_pass(pipeline: Pipeline, days: int) -> None:
         os.utime(folder, (aged, aged))
 
 
+@pytest.mark.long
 def test_field_42_nothing_that_runs_leave_grows_for_ever(stored: Pipeline) -> None:
     map_shop(stored.buffer)
     map_shop(stored.buffer, OTHER_SHOP, "S2")
@@ -209,6 +210,7 @@ def test_field_42_nothing_that_runs_leave_grows_for_ever(stored: Pipeline) -> No
     assert {folder.name for folder in folders.iterdir()} <= {quiet, newest, last}
 
 
+@pytest.mark.long
 def test_field_42_a_part_that_fails_keeps_no_other_from_its_turn(
     tidied: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_runs_and_events_are_kept(instance: DagsterInstance) -> None:
     assert event is not None and event.run_id == result.run_id
 
 
+@pytest.mark.long
 def test_both_drivers_live_in_one_run_process(
     storage: tuple[str, str], tmp_path: Path, buffer_dsn: str
 ) -> None:

@@ -73,6 +73,7 @@ def prices(pipeline: Pipeline) -> dict[str, str]:
     return {code: label["pp"] for code, label in pipeline.labels(STORE).items()}
 
 
+@pytest.mark.long
 def test_a_shop_without_webhooks_has_every_label_by_morning(
     pipeline: Pipeline, shopify: ShopifySandbox
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_shop_without_webhooks_has_every_label_by_morning(
     assert third["labels removed"] == len(gone.variants)
 
 
+@pytest.mark.long
 def test_labels_edited_behind_our_back_are_found_and_mended(
     pipeline: Pipeline, shopify: ShopifySandbox
 ) -> None:
@@ -131,6 +133,7 @@ def test_labels_edited_behind_our_back_are_found_and_mended(
     assert numbers(reconcile(pipeline))["drift missing"] == 0
 
 
+@pytest.mark.long
 def test_field_04_a_refused_label_is_tried_once_a_night(pipeline: Pipeline, shopify: ShopifySandbox) -> None:
     map_shop(pipeline.buffer)
     code = sorted(wanted(shopify))[0]
@@ -147,6 +150,7 @@ def test_field_04_a_refused_label_is_tried_once_a_night(pipeline: Pipeline, shop
     assert prices(pipeline) == wanted(shopify)
 
 
+@pytest.mark.long
 def test_a_truncated_catalogue_removes_nothing_and_says_why(
     pipeline: Pipeline, shopify: ShopifySandbox
 ) -> None:
@@ -189,6 +193,7 @@ def tick(pipeline: Pipeline, name: str) -> list[Any]:
     return [r.skip_message if isinstance(r, dg.SkipReason) else r for r in requests]
 
 
+@pytest.mark.long
 def test_every_active_shop_with_a_token_has_its_run_each_night(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +214,7 @@ def test_every_active_shop_with_a_token_has_its_run_each_night(
     assert [request.partition_key for request in tick(pipeline, "nightly_reconciliation")] == [KEY]
 
 
+@pytest.mark.long
 def test_catch_up_reads_what_webhooks_missed(pipeline: Pipeline, shopify: ShopifySandbox) -> None:
     map_shop(pipeline.buffer)
     reconcile(pipeline)
@@ -228,6 +234,7 @@ def test_catch_up_reads_what_webhooks_missed(pipeline: Pipeline, shopify: Shopif
     assert job.execute_in_process(instance=pipeline.instance).success
 
 
+@pytest.mark.long
 def test_field_03_a_shop_that_cannot_be_read_keeps_no_other_from_its_turn(
     pipeline: Pipeline, shopify: ShopifySandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +279,7 @@ def test_field_03_a_shop_that_cannot_be_read_keeps_no_other_from_its_turn(
     assert {found.passed for found in mended.get_asset_check_evaluations()} == {True}
 
 
+@pytest.mark.long
 def test_field_03_a_store_that_cannot_be_compared_keeps_no_other_from_it(
     pipeline: Pipeline, shopify: ShopifySandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +305,7 @@ def test_field_03_a_store_that_cannot_be_compared_keeps_no_other_from_it(
     assert prices(pipeline) == wanted(shopify), "the other store was compared and mended"
 
 
+@pytest.mark.long
 def test_field_29_an_active_shop_that_cannot_be_read_while_others_can_is_said(
     pipeline: Pipeline, shopify: ShopifySandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,6 +293,7 @@ def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
     assert post["security"]
 
 
+@pytest.mark.long
 @hypothesis_settings(deadline=None, max_examples=100)
 @given(
     st.dictionaries(

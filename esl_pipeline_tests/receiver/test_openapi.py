@@ -109,6 +109,7 @@ MAPPINGS = {
 }
 
 
+@pytest.mark.long
 def test_s13_a_few_requests_of_every_kind(buffer: Buffer) -> None:
     outcome = run(buffer, 5, "fuzzing", "stateful")
     assert not outcome.failures, "\n\n".join(sorted(outcome.failures))

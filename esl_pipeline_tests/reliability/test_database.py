@@ -49,6 +49,7 @@ def test_f20_a_failing_gateway_is_503_and_never_2xx_without_a_row(gateway: Gatew
     supabase.close()
 
 
+@pytest.mark.long
 def test_f20_a_worker_goes_on_when_calls_fail(
     gateway: Gateway, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,7 @@ def _property(examples: int) -> Callable[[Parts], None]:
     return without_and_with_a
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0 if EXAMPLES else 300)
 def test_shop_b_is_left_as_if_there_were_no_shop_a(parts: Parts) -> None:
     _property(EXAMPLES or 8)(parts)

@@ -14,6 +14,7 @@ from esl_pipeline_tests.reliability.machine import Machine, machine_parts, machi
 EXAMPLES = int(os.environ.get("ESL_EXAMPLES", "0"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0 if EXAMPLES else 300)
 def test_whatever_happens_the_guarantees_hold(buffer: Buffer, buffer_dsn: str) -> None:
     with machine_parts(buffer, buffer_dsn) as Machine.parts:

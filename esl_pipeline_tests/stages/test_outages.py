@@ -47,6 +47,7 @@ def seconds_until_the_next_try(world: World) -> float:
     return float(row["s"])
 
 
+@pytest.mark.long
 def test_f18_an_outage_costs_a_few_calls_and_ends_in_one_push_per_changed_label(ready: World) -> None:
     numbers = range(1, 31)
     ready.settle(*priced("10.00", 1, numbers))

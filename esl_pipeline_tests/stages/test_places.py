@@ -390,6 +390,7 @@ def test_field_21_a_removal_waits_for_its_variants_evaluation_too(world: World) 
 # --- the guard
 
 
+@pytest.mark.long
 def test_field_22_products_deleted_one_after_another_are_counted_together(world: World) -> None:
     world.map()
     world.settle(*(tea(n) for n in range(1, 31)))
@@ -427,6 +428,7 @@ def test_field_22_how_long_changes_count_is_a_setting(world: World, hours: int, 
     assert len(world.labels()) == left
 
 
+@pytest.mark.long
 def test_field_22_prices_times_100_one_by_one_are_counted_together(world: World) -> None:
     world.map()
     world.settle(*(tea(n) for n in range(1, 31)))

@@ -25,6 +25,7 @@ class _Poisoned(ShopifySource):
         return facts
 
 
+@pytest.mark.long
 def test_f11_a_poison_delivery_dies_alone_and_can_be_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -417,6 +417,7 @@ def test_f22_thirty_days_are_the_same_whatever_the_clocks_do(
             assert row == (lowest,)
 
 
+@pytest.mark.long
 def test_compare_at_is_shown_when_our_own_prices_of_30_days_bear_it_out(world: World) -> None:
     world.map(settings={"show_compare_at": "if_prior_30d_ok"})
 

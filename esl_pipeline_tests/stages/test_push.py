@@ -323,6 +323,7 @@ def push_one(world: World) -> list[str]:
     )
 
 
+@pytest.mark.long
 def test_every_label_of_every_call_has_its_intent_and_its_result(ready: World) -> None:
     faults = [
         {"kind": "status", "status": 503, "times": 1},
@@ -343,6 +344,7 @@ def test_every_label_of_every_call_has_its_intent_and_its_result(ready: World) -
     assert row == {"run_id": RUN, "asset": ASSET, "partition": f"shopify:{SHOP}", "events": 1}
 
 
+@pytest.mark.long
 def test_the_audit_outlives_the_product(ready: World) -> None:
     ready.settle(product())
     ready.delete(1, version=2)
@@ -396,6 +398,7 @@ def test_servers_do_not_share_a_rate(world: World) -> None:
     assert 0.5 < waits[2] <= 1
 
 
+@pytest.mark.long
 def test_one_label_in_many_updates_is_one_push(ready: World) -> None:
     ready.sandbox.faults({"kind": "status", "status": 503})
     for version in range(1, 20):

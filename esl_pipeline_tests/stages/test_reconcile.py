@@ -193,6 +193,7 @@ def wal(world: World) -> int:
     return int(row["at"])
 
 
+@pytest.mark.long
 def test_an_unchanged_shop_writes_nothing_and_pushes_nothing(world: World) -> None:
     world.map(DOMAIN, settings={"stock_field": "kc", "location_id": str(LOCATION_ID)})
     with open_market(world, stocked_shop(1)) as market:
@@ -383,6 +384,7 @@ def test_dropped_webhooks_are_repaired_by_the_next_look(stocked: Market) -> None
     assert datetime.fromisoformat(second["since"]) == since
 
 
+@pytest.mark.long
 def test_f32_one_webhook_in_a_hundred_is_lost_and_the_read_finds_exactly_those(stocked: Market) -> None:
     products = stocked.products()
     lost = set(random.Random(32).sample(range(200), 2))
@@ -427,6 +429,7 @@ def test_a_look_that_failed_is_looked_again(stocked: Market) -> None:
     assert stocked.changes()["variants_changed"] == 1
 
 
+@pytest.mark.long
 def test_f30_2048_variants_become_2048_labels(world: World) -> None:
     world.map(DOMAIN)
     shop = stocked_shop(1, variants=0)
@@ -1076,6 +1079,7 @@ POINTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS.keys())
 def test_a_run_that_is_killed_and_tried_again_converges(stocked: Market, point: tuple[str, str, int]) -> None:
     world = stocked.world

@@ -270,6 +270,7 @@ def test_delays_grow_up_to_a_limit_and_a_servers_wish_is_heard(shelf: World) -> 
     assert "store S1: its labels wait since" in said.getvalue() and "HTTP 429" in said.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault",
     [
@@ -429,6 +430,7 @@ def test_the_mark_stands_when_something_was_accepted_since_the_trigger_was_begun
     assert shown(shelf) == {"C-1": "1.00", "C-2": "1.00"}
 
 
+@pytest.mark.long
 def test_two_workers_never_trigger_one_store_at_once(shelf: World) -> None:
     for number in range(1, 9):
         shelf.map(f"shop-{number}.myshopify.com", f"S{number}")

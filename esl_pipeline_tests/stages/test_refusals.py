@@ -91,6 +91,7 @@ def test_field_04_labels_refused_while_others_pass_are_shown_later_by_themselves
     assert len(ready.labels()) == 100
 
 
+@pytest.mark.long
 def test_field_04_a_store_that_the_server_does_not_know_costs_a_handful_of_calls_and_comes_last(
     ready: World,
 ) -> None:
@@ -139,6 +140,7 @@ def test_field_04_pauses_of_a_store_grow_up_to_a_limit_and_end_with_the_first_la
     assert row == {"refusals": 0, "pauses": 0, "until": None, "reason": None}
 
 
+@pytest.mark.long
 def test_field_04_refusals_to_all_stores_are_the_servers_and_open_its_breaker(world: World) -> None:
     for number in range(1, 7):
         world.map(f"shop-{number}.myshopify.com", f"S{number}")
@@ -216,6 +218,7 @@ def test_the_night_tries_dead_labels_of_its_own_shop_only(ready: World) -> None:
     assert states(ready) == {"C-2": "dead"} and list(ready.labels()) == ["C-1"]
 
 
+@pytest.mark.long
 def test_one_label_at_fault_in_a_quiet_store_holds_up_no_other(ready: World) -> None:
     """Alone again and again: what fails for a known reason says nothing of its store."""
     ready.settle(product(1), product(2))
@@ -234,6 +237,7 @@ def test_one_label_at_fault_in_a_quiet_store_holds_up_no_other(ready: World) -> 
 # --- row 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [401, 403, None, 408, 409, 503])
 @pytest.mark.parametrize("history", [False, True], ids=["new store", "store that passed"])
 def test_field_05_any_batch_that_names_one_label_is_refused(

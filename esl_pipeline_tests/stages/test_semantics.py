@@ -558,6 +558,7 @@ def test_shops_with_equal_codes_do_not_touch_each_other(world: World) -> None:
 NAUGHTY = DATA / "security" / "blns.json"
 
 
+@pytest.mark.long
 @pytest.mark.shared_data("data/security/blns.json")
 def test_f28_naughty_titles_are_stored_as_they_are_and_cut_between_characters(world: World) -> None:
     world.map(settings={"title_max_length": 7, "emoji": "keep"})

@@ -225,6 +225,7 @@ def test_s33_due_variants_are_evaluated_in_turns_of_their_shops(two: World) -> N
     )
 
 
+@pytest.mark.long
 def test_s33_rises_of_all_stores_come_before_bulk_but_a_flood_of_rises_takes_turns(two: World) -> None:
     two.update(*many(4, 10), shop=FLOOD)
     two.update(product(1), product(2), shop=SMALL)
