@@ -1,9 +1,7 @@
 """The esl-pipeline command. Each subcommand reads its settings, calls one room and prints what came back."""
 
-import getpass
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -16,14 +14,26 @@ from typing import Annotated, Any, Literal, NoReturn
 from uuid import uuid4
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from esl_pipeline import console as shown
-from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.commands import shopify
+from esl_pipeline.commands.shared import (
+    AsJson,
+    CommandError,
+    buffer_here,
+    checked_by,
+    cli_user,
+    err,
+    out,
+    print_json,
+    said_of_refusals,
+    settings_here,
+    user,
+)
 from esl_pipeline.printable import printable
-from esl_pipeline.settings import Settings, SettingsError, load_settings
+from esl_pipeline.settings import SettingsError, load_settings
 from esl_pipeline.shop_names import shop_named
 from esl_pipeline.storable import unstorable
 
@@ -37,11 +47,8 @@ stores = typer.Typer(help="Which shop feeds which store.", no_args_is_help=True)
 app.add_typer(stores, name="stores")
 tokens = typer.Typer(help="Who may use the store-mapping API.", no_args_is_help=True)
 app.add_typer(tokens, name="tokens")
+app.add_typer(shopify.app, name="shopify")
 
-out = Console()
-err = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[
     bool | None, typer.Option("--dry-run/--live", help="Only preview what would change, or push labels.")
 ]
@@ -54,10 +61,6 @@ PolicyChanges = Annotated[
 
 
 Share = Annotated[bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")]
-
-
-class CommandError(Exception):
-    """A command cannot do what it was asked; the message is for the reader."""
 
 
 @app.command()
@@ -98,7 +101,7 @@ def up(
         out.print(f"receiver      {urls['receiver']}   (API: {urls['receiver']}/docs)")
         out.print(f"state, logs   {settings.esl_home.absolute()}", soft_wrap=True)
         if stack.mapped:
-            out.print(stack.mapped)
+            out.print(stack.mapped, soft_wrap=True)
         out.print("Ctrl-C stops all of it.")
         while True:
             stack.keep_up(lambda what: err.print(f"[yellow]{escape(what)}[/]", soft_wrap=True))
@@ -155,7 +158,7 @@ def migrate(
     if to_stdout:
         sys.stdout.write(as_one_file())
         return
-    settings = _settings()
+    settings = settings_here()
     if settings.esl_database_url is None:
         raise CommandError(
             "migrations need a Postgres address: set ESL_DATABASE_URL, or paste the output of "
@@ -178,9 +181,9 @@ def doctor(as_json: AsJson = False) -> None:
     """Check every setting and connection and say what is wrong. Exit 1 if anything is."""
     from esl_pipeline.doctor import examine
 
-    found = examine(_settings())
+    found = examine(settings_here())
     if as_json:
-        _print_json([asdict(check) for check in found])
+        print_json([asdict(check) for check in found])
     else:
         for check in found:
             mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
@@ -207,15 +210,15 @@ def stores_add(
     fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     fields |= {"shared": share}
-    given = _checked(NewMapping, fields)
-    with _buffer() as buffer, _said_of_refusals():
-        _show_mappings([buffer.mapping_create(given, by=_cli_user())], as_json)
+    given = checked_by(NewMapping, fields)
+    with buffer_here() as buffer, said_of_refusals():
+        _show_mappings([buffer.mapping_create(given, by=cli_user())], as_json)
 
 
 @stores.command("list")
 def stores_list(as_json: AsJson = False) -> None:
     """All store mappings."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         _show_mappings(buffer.mapping_list(), as_json)
 
 
@@ -239,14 +242,14 @@ def stores_set(
     if not changes and whole is None and not policy:
         raise CommandError("nothing to change: see `esl-pipeline stores set --help`")
     changes["shared"] = share
-    _checked(MappingChange, changes)
-    with _buffer() as buffer, _said_of_refusals():
+    checked_by(MappingChange, changes)
+    with buffer_here() as buffer, said_of_refusals():
         mapping = {mapping["id"]: mapping for mapping in buffer.mapping_list()}.get(mapping_id)
         if mapping is None:
             raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
         if whole is not None or policy:
             changes["settings"] = _changed(mapping["settings"] if whole is None else whole, policy or [])
-        changed = buffer.mapping_update(mapping_id, _checked(MappingChange, changes), by=_cli_user())
+        changed = buffer.mapping_update(mapping_id, checked_by(MappingChange, changes), by=cli_user())
         _show_mappings([changed or mapping], as_json)
 
 
@@ -257,7 +260,7 @@ def stores_policy(as_json: AsJson = False) -> None:
     from esl_pipeline.labels.policy import Policy
 
     if as_json:
-        _print_json(Policy.model_json_schema())
+        print_json(Policy.model_json_schema())
     else:
         out.print(shown.table(("setting", "values", "default", "meaning"), describe_policy()))
 
@@ -267,10 +270,10 @@ def stores_approve(
     store: Annotated[str, typer.Argument(help="The Hipoink store code.")], as_json: AsJson = False
 ) -> None:
     """Let removals and large price changes go on that were too many at once; see them with `preview`."""
-    with _buffer() as buffer:
-        done = buffer.changes_approve(store=store, by=f"{_user()}, esl-pipeline stores approve")
+    with buffer_here() as buffer:
+        done = buffer.changes_approve(store=store, by=f"{user()}, esl-pipeline stores approve")
     if as_json:
-        _print_json(done)
+        print_json(done)
     else:
         out.print(f"{store}: {done['removals']} removals and {done['prices']} price changes may go on")
 
@@ -285,14 +288,14 @@ def stores_owner(
 ) -> None:
     """Say that what several shops claim (see `status`) is this shop's; what waited is read again."""
     named = {"source_system": "shopify", "source_store_id": shop_named(shop) or shop}
-    with _buffer() as buffer:
-        things = buffer.owner_settle(shop=named, thing=thing, by=_cli_user())
+    with buffer_here() as buffer:
+        things = buffer.owner_settle(shop=named, thing=thing, by=cli_user())
     if not things:
         raise CommandError(
             f"nothing that {named['source_store_id']} claims is contested: see `esl-pipeline status`"
         )
     if as_json:
-        _print_json(things)
+        print_json(things)
     else:
         out.print(
             f"{len(things)} contested things are {named['source_store_id']}'s: {', '.join(things[:20])}"
@@ -306,9 +309,9 @@ def stores_history(
     as_json: AsJson = False,
 ) -> None:
     """Who made and changed the mappings, newest first."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         changes = buffer.mapping_history(store=store, limit=limit)
-    _print_json(changes) if as_json else shown.print_history(out, changes)
+    print_json(changes) if as_json else shown.print_history(out, changes)
 
 
 @tokens.command("add")
@@ -324,7 +327,7 @@ def tokens_add(
     if not NAME.fullmatch(name):
         raise CommandError("a name is 1 to 64 small letters, digits, '_', '.' or '-', e.g. ana-laptop")
     token = new_token()
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         try:
             added = buffer.token_add(name=name, sha256=digest(token), scope=scope, days=days)
         except BufferError as error:
@@ -334,7 +337,7 @@ def tokens_add(
                 f"there is or was a token {name}, and a name is used once: see `esl-pipeline tokens list`"
             ) from None
     if as_json:
-        _print_json(added | {"token": token})
+        print_json(added | {"token": token})
     else:
         err.print("Keep it now, it cannot be shown again:")
         print(token)
@@ -343,19 +346,19 @@ def tokens_add(
 @tokens.command("list")
 def tokens_list(as_json: AsJson = False) -> None:
     """All tokens by name; ESL_ADMIN_TOKEN is not among them."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         found = buffer.token_list()
-    _print_json(found) if as_json else shown.print_tokens(out, found)
+    print_json(found) if as_json else shown.print_tokens(out, found)
 
 
 @tokens.command("revoke")
 def tokens_revoke(name: str, as_json: AsJson = False) -> None:
     """Refuse a token from now on."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         revoked = buffer.token_revoke(name)
     if revoked is None:
         raise CommandError(f"there is no token {name}: see `esl-pipeline tokens list`")
-    _print_json(revoked) if as_json else shown.print_tokens(out, [revoked])
+    print_json(revoked) if as_json else shown.print_tokens(out, [revoked])
 
 
 @app.command()
@@ -365,11 +368,11 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """What would change on a store's labels: old beside new. Nothing is pushed while its mapping is in dry run."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         found = buffer.preview(store=store, limit=limit)
     if not found:
         raise CommandError(f"no shop is mapped to store {store}: see `esl-pipeline stores list`")
-    _print_json(found) if as_json else shown.print_preview(out, found)
+    print_json(found) if as_json else shown.print_preview(out, found)
 
 
 @app.command()
@@ -382,14 +385,14 @@ def findings(
     """What is wrong with the shop's data: what is held back, what only deserves a look, and what to do."""
     from esl_pipeline.findings import all_findings, write_csv
 
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         if csv is not None:
             count = write_csv(csv, all_findings(buffer, store=store))
             out.print(f"{count} findings in {csv}")
             return
         found = buffer.findings(store=store, limit=limit + 1)
     if as_json:
-        _print_json(found[:limit])
+        print_json(found[:limit])
     else:
         shown.print_findings(out, found[:limit], more=len(found) > limit)
 
@@ -407,13 +410,13 @@ def reconcile(
     from esl_pipeline.connections import open_label_server
     from esl_pipeline.stages.reconcile import compare_store
 
-    settings, shop = _settings(), shop_named(shop) or shop
-    with _buffer() as buffer:
+    settings, shop = settings_here(), shop_named(shop) or shop
+    with buffer_here() as buffer:
         mappings = [m for m in buffer.mapping_list() if m["source_store_id"] == shop and m["is_active"]]
         if not mappings:
             raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
         stores = {mapping["hipoink_store_code"]: mapping for mapping in mappings}
-        by, run_id = f"{_user()}, esl-pipeline reconcile", f"cli-{uuid4()}"
+        by, run_id = f"{user()}, esl-pipeline reconcile", f"cli-{uuid4()}"
         if approve_removals and not dry_run:
             for store in stores:
                 buffer.changes_approve(store=store, by=by)
@@ -430,7 +433,7 @@ def reconcile(
             ]
     found = [asdict(drift) | {"remarks": drift.remarks()} for drift in drifts]
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         shown.print_drift(out, found, dry_run=dry_run)
 
@@ -438,12 +441,12 @@ def reconcile(
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Inbox, queue, labels and dead letters per store."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         found = buffer.status()
     active = [store["source_store_id"] for store in found["stores"] if store["is_active"]]
-    not_readable = _settings().not_readable(active)
+    not_readable = settings_here().not_readable(active)
     if as_json:
-        _print_json(found | ({"not_readable": not_readable} if not_readable else {}))
+        print_json(found | ({"not_readable": not_readable} if not_readable else {}))
     else:
         shown.print_status(out, found, not_readable=not_readable)
 
@@ -455,11 +458,11 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Why a label shows what it shows: back through push, run, variant and webhook."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         places = buffer.trace(code, store=store)
     if not places:
         raise CommandError(f"nothing is known of code {code}" + (f" in store {store}" if store else ""))
-    _print_json(places) if as_json else shown.print_trace(out, places)
+    print_json(places) if as_json else shown.print_trace(out, places)
 
 
 @app.command()
@@ -469,10 +472,10 @@ def redrive(
     as_json: AsJson = False,
 ) -> None:
     """Send failed and dead letters again."""
-    with _buffer() as buffer:
+    with buffer_here() as buffer:
         done = buffer.redrive(store=store, code=code)
     if as_json:
-        _print_json(done)
+        print_json(done)
     else:
         out.print(f"{done['labels']} labels and {done['deliveries']} deliveries are due again")
 
@@ -523,41 +526,6 @@ def _debugging() -> bool:
         return False
 
 
-def _settings() -> Settings:
-    """The settings; where they name no buffer, those of a running `esl-pipeline up` in the same ESL_HOME."""
-    settings = load_settings()
-    if settings.esl_database_url is None and settings.supabase_url is None:
-        from esl_pipeline.local.stack import running_environment
-
-        return load_settings(**running_environment(settings.esl_home))
-    return settings
-
-
-@contextmanager
-def _buffer() -> Iterator[Buffer]:
-    from esl_pipeline.connections import open_buffer
-
-    buffer = open_buffer(_settings())
-    try:
-        buffer.check_version()
-        yield buffer
-    finally:
-        buffer.close()
-
-
-def _user() -> str:
-    """Who runs this command. A container may run as somebody without a name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
-def _cli_user() -> str:
-    """The same for the history of mappings, where tokens have their names too."""
-    return f"cli:{_user()}"
-
-
 @contextmanager
 def _terminable(*, exit_code: int = 0) -> Iterator[None]:
     """SIGTERM and Ctrl-C both leave through the context managers, quietly."""
@@ -573,38 +541,6 @@ def _terminable(*, exit_code: int = 0) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("stopped")
         raise typer.Exit(exit_code) from None
-
-
-@contextmanager
-def _said_of_refusals() -> Iterator[None]:
-    try:
-        yield
-    except BufferError as error:
-        if error.code == "23505":
-            says = "this shop is mapped to this store already: see `esl-pipeline stores list`"
-        elif error.code == "23P01":
-            says = error.message
-        elif (error.code or "").startswith("22"):  # as in receiver/mappings.py: the data itself is refused
-            says = f"settings: {error.message}"
-        else:
-            raise
-        raise CommandError(says) from None
-
-
-def _checked(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    if wrong := [f"{at}: {says}" for at, says in unstorable(fields)]:
-        raise CommandError("\n".join(wrong))
-    try:
-        checked: dict[str, Any] = model.model_validate(fields).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False)
-        ]
-        raise CommandError("\n".join(problems)) from None
-    return checked
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -639,12 +575,7 @@ def _changed(policy: dict[str, Any], changes: list[str]) -> dict[str, Any]:
 
 
 def _show_mappings(mappings: list[dict[str, Any]], as_json: bool) -> None:
-    _print_json(mappings) if as_json else shown.print_mappings(out, mappings)
-
-
-def _print_json(value: Any) -> None:
-    # Escaped, so that no control character in a title reaches a terminal.
-    print(json.dumps(value, indent=2))
+    print_json(mappings) if as_json else shown.print_mappings(out, mappings)
 
 
 def _write_atomically(path: Path, text: str) -> None:

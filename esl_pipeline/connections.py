@@ -13,6 +13,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.settings import Settings, SettingsError
 from esl_pipeline.shop_names import shop_domain
+from esl_pipeline.sources.shopify.apps import App
 
 if TYPE_CHECKING:
     from esl_pipeline.hipoink.client import HipoinkClient
@@ -78,19 +79,24 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
     )
 
 
-def open_admin(settings: Settings, shop: str) -> AdminClient | None:
-    """The Admin API of a shop's domain; None when there is no token for it.
+def open_admin(settings: Settings, shop: str, *, patient: bool = True) -> AdminClient | None:
+    """The Admin API of a shop's domain; None when there is neither token nor app for it.
 
+    Not `patient`, for somebody who waits before a screen, it gives up after seconds what a run tries for a minute.
     Raises ValueError for what is no shop's domain, wherever it comes from: the token would go there.
     """
     from esl_pipeline.sources.shopify.admin import AdminClient
+    from esl_pipeline.sources.shopify.admin.tokens import AppTokens
 
     if shop_domain(shop) != shop:
         raise ValueError(f"{shop!a} is no shop's domain: no token is sent there")
-    token = settings.admin_token(shop)
-    if token is None:
+    access, address = settings.admin_access(shop), settings.shopify_admin_url or f"https://{shop}"
+    if access is None:
         return None
-    return AdminClient(settings.shopify_admin_url or f"https://{shop}", token, settings.shopify_api_version)
+    tokens = AppTokens(address, access, shop) if isinstance(access, App) else access
+    retries, renewals = (4, 8) if patient else (2, 2)
+    version = settings.shopify_api_version
+    return AdminClient(address, tokens, version, shop=shop, retries=retries, renewals=renewals)
 
 
 def push_rules(settings: Settings) -> PushRules:

@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from esl_pipeline.labels.differences import differences
 from esl_pipeline.printable import printable
+from esl_pipeline.refused import refused_sentence
 
 Row = Mapping[str, Any]
 
@@ -125,6 +126,7 @@ def _obstacles(status: Row) -> Iterator[str]:
         )
     yield from _not_refreshed(status["refreshes"])
     yield from _contests(status)
+    yield from map(_refused, status["refused"])
     for order in status["erasures"]:
         yield (
             f"{order['source_store_id']}: asked at {_time(order['requested_at'])} to be erased, not before "
@@ -132,6 +134,11 @@ def _obstacles(status: Row) -> Iterator[str]:
         )
     yield from _obstacles_of_shops(status["shops"])
     yield from _obstacles_of_stores(status["stores"])
+
+
+def _refused(shop: Row) -> str:
+    keys = ("refused", "since", "last_at", "accepted_at")
+    return f"{shop['source_store_id']}: {refused_sentence(*(shop[k] for k in keys), now=datetime.now(UTC))}"
 
 
 def _contests(status: Row) -> Iterator[str]:
@@ -201,8 +208,8 @@ def _obstacles_of_stores(stores: Sequence[Row]) -> Iterator[str]:
 
 def _not_readable(shop: str) -> str:
     return (
-        f"{shop}: cannot be read, what its webhooks miss stays missed: SHOPIFY_ADMIN_TOKEN has a token for other "
-        "shops only"
+        f"{shop}: cannot be read, what its webhooks miss stays missed: SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN "
+        "opens other shops only"
     )
 
 

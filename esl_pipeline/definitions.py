@@ -6,6 +6,11 @@ import dagster as dg
 
 from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_products, validated_variants
 from esl_pipeline.orchestration.checks import asset_checks
+from esl_pipeline.orchestration.connection import (
+    shopify_connection,
+    shopify_connections,
+    shopify_connections_schedule,
+)
 from esl_pipeline.orchestration.event_sync import event_sync_job
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.housekeeping import housekeeping, housekeeping_schedule
@@ -37,12 +42,13 @@ def build_definitions(**overrides: Any) -> dg.Definitions:
     }
     return dg.Definitions(
         assets=[shopify_products, validated_variants, hipoink_sync_results],
-        asset_checks=asset_checks,
-        jobs=[event_sync, full_reconciliation, catch_up, housekeeping],
+        asset_checks=[*asset_checks, shopify_connection],
+        jobs=[event_sync, full_reconciliation, catch_up, housekeeping, shopify_connections],
         schedules=[
             nightly_reconciliation(settings.esl_nightly_cron, settings.esl_nightly_time_zone),
             catch_up_schedule(settings.esl_catch_up_minutes),
             housekeeping_schedule,
+            shopify_connections_schedule,
         ],
         sensors=[
             inbox_sensor(event_sync, interval_seconds=settings.sync_worker_interval_seconds),

@@ -1,4 +1,4 @@
-"""What `esl-pipeline doctor` looks at: settings, buffer, label server, receiver, Dagster's storage."""
+"""What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from pydantic import SecretStr
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import code_version
-from esl_pipeline.connections import open_buffer, open_label_server
+from esl_pipeline.connections import open_admin, open_buffer, open_label_server
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.settings import ENV_FILE, Settings, SettingsError, is_unprotected, without_driver
+from esl_pipeline.shop_names import shop_domain
+from esl_pipeline.sources.shopify.connection import look
 from esl_pipeline.webhook_secrets import keys_for
 
 
@@ -72,6 +74,8 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
         yield from _shop_checks(settings, mappings)
+        shops = {mapping["source_store_id"] for mapping in mappings if mapping["is_active"]}
+        yield from _connection_checks(settings, sorted(shops))
         active = {mapping["hipoink_store_code"] for mapping in mappings if mapping["is_active"]}
         yield from _label_server_checks(settings, buffer, sorted(active))
     finally:
@@ -84,7 +88,9 @@ def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> I
     mapped = {mapping["source_store_id"] for mapping in mappings}
     for shop in settings.not_readable(active):
         yield Check(
-            f"shop {shop}", "warning", "cannot be read: SHOPIFY_ADMIN_TOKEN has a token for other shops only"
+            f"shop {shop}",
+            "warning",
+            "cannot be read: SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only",
         )
     now, secrets = datetime.now(UTC), settings.webhook_secrets
     for shop in active if secrets else ():
@@ -96,12 +102,35 @@ def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> I
             )
     for name, shops in {
         "SHOPIFY_ADMIN_TOKEN": settings.admin_tokens.keys(),
-        "SHOPIFY_WEBHOOK_SECRET": {secret.shop for secret in secrets},
+        "SHOPIFY_APPS": {app.shop for app in settings.apps},
+        "SHOPIFY_WEBHOOK_SECRET": {secret.shop for secret in secrets if settings.shopify_webhook_secret},
     }.items():
         for shop in sorted(shop for shop in shops if shop is not None and shop not in mapped):
             yield Check(
                 f"shop {shop}", "warning", f"has an entry in {name}, but feeds no store: is it misspelt?"
             )
+
+
+def _connection_checks(settings: Settings, shops: Sequence[str]) -> Iterator[Check]:
+    """What each shop's Admin API says, in one sentence; a shop without token and app has been told of already."""
+    for shop in shops:
+        try:
+            client = open_admin(settings, shop, patient=False) if shop_domain(shop) == shop else None
+        except ValueError as error:
+            yield Check(f"shop {shop}", "wrong", f"is not asked: {error} (SHOPIFY_ADMIN_URL)")
+            continue
+        if client is None:
+            continue
+        with client:
+            found = look(client, shop)
+        if found.falls_forward:
+            yield Check(
+                f"shop {shop}",
+                "warning",
+                f"answers with Admin API version {found.version_served} instead of {found.version_asked}, which is "
+                "retired: set SHOPIFY_API_VERSION to a newer one",
+            )
+        yield Check(f"shop {shop}", "wrong" if found.problem else "ok", found.describe())
 
 
 _LOGIN = """

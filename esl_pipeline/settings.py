@@ -35,6 +35,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from esl_pipeline.addresses import Network, networks
 from esl_pipeline.shop_names import shop_named
+from esl_pipeline.sources.shopify.apps import App, app_for, read_apps, read_word, signing
 from esl_pipeline.webhook_secrets import WebhookSecret, read_secrets
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
@@ -119,6 +120,28 @@ def _webhook_secrets(value: SecretStr) -> SecretStr:
     if not entries:
         raise ValueError("holds only commas; write the app's client secret, or remove it")
     read_secrets(entries)
+    return value
+
+
+def _app_id(value: SecretStr) -> SecretStr:
+    read_word(value.get_secret_value())
+    return value
+
+
+def _app_secrets(value: SecretStr) -> SecretStr:
+    secrets = _split(value)
+    if not secrets:
+        raise ValueError("holds only commas; write the app's client secret, or remove it")
+    for secret in secrets:
+        read_word(secret)
+    return value
+
+
+def _apps(value: SecretStr) -> SecretStr:
+    entries = _split(value)
+    if not entries:
+        raise ValueError("holds only commas; write shop.myshopify.com=id:secret, or remove it")
+    read_apps(entries)
     return value
 
 
@@ -327,15 +350,26 @@ class Settings(BaseSettings):
     )
     shopify_webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
         None,
-        description="Client secret that signs the webhooks. Several, separated by commas, are all accepted. "
-        "Each may be bound to a shop and end: [shop.myshopify.com=]secret[@2026-12-31].",
+        description="Client secret that signs the webhooks; default: the secrets of the apps below. Several, separated "
+        "by commas, are all accepted. Each may be bound to a shop and end: [shop.myshopify.com=]secret[@2026-12-31].",
     )
-    shopify_api_key: SecretStr | None = Field(None, description="Client id of the Shopify app.")
-    shopify_api_secret: SecretStr | None = Field(None, description="Client secret of the Shopify app.")
+    shopify_api_key: Annotated[SecretStr, AfterValidator(_app_id)] | None = Field(
+        None,
+        description="Client id of the app, from the Dev Dashboard; for all shops without an app of their own.",
+    )
+    shopify_api_secret: Annotated[SecretStr, AfterValidator(_app_secrets)] | None = Field(
+        None,
+        validate_default=True,
+        description="Client secret of that app; while it is being replaced both, the newest first, by a comma.",
+    )
+    shopify_apps: Annotated[SecretStr, AfterValidator(_apps)] | None = Field(
+        None,
+        description="Shops with an app of their own: shop.myshopify.com=id:secret[:older secret], by commas.",
+    )
     shopify_admin_token: Annotated[SecretStr, AfterValidator(_shop_tokens)] | None = Field(
         None,
-        description="Admin API access token; for several shops shop=token pairs, separated by commas. Without one "
-        "there is no reconciliation with Shopify.",
+        description="Lasting Admin API access token of an app made before 2026, instead of id and secret; for several "
+        "shops shop=token pairs, separated by commas. With neither there is no reconciliation with Shopify.",
     )
     shopify_admin_url: HttpUrl | None = Field(
         None, description="Address of the Admin API, instead of each shop's own; for the sandbox."
@@ -484,6 +518,16 @@ class Settings(BaseSettings):
                 )
         return key
 
+    @field_validator("shopify_api_secret")
+    @classmethod
+    def _app_comes_in_pairs(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "shopify_api_key" in info.data:
+            if secret and not info.data["shopify_api_key"]:
+                raise ValueError("is set without SHOPIFY_API_KEY; set both, or neither")
+            if info.data["shopify_api_key"] and not secret:
+                raise ValueError("is missing while SHOPIFY_API_KEY is set; set both, or neither")
+        return secret
+
     @field_validator("esl_drain_max_age_seconds")
     @classmethod
     def _idle_fits_into_age(cls, age: float, info: ValidationInfo) -> float:
@@ -515,11 +559,28 @@ class Settings(BaseSettings):
         return (*host_names_in(self.esl_host_names or ""), *public)
 
     @property
+    def apps(self) -> tuple[App, ...]:
+        """The apps whose id and secret are set: those of SHOPIFY_APPS, then the one of all other shops."""
+        own = read_apps(_split(self.shopify_apps)) if self.shopify_apps else ()
+        if self.shopify_api_key is None or self.shopify_api_secret is None:
+            return own
+        return (*own, App(self.shopify_api_key.get_secret_value(), _split(self.shopify_api_secret)))
+
+    @property
     def webhook_secrets(self) -> tuple[WebhookSecret, ...]:
         """Every secret that may have signed a webhook, expired ones included; empty when none is set."""
         if self.shopify_webhook_secret is None:
-            return ()
+            return tuple(WebhookSecret(secret.encode(), shop) for secret, shop in signing(self.apps))
         return read_secrets(_split(self.shopify_webhook_secret))
+
+    @property
+    def signing_entries(self) -> SecretStr | None:
+        """SHOPIFY_WEBHOOK_SECRET, or the same of the apps' secrets: for a process that need not know their ids."""
+        if self.shopify_webhook_secret is not None or not self.apps:
+            return self.shopify_webhook_secret
+        return SecretStr(
+            ",".join(f"{shop}={secret}" if shop else secret for secret, shop in signing(self.apps))
+        )
 
     @property
     def trusted_proxies(self) -> tuple[Network, ...]:
@@ -534,16 +595,25 @@ class Settings(BaseSettings):
         pairs = map(_shop_and_token, _split(self.shopify_admin_token))
         return {shop: SecretStr(token) for shop, token in pairs}
 
-    def admin_token(self, shop: str) -> SecretStr | None:
-        """The Admin API token of a shop's domain; None when there is none."""
-        tokens = self.admin_tokens
-        return tokens.get(shop) or tokens.get(None)
+    def admin_access(self, shop: str) -> SecretStr | App | None:
+        """What opens the Admin API of a shop's domain: a token or an app; None when there is neither.
+
+        What is set for the shop goes before what is set for all, and a token before an app.
+        """
+        tokens, app = self.admin_tokens, app_for(self.apps, shop)
+        own = app if app is not None and app.shop is not None else None
+        return tokens.get(shop) or own or tokens.get(None) or app
+
+    @property
+    def reads_shops(self) -> bool:
+        """Whether any shop's Admin API can be read at all."""
+        return bool(self.admin_tokens or self.apps)
 
     def not_readable(self, shops: Iterable[str]) -> list[str]:
-        """Those of these shops (domains) that have no Admin API token although others have one; sorted, each once."""
-        if not self.admin_tokens:
+        """Those of these shops (domains) that have no token and no app although others do; sorted, each once."""
+        if not self.reads_shops:
             return []  # then there is no reconciliation at all, on purpose
-        return sorted({shop for shop in shops if self.admin_token(shop) is None})
+        return sorted({shop for shop in shops if self.admin_access(shop) is None})
 
     @property
     def frames_url(self) -> str:
@@ -566,7 +636,8 @@ class Settings(BaseSettings):
             )
         if not self.webhook_secrets:
             said.append(
-                "SHOPIFY_WEBHOOK_SECRET is not set: no webhook can be verified, so all are refused (401)."
+                "SHOPIFY_WEBHOOK_SECRET is not set, nor SHOPIFY_API_KEY and SHOPIFY_API_SECRET: no webhook can be "
+                "verified, so all are refused (401)."
             )
         said += self._ending_secrets(datetime.now(UTC))
         if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in _ports(self.esl_dagster_database_url):

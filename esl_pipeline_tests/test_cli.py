@@ -19,6 +19,7 @@ from esl_pipeline import cli
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.migrate import code_version, migrations
 from esl_pipeline.buffer.migrate import migrate as migrate_database
+from esl_pipeline.commands import shared
 from esl_pipeline.connections import open_label_server, push_rules
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.local.label_server import SIGN
@@ -51,8 +52,9 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process; nothing that it says may be a traceback or hold a secret."""
-    monkeypatch.setattr(cli, "out", Console(width=200))
-    monkeypatch.setattr(cli, "err", Console(width=200, stderr=True))
+    for module in (cli, shared):
+        monkeypatch.setattr(module, "out", Console(width=200))
+        monkeypatch.setattr(module, "err", Console(width=200, stderr=True))
 
     def run(*arguments: str) -> Done:
         capsys.readouterr()
@@ -272,6 +274,7 @@ def test_field_29_shops_that_cannot_be_read_are_said(
     assert "not_readable" not in run("status", "--json").json
     monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", "https://Other.myshopify.com/=shpat_1,misspelt=shpat_2")
     monkeypatch.setenv("SHOPIFY_WEBHOOK_SECRET", "other.myshopify.com=secret,typo.myshopify.com=secret")
+    monkeypatch.setenv("SHOPIFY_ADMIN_URL", "http://127.0.0.1:9")
 
     assert run("status", "--json").json["not_readable"] == [SHOP]
     assert f"{SHOP}: cannot be read" in run("status").out
@@ -282,6 +285,7 @@ def test_field_29_shops_that_cannot_be_read_are_said(
     assert found == {
         (f"shop {SHOP}", "cannot be read"),
         (f"shop {SHOP}", "cannot send webhooks"),
+        ("shop other.myshopify.com", "Connection at other.myshopify.com"),
         ("shop misspelt.myshopify.com", "has an entry in SHOPIFY_ADMIN_TOKEN, but feeds no store"),
         ("shop typo.myshopify.com", "has an entry in SHOPIFY_WEBHOOK_SECRET, but feeds no store"),
     }
@@ -492,6 +496,7 @@ def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
         "refreshes": {"waiting": [], "unknown": []},
         "contested": 0,
         "contests": [],
+        "refused": [],
         "erasures": [],
     }
     assert run("status").code == 0

@@ -20,6 +20,7 @@ SECRETS = {
     "SHOPIFY_WEBHOOK_SECRET": "canary-webhook",
     "SHOPIFY_API_KEY": "canary-client",
     "SHOPIFY_API_SECRET": "canary-client-secret",
+    "SHOPIFY_APPS": "a=canary-app:canary-app-secret",
     "ESL_ADMIN_TOKEN": "canary-admin-token-of-32-characters",
 }
 
@@ -54,6 +55,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "SHOPIFY_WEBHOOK_SECRET",
             "SHOPIFY_API_KEY",
             "SHOPIFY_API_SECRET",
+            "SHOPIFY_APPS",
             "SHOPIFY_ADMIN_TOKEN",
             "SHOPIFY_ADMIN_URL",
             "SHOPIFY_API_VERSION",
@@ -152,6 +154,7 @@ def test_an_override_can_take_a_variable_away(monkeypatch: pytest.MonkeyPatch, n
 
 
 def test_values_are_freed_of_blanks_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOPIFY_API_KEY", "id")
     monkeypatch.setenv("SHOPIFY_API_SECRET", " abc\n")
     secret = load_settings().shopify_api_secret
     assert secret and secret.get_secret_value() == "abc"
@@ -173,7 +176,7 @@ def test_the_example_file_names_every_setting_with_a_comment_and_no_secret(tmp_p
 
 def test_admin_tokens_are_one_for_all_shops_or_one_for_each() -> None:
     def token(shop: str, given: str | None) -> str | None:
-        found = load_settings(shopify_admin_token=given).admin_token(shop)
+        found = load_settings(shopify_admin_token=given).admin_access(shop)
         return found and found.get_secret_value()
 
     assert token("a.myshopify.com", None) is None
@@ -197,9 +200,9 @@ def test_field_29_a_shop_has_one_name_however_it_is_written(written: str) -> Non
     assert shop_named(written) == "corner-market.myshopify.com"
     for given in (f"{written}=shpat_1", f" {written} = shpat_1 , other=shpat_2"):
         settings = load_settings(shopify_admin_token=given)
-        token = settings.admin_token("corner-market.myshopify.com")
+        token = settings.admin_access("corner-market.myshopify.com")
         assert token and token.get_secret_value() == "shpat_1"
-        assert settings.admin_token("third.myshopify.com") is None
+        assert settings.admin_access("third.myshopify.com") is None
 
 
 @pytest.mark.parametrize(

@@ -375,6 +375,32 @@ class Buffer:
         """Say that a contested thing (product:1; None: all open ones) is this shop's -> its things."""
         return list(self._call("esl_owner_settle", **shop, thing=thing, by=by)["things"])
 
+    # How shops are connected
+
+    def connection_set(
+        self, shop: Mapping[str, str], subscriptions: str, by: str | None = None, *, anew: bool = False
+    ) -> Row:
+        """A shop is connected, its subscriptions made per shop ("api") or by the app ("toml") -> the connection.
+
+        Said again it changes nothing, unless subscriptions had to be made or mended (anew): then the first webhook is
+        awaited anew.
+        """
+        return self._call("esl_connection_set", **shop, subscriptions=subscriptions, by=by, anew=anew)
+
+    def connection_end(self, shop: Mapping[str, str], by: str | None = None) -> Row | None:
+        """A shop's subscriptions were removed -> the connection; None when there is none."""
+        return self._call("esl_connection_end", **shop, by=by)
+
+    def connection_list(self, *, shops: Sequence[Mapping[str, str]] | None = None) -> list[Row]:
+        """Of all connected and mapped shops, or of these: subscriptions ("api", "toml", None: not connected by us),
+        connected_at, first_webhook_at (since then), last_webhook_at, last_api_version, refused, refused_since, …"""
+        answer = self._call("esl_connection_list", shops=None if shops is None else list(shops))
+        return list(answer["connections"])
+
+    def refusals_note(self, *, receiver: str, refused: Sequence[Row]) -> list[Row]:
+        """What a receiver's process has counted of wrong signatures -> the mapped shops, for which it counts."""
+        return list(self._call("esl_refusals_note", receiver=receiver, refused=list(refused))["mapped"])
+
     # Tokens of the store-mapping API
 
     def token_add(self, *, name: str, sha256: str, scope: str, days: int | None = None) -> Row:

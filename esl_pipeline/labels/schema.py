@@ -79,7 +79,8 @@ _RULES = [
         "unsaid",
         lambda s: s.eq(""),
         "Shopify's webhooks leave out what this store needs to know, and nobody has said it yet",
-        "add the fields shown to the subscription's include_fields, or set SHOPIFY_ADMIN_TOKEN: then they are read",
+        "add the fields shown to the subscription's include_fields, or let the shop be read (SHOPIFY_API_KEY and "
+        "SHOPIFY_API_SECRET, or SHOPIFY_ADMIN_TOKEN)",
     ),
     Rule(
         "code_missing",

@@ -18,9 +18,11 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
 
+from esl_pipeline import first_day
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.connections import open_buffer
@@ -38,15 +40,17 @@ from esl_pipeline.local.demo_report import (
 from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
-from esl_pipeline.local.shopify.sandbox import TOKEN
+from esl_pipeline.local.shopify.oauth import CLIENT_ID, App
 from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.local.shopify.shop import DOMAIN, real_time
 from esl_pipeline.local.shopify.webhooks import Delivery
 from esl_pipeline.local.stack import Ports, Stack
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.settings import Settings, SettingsError, load_settings
+from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 
 STORE = "DEMO"
+_BY = "esl-pipeline demo"
 SETTLE_SECONDS = 120.0
 CONNECTIONS = 8
 # What goes wrong between shop and receiver. Retries come as Shopify's do, within a minute instead of four hours.
@@ -58,6 +62,8 @@ _POLL_SECONDS = 0.25
 # Of the user's settings, those that somebody could fear for.
 _NEVER_TOUCHED = (
     "shopify_admin_token",
+    "shopify_api_key",
+    "shopify_apps",
     "hipoink_api_base_url",
     "supabase_url",
     "esl_database_url",
@@ -79,9 +85,15 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
     story = Console(quiet=True) if as_json else console
     _say_what_is_safe(settings, story)
     day = DemoDay(_SEED, datetime.now(UTC) - timedelta(hours=1))
-    with _scratch_home() as home, running_shopify(day.shop) as shopify, _own_settings(home, shopify.url):
+    secret = secrets.token_hex(16)
+    with (
+        _scratch_home() as home,
+        _sender(day, secret) as sender,
+        running_shopify(day.shop, app=App(secrets=[secret]), sender=sender) as shopify,
+        _own_settings(home, shopify.url, secret),
+    ):
         try:
-            report = _play(day, story)
+            report = _play(day, sender, story)
         except (
             DemoError,
             StackError,
@@ -100,20 +112,19 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
 # --- playing it
 
 
-def _play(day: DemoDay, story: Console) -> Report:
+def _play(day: DemoDay, sender: WebhookSender, story: Console) -> Report:
     began = time.monotonic()
     with (
         _Starting(story) as starting,
         _stack(starting) as stack,
         _buffer(stack.settings) as buffer,
-        _sender(stack) as sender,
     ):
         started = time.monotonic()
         starting.done()
         stage = _Stage(day, stack, buffer, sender, story)
         # Until the night, what a dropped webhook would have told must stay unknown.
         Webserver(stack.urls.ui).stop_schedules()
-        stage.map_shop()
+        stage.connect_shop()
         story.print(f"\n  [bold]labels[/]    {stack.urls.labels}    what the shelf shows, live")
         story.print(f"  [bold]Dagster[/]   {stack.urls.ui}    assets and runs")
         story.print("  Both answer while the demo runs; esl-pipeline up keeps them running.", style="dim")
@@ -191,26 +202,25 @@ class _Stage:
         self._sender, self._story = sender, story
         self._arrived: set[str] = set()
         """The events that the receiver was told of, by id."""
-        token = stack.settings.esl_admin_token
-        if token is None or stack.urls.labels is None:
-            raise DemoError("the parts came up without the token or the label server of the demo")
-        self._token, self._labels = token.get_secret_value(), stack.urls.labels
+        if stack.urls.labels is None:
+            raise DemoError("the parts came up without the label server of the demo")
+        self._labels = stack.urls.labels
 
-    def map_shop(self) -> None:
-        """Tell the pipeline which store the shop feeds."""
-        answer = httpx.post(
-            f"{self._stack.urls.receiver}/api/store-mappings/",
-            headers={"Authorization": f"Bearer {self._token}"},
-            json={
-                "source_system": "shopify",
-                "source_store_id": DOMAIN,
-                "hipoink_store_code": STORE,
-                "is_active": True,
-                "settings": {"expected_currency": "EUR"},
-            },
+    def connect_shop(self) -> None:
+        """Connect the shop, still without products, as any shop is, and let its labels go out."""
+        self._story.print(
+            "\n[bold]The shop's first day[/], as by esl-pipeline shopify connect", highlight=False
         )
-        if answer.status_code != httpx.codes.CREATED:
-            raise DemoError(f"the shop could not be mapped: {answer.status_code} {answer.text}")
+        wish = first_day.Wish(DOMAIN, store=STORE)
+        try:
+            done = first_day.connect(self._stack.settings, self._buffer, wish, by=_BY, say=self._tell)
+        except NotConnectedError as error:
+            raise DemoError(f"the shop could not be connected: {error}") from None
+        if done.mapping is not None:
+            first_day.live(self._buffer, done.mapping, by=_BY)
+
+    def _tell(self, line: Line) -> None:
+        self._story.print(f"  {line.what:<14}{escape(line.says)}", highlight=False, soft_wrap=True)
 
     def sandbox(self) -> dict[str, Any]:
         """Everything the label server remembers."""
@@ -385,7 +395,7 @@ def _scratch_home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _own_settings(home: Path, shopify: str) -> Iterator[None]:
+def _own_settings(home: Path, shopify: str, secret: str) -> Iterator[None]:
     """Only the demo's own settings are seen in here, by this process and those that it starts.
 
     Not the user's environment, and not a `.env` file, which is looked for in the working directory.
@@ -399,7 +409,7 @@ def _own_settings(home: Path, shopify: str) -> Iterator[None]:
         "APP_ENVIRONMENT": "development",
         "HIPOINK_API_SECRET": secrets.token_hex(8),
         "SHOPIFY_ADMIN_URL": shopify,
-        "SHOPIFY_ADMIN_TOKEN": f"{DOMAIN}={TOKEN}",
+        "SHOPIFY_APPS": f"{DOMAIN}={CLIENT_ID}:{secret}",
     }
     try:
         with contextlib.chdir(home):
@@ -428,11 +438,12 @@ def _part_is_to_blame(stack: Stack) -> Iterator[None]:
         raise
 
 
-def _sender(stack: Stack) -> WebhookSender:
-    """The shop's webhooks, on their way to the receiver."""
+def _sender(day: DemoDay, secret: str) -> WebhookSender:
+    """The shop's webhooks, on their way to who subscribes."""
     return WebhookSender(
-        f"{stack.urls.receiver}/webhooks/shopify",
-        stack.signing_key(),
+        None,
+        secret,
+        subscriptions=day.shop.subscriptions,
         retry_hours=_RETRY_HOURS,
         connections=CONNECTIONS,
         switches=TROUBLE,

@@ -5,6 +5,7 @@ nothing is left behind however this process ends.
 """
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -26,15 +27,18 @@ import httpx
 import psycopg
 from psycopg import sql
 
+from esl_pipeline import first_day
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.parts import Part, StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.sandbox import TOKEN
-from esl_pipeline.local.shopify.shop import CURRENCY, DOMAIN
+from esl_pipeline.local.shopify.oauth import CLIENT_ID
+from esl_pipeline.local.shopify.shop import DOMAIN
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.sources.shopify.admin.wire import is_loopback
+from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 from esl_pipeline.webhook_secrets import keys_for
 
 _READY_SECONDS = 120.0
@@ -52,9 +56,10 @@ _CONNECTIONS = (
     "HIPOINK_API_BASE_URL",
     "HIPOINK_API_SECRET",
 )
-_SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_ADMIN_TOKEN")
+_SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_APPS", "APP_BASE_URL")
 # Where the sandbox shop's labels hang, until somebody maps it elsewhere.
 _STORE = "001"
+_BY = "esl-pipeline up"
 _DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
 # The logins of our processes on the embedded Postgres, and the groups that they belong to (functions/access.sql).
 _RECEIVER, _PIPELINE = "up_receiver", "up_pipeline"
@@ -84,7 +89,13 @@ _GIVEN = {
     # It starts the runs, and answers for schedules and sensors.
     "code server": (
         *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
-        *("HIPOINK_API_SECRET", "SHOPIFY_ADMIN_TOKEN"),
+        *(
+            "HIPOINK_API_SECRET",
+            "SHOPIFY_API_KEY",
+            "SHOPIFY_API_SECRET",
+            "SHOPIFY_APPS",
+            "SHOPIFY_ADMIN_TOKEN",
+        ),
     ),
     "Dagster webserver": _DAGSTER,
     "Dagster daemon": _DAGSTER,
@@ -158,7 +169,7 @@ class Stack:
         if not keys:
             raise StackError(
                 f"SHOPIFY_WEBHOOK_SECRET has no valid secret for the sandbox shop: add {DOMAIN}=secret, "
-                "or set SHOPIFY_ADMIN_TOKEN to start without that shop"
+                "or set SHOPIFY_API_KEY and SHOPIFY_API_SECRET to start without that shop"
             )
         return keys[0].decode()
 
@@ -196,11 +207,10 @@ class Stack:
         own_labels = self._settings.hipoink_api_base_url is None
         labels = _port("labels", self._ports.labels) if own_labels else None
         # In production a shop that nobody asked for would only be in the way.
-        own_shop = (
-            self._settings.shopify_admin_token is None and self._settings.app_environment != "production"
-        )
+        own_shop = not self._settings.reads_shops and self._settings.app_environment != "production"
         shop = _port("shop", self._ports.shop) if own_shop else None
         self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
+        self._tell_sandboxes_where(receiver, own_shop=own_shop)
         self._start_databases()
         if own_labels:
             self._say("label-server sandbox")
@@ -219,12 +229,11 @@ class Stack:
         self._run(
             "receiver",
             *("esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver)),
-            **self._login(_RECEIVER),
+            **(self._login(_RECEIVER) | self._signing()),
         )
         if shop is not None:
-            self._start_shop(shop, receiver)
-            if own_labels and self._owns_buffer:
-                self._map_shop()
+            self._start_shop(shop)
+            self._connect_shop(mapped=own_labels and self._owns_buffer)
         self._say("Dagster")
         self._start_dagster(ui)
         self.urls = Urls(
@@ -262,39 +271,51 @@ class Stack:
         finally:
             buffer.close()
 
-    def _start_shop(self, port: int, receiver: int) -> None:
+    def _tell_sandboxes_where(self, receiver: int, *, own_shop: bool) -> None:
+        """A shop on this machine sends its webhooks to our receiver, unless another address is set."""
+        url = self._settings.shopify_admin_url
+        if self._settings.app_base_url is None and (own_shop or (url is not None and is_loopback(url))):
+            self.environment["APP_BASE_URL"] = f"http://{_ADDRESS}:{receiver}"
+
+    def _start_shop(self, port: int) -> None:
         self._say("Shopify sandbox")
+        signing = self.signing_key()
+        # The app's secret signs, as at Shopify; but for one that cannot be written among SHOPIFY_APPS.
+        secret = signing if re.fullmatch("[A-Za-z0-9_-]+", signing) else secrets.token_hex(24)
         self._run(
             "shop",
             *("esl_pipeline.local.shopify.server", "--port", str(port)),
-            *("--data", str(self._home / "shop.json")),
-            *("--webhooks", f"http://{_ADDRESS}:{receiver}/webhooks/shopify"),
-            SHOPIFY_ADMIN_TOKEN=TOKEN,
-            SHOPIFY_WEBHOOK_SECRET=self.signing_key(),
+            *("--data", str(self._home / "shop.json"), "--token", ""),
+            SHOPIFY_API_KEY=CLIENT_ID,
+            SHOPIFY_API_SECRET=secret,
+            SHOPIFY_WEBHOOK_SECRET=signing,
             ESL_HOST_NAMES=self._settings.esl_host_names or "",
         )
         # For this shop only: any other would be read as having the sandbox's products.
-        self.environment["SHOPIFY_ADMIN_TOKEN"] = f"{DOMAIN}={TOKEN}"
+        self.environment["SHOPIFY_APPS"] = f"{DOMAIN}={CLIENT_ID}:{secret}"
         self.environment["SHOPIFY_ADMIN_URL"] = f"http://{_ADDRESS}:{port}"
+        self._await("the Shopify sandbox", partial(_answers, f"http://{_ADDRESS}:{port}{_HEALTH['shop']}"))
 
-    def _map_shop(self) -> None:
-        """Let the sandbox shop feed a store, when nothing is mapped yet."""
+    def _connect_shop(self, *, mapped: bool) -> None:
+        """Connect the sandbox shop as any shop is; where nothing is mapped yet, let it feed a store."""
+        self._say("the shop's first day")
+        told: list[Line] = []
         buffer = open_buffer(self.settings)
         try:
-            if buffer.mapping_list():
-                return
-            buffer.mapping_create(
-                {
-                    "source_system": "shopify",
-                    "source_store_id": DOMAIN,
-                    "hipoink_store_code": _STORE,
-                    "settings": {"expected_currency": CURRENCY},
-                },
-                by="esl-pipeline up",
-            )
+            store = _STORE if mapped and not buffer.mapping_list() else None
+            wish = first_day.Wish(DOMAIN, kind="api", store=store)
+            done = first_day.connect(self.settings, buffer, wish, by=_BY, say=told.append)
+            if done.is_new and done.mapping:
+                first_day.live(buffer, done.mapping, by=_BY)
+                name = DOMAIN.partition(".")[0]
+                self.mapped = (
+                    f"no shop was mapped: {DOMAIN} feeds store {_STORE} now, live, by\n"
+                    f"  esl-pipeline shopify connect {name} --store {_STORE}"
+                )
+        except NotConnectedError as error:
+            raise StackError(f"the sandbox shop could not be connected: {error}") from None
         finally:
             buffer.close()
-        self.mapped = f"no shop was mapped: {DOMAIN} feeds store {_STORE} now"
 
     def _start_dagster(self, port: int) -> None:
         home = self._home / "dagster"
@@ -327,6 +348,11 @@ class Stack:
             *("--workspace", str(workspace), "--host-names", self._settings.esl_host_names or ""),
         )
         self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
+
+    def _signing(self) -> dict[str, str]:
+        """What the receiver verifies with: also where that is an app's secret it does not learn the app's id."""
+        entries = self.settings.signing_entries
+        return {"SHOPIFY_WEBHOOK_SECRET": entries.get_secret_value()} if entries else {}
 
     def _login(self, name: str) -> dict[str, str]:
         """The variable that has a process use this login of the embedded buffer; another buffer has its own."""
@@ -381,6 +407,8 @@ class Stack:
     def _development_secrets(self) -> Mapping[str, str]:
         """Random ones for what is not set, kept in ESL_HOME/dev.env; none in production."""
         missing = [n for n in _DEVELOPMENT_SECRETS if getattr(self._settings, n.lower()) is None]
+        if self._settings.webhook_secrets and "SHOPIFY_WEBHOOK_SECRET" in missing:
+            missing.remove("SHOPIFY_WEBHOOK_SECRET")  # the apps' secrets sign
         if self._settings.hipoink_api_base_url is None and self._settings.hipoink_api_secret is None:
             missing.append("HIPOINK_API_SECRET")  # of the sandbox
         if not missing or self._settings.app_environment == "production":

@@ -17,7 +17,7 @@ from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.shops import shop_key, shop_of
 
 PRODUCTS, VARIANTS, RESULTS = "shopify_products", "validated_variants", "hipoink_sync_results"
-NOT_READABLE = "SHOPIFY_ADMIN_TOKEN has a token for other shops only"
+NOT_READABLE = "SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
 # A bad delivery or two is an accident, so many and not one good between are a wrong name, secret or mapping.

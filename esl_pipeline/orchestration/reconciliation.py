@@ -23,13 +23,16 @@ from esl_pipeline.orchestration.checks import (
     webhooks_arrive,
 )
 from esl_pipeline.orchestration.failures import reason_of, several_failed, stop_retries
-from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.orchestration.resources import HOW_TO_READ, ShopifyAdmin
 from esl_pipeline.stages.reconcile import read_changes
 from esl_pipeline.stages.shops import shop_key, shop_of
 
 full_reconciliation = dg.define_asset_job(
     "full_reconciliation",
-    selection=dg.AssetSelection.assets(shopify_products, validated_variants, hipoink_sync_results)
+    # Without checks: of the assets' own the one that asks about the connection has a job of its own.
+    selection=dg.AssetSelection.assets(
+        shopify_products, validated_variants, hipoink_sync_results
+    ).without_checks()
     | dg.AssetSelection.checks(*asset_checks),
     description="The whole catalogue of a shop against its labels, on both sides: needs no webhook at all.",
     # A bulk read of a large shop takes Shopify its time; a run that outlives this is dead (dagster.md 2.4).
@@ -56,7 +59,7 @@ def nightly_reconciliation(cron: str, time_zone: str) -> dg.ScheduleDefinition:
         cron_schedule=cron,
         execution_timezone=time_zone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Every night, every active shop that has an Admin API token.",
+        description="Every night, every active shop that has an app or a token.",
     )
     def schedule(
         context: dg.ScheduleEvaluationContext,
@@ -72,7 +75,7 @@ def nightly_reconciliation(cron: str, time_zone: str) -> dg.ScheduleDefinition:
         for key in readable:
             yield dg.RunRequest(run_key=f"{night} {key}", partition_key=key)
         if not readable:
-            without = f"no Admin API token for {', '.join(active)}: set SHOPIFY_ADMIN_TOKEN"
+            without = f"no app and no Admin API token for {', '.join(active)}: {HOW_TO_READ}"
             yield dg.SkipReason(without if active else "no shop is mapped to a store")
 
     return schedule
@@ -136,7 +139,7 @@ def catch_up_schedule(minutes: int) -> dg.ScheduleDefinition:
         job=catch_up,
         cron_schedule=f"*/{minutes} * * * *",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Every few minutes, the shops that have an Admin API token.",
+        description="Every few minutes, the shops that have an app or a token.",
     )
     def schedule(
         context: dg.ScheduleEvaluationContext,
@@ -145,7 +148,7 @@ def catch_up_schedule(minutes: int) -> dg.ScheduleDefinition:
     ) -> dg.RunRequest | dg.SkipReason:
         active = _active_shops(buffer)
         if not any(shopify.has(shop_of(key)["source_store_id"]) for key in active):
-            return dg.SkipReason("no active shop has an Admin API token: set SHOPIFY_ADMIN_TOKEN")
+            return dg.SkipReason(f"no active shop has an app or an Admin API token: {HOW_TO_READ}")
         unfinished = dg.RunsFilter(
             job_name="catch_up",
             statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],

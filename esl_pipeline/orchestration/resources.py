@@ -14,6 +14,8 @@ from esl_pipeline.sources.shopify.admin import AdminClient
 from esl_pipeline.stages.drain import DrainLimits
 from esl_pipeline.stages.push import PushRules
 
+HOW_TO_READ = "set SHOPIFY_API_KEY and SHOPIFY_API_SECRET, or SHOPIFY_ADMIN_TOKEN"
+
 
 @dataclass(frozen=True)
 class LabelServer:
@@ -26,28 +28,28 @@ class LabelServer:
 
 @dataclass(frozen=True)
 class ShopifyAdmin:
-    """The shops' Admin APIs, for those that have a token."""
+    """The shops' Admin APIs, for those that have an app or a token."""
 
     settings: Settings
 
     def has(self, shop: str) -> bool:
-        """Whether there is a token for a shop's domain."""
-        return self.settings.admin_token(shop) is not None
+        """Whether there is a token or an app for a shop's domain."""
+        return self.settings.admin_access(shop) is not None
 
     @contextmanager
     def client(self, shop: str) -> Iterator[AdminClient]:
-        """A client of one shop. Raises dg.Failure, not to be retried, when there is no token for it."""
+        """A client of one shop. Raises dg.Failure, not to be retried, when there is neither app nor token for it."""
         client = open_admin(self.settings, shop)
         if client is None:
             raise dg.Failure(
-                f"there is no Admin API token for {shop}: set SHOPIFY_ADMIN_TOKEN", allow_retries=False
+                f"there is no app and no Admin API token for {shop}: {HOW_TO_READ}", allow_retries=False
             )
         with client:
             yield client
 
 
 class ShopifyAdminResource(dg.ConfigurableResource[ShopifyAdmin]):
-    """The Admin APIs that SHOPIFY_ADMIN_TOKEN opens."""
+    """The Admin APIs that SHOPIFY_API_KEY, SHOPIFY_APPS and SHOPIFY_ADMIN_TOKEN open."""
 
     def create_resource(self, context: dg.InitResourceContext) -> ShopifyAdmin:
         """From the settings of this process."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI
@@ -13,6 +15,7 @@ from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
 from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.tokens import Gate
 from esl_pipeline.receiver.webhooks import webhook_router
 from esl_pipeline.settings import Settings
@@ -31,7 +34,15 @@ def create_app(
 
     only: nothing but that part, and health. So the store-mapping API can be kept off the port that shops reach.
     """
-    shown = settings.app_environment != "production"
+    shown, refusals = settings.app_environment != "production", Refusals()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        telling = asyncio.create_task(refusals.keep_telling(buffer)) if only != "admin" else None
+        yield
+        if telling:
+            telling.cancel()
+
     app = FastAPI(
         title="Shelf label webhooks",
         openapi_url="/openapi.json" if shown else None,
@@ -39,6 +50,7 @@ def create_app(
         redoc_url=None,
         # A redirect would name the host and scheme that the request claims, and a token would follow it there.
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     app.add_exception_handler(BufferError, buffer_failure)  # type: ignore[arg-type]
     if only != "admin":
@@ -46,7 +58,7 @@ def create_app(
             # 401 and not 503: without a secret nothing can be verified, and a stranger shall not learn from the
             # answer how the receiver is set up.
             log.warning("SHOPIFY_WEBHOOK_SECRET is not set: every webhook is refused with 401 until it is.")
-        app.include_router(webhook_router(settings, buffer, limits or Limits()))
+        app.include_router(webhook_router(settings, buffer, limits or Limits(), refusals))
     if only != "webhooks":
         app.include_router(mapping_router(Gate(settings.esl_admin_token, buffer, Lockout()), buffer))
     app.include_router(_health_router(buffer))

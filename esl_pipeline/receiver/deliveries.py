@@ -19,11 +19,7 @@ from starlette.datastructures import Headers
 from esl_pipeline.shop_names import shop_domain
 from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
 from esl_pipeline.sources.shopify.content import instant
-
-TOPICS = (
-    *("products/create", "products/update", "products/delete"),
-    *("inventory_levels/update", "inventory_levels/connect", "inventory_levels/disconnect"),
-)
+from esl_pipeline.sources.shopify.topics import TOPICS
 
 # The field of the signed body that names the shop, and what becomes of the delivery.
 LIFECYCLE_TOPICS = {
@@ -51,16 +47,15 @@ class HeaderError(ValueError):
     """The headers do not say what the delivery is, so it cannot be kept."""
 
 
-def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[str, Any]:
+def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> dict[str, Any]:
     """The inbox delivery of one webhook whose signature is already verified.
 
-    `topic` is the route's, `now` an aware time. A missing or odd webhook id is replaced by one derived from
-    shop, topic, body and trigger time, so that copies still meet in one inbox row. said_at: the time in the signed
-    body, which judges messages that come late or again. Raises `HeaderError` when the topic or shop header is
-    missing, doubled or wrong.
+    `topic` is the route's, None for the one that takes all of them; `now` an aware time. A missing or odd webhook id
+    is replaced by one derived from shop, topic, body and trigger time, so that copies still meet in one inbox row.
+    said_at: the time in the signed body, which judges messages that come late or again. Raises `HeaderError` when the
+    topic or shop header is missing, doubled or wrong.
     """
-    if _single(headers, "x-shopify-topic") != topic:
-        raise HeaderError(f"X-Shopify-Topic must be given once and be {topic} on this address.")
+    topic = _topic(topic, headers)
     shop = claimed_shop(headers)
     if shop is None:
         raise HeaderError("X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain.")
@@ -88,6 +83,15 @@ def delivery(topic: str, headers: Headers, raw: bytes, now: datetime) -> dict[st
         "state": state,
         "reason": reason,
     }
+
+
+def _topic(of_route: str | None, headers: Headers) -> str:
+    named = _single(headers, "x-shopify-topic")
+    if of_route is not None and named != of_route:
+        raise HeaderError(f"X-Shopify-Topic must be given once and be {of_route} on this address.")
+    if named not in TOPICS and named not in LIFECYCLE_TOPICS:
+        raise HeaderError("X-Shopify-Topic must be given once and be a topic that is taken here.")
+    return named
 
 
 def claimed_shop(headers: Headers) -> str | None:

@@ -21,6 +21,7 @@ from esl_pipeline.receiver.large import LARGE_BYTES, one_at_a_time
 from esl_pipeline.receiver.pace import Backlog, Pace
 from esl_pipeline.receiver.places import Room
 from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.signature import verify
 from esl_pipeline.settings import Settings
 from esl_pipeline.webhook_secrets import keys_for, proves
@@ -61,8 +62,11 @@ class Limits:
 class Intake:
     """Keeps the webhooks of one receiver process, within its limits."""
 
-    def __init__(self, settings: Settings, buffer: ReceiverBuffer, limits: Limits) -> None:
+    def __init__(
+        self, settings: Settings, buffer: ReceiverBuffer, limits: Limits, refusals: Refusals
+    ) -> None:
         self._secrets, self._buffer, self._limits = settings.webhook_secrets, buffer, limits
+        self._refusals = refusals
         self._longest = settings.esl_webhook_body_limit_bytes
         self._room = Room(max(limits.room_bytes, 4 * self._longest), limits.reading, limits.storing)
         self._deliveries = Pace(limits.per_second, limits.burst)
@@ -71,15 +75,21 @@ class Intake:
         self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="inbox")
         self._large_threads = ThreadPoolExecutor(limits.large, thread_name_prefix="large")
 
-    async def keep(self, topic: str, request: Request) -> str:
-        """Keep the delivery; answers "accepted" or "duplicate". Raises HTTPException for everything else."""
+    async def keep(self, topic: str | None, request: Request) -> str:
+        """Keep the delivery; answers "accepted" or "duplicate". Raises HTTPException for everything else.
+
+        topic: the route's, None for the one that takes all of them.
+        """
         with self._room.place() as place:
             _refuse_encoded(request)
             raw = await read_body(request, self._longest, self._limits.body_seconds, place)
             now, shop = datetime.now(UTC), claimed_shop(request.headers)
-            signed = raw, _signature(request), keys_for(self._secrets, shop, now)
+            claimed = _signature(request)
+            signed = raw, claimed, keys_for(self._secrets, shop, now)
             large = len(raw) > LARGE_BYTES
             if not (await asyncio.to_thread(verify, *signed) if large else verify(*signed)):
+                if claimed:  # who signs nothing has no wrong secret
+                    self._refusals.refused(shop, now)
                 raise HTTPException(401, "The signature is missing or wrong.")
             vouch(request.scope)
             # A request that names no shop is refused when it is read; until then it is nobody's.
@@ -89,7 +99,7 @@ class Intake:
         return "accepted" if stored["inserted"] else "duplicate"
 
     async def _stored(
-        self, topic: str, request: Request, raw: bytes, now: datetime, shop: str
+        self, topic: str | None, request: Request, raw: bytes, now: datetime, shop: str
     ) -> dict[str, Any]:
         """What the buffer says of the delivery, which is within what the shop may send."""
         with self._room.share(shop, len(raw)) as fits:
@@ -109,7 +119,7 @@ class Intake:
         if wait := self._backlog.wait(shop, now):
             raise _later(wait, "Too much of the shop is still to be worked off.")
 
-    def _store(self, topic: str, request: Request, raw: bytes, now: datetime) -> dict[str, Any]:
+    def _store(self, topic: str | None, request: Request, raw: bytes, now: datetime) -> dict[str, Any]:
         with one_at_a_time() if len(raw) > LARGE_BYTES else nullcontext():
             try:
                 kept = delivery(topic, request.headers, raw, now)

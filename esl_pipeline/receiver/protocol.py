@@ -17,6 +17,9 @@ class ReceiverBuffer(Protocol):
         `refused` is why nothing more of the shop is kept for now.
         """
 
+    def refusals_note(self, *, receiver: str, refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Keep what this process has counted of wrong signatures; answers the mapped shops."""
+
     def ping(self) -> None:
         """One cheap call that raises when the buffer cannot be reached."""
 

@@ -1,4 +1,4 @@
-"""The webhook routes: an address per topic, its answers, and a line in the log for each delivery."""
+"""The webhook routes: one address for all topics, one for each, their answers, and a line in the log per delivery."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -9,20 +9,24 @@ from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
+from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.receiver.intake import Intake, Limits
 from esl_pipeline.receiver.protocol import ReceiverBuffer
+from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.settings import Settings
 from esl_pipeline.shop_names import SHOP
+from esl_pipeline.sources.shopify.topics import PATH, TOPICS
 
 log = logging.getLogger(__name__)
 
 
-def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -> APIRouter:
-    """`POST /webhooks/shopify/<topic>` for each topic in use."""
-    intake = Intake(settings, buffer, limits)
+def webhook_router(
+    settings: Settings, buffer: ReceiverBuffer, limits: Limits, refusals: Refusals
+) -> APIRouter:
+    """`POST /webhooks/shopify` for all topics in use, and `POST /webhooks/shopify/<topic>` for each."""
+    intake = Intake(settings, buffer, limits, refusals)
 
-    def route(topic: str) -> Callable[[Request], Awaitable[JSONResponse]]:
+    def route(topic: str | None) -> Callable[[Request], Awaitable[JSONResponse]]:
         async def receive(request: Request) -> JSONResponse:
             try:
                 outcome = await intake.keep(topic, request)
@@ -41,16 +45,17 @@ def webhook_router(settings: Settings, buffer: ReceiverBuffer, limits: Limits) -
 
     # For the OpenAPI page only: who signed is decided in `Intake`, from the raw body.
     signed = APIKeyHeader(name="X-Shopify-Hmac-Sha256", scheme_name="signature", auto_error=False)
-    router = APIRouter(prefix="/webhooks/shopify", tags=["webhooks"], dependencies=[Depends(signed)])
-    for topic in (*TOPICS, *LIFECYCLE_TOPICS):
+    router = APIRouter(prefix=PATH, tags=["webhooks"], dependencies=[Depends(signed)])
+    topics = (*TOPICS, *LIFECYCLE_TOPICS)
+    for topic in (None, *topics):
         router.add_api_route(
-            f"/{topic}",
+            f"/{topic}" if topic else "",
             route(topic),
             methods=["POST"],
-            name=topic,
-            summary=f"Receive {topic}",
+            name=topic or "any topic",
+            summary=f"Receive {topic or 'any of the topics below'}",
             responses=_ANSWERS,
-            openapi_extra=_takes(topic),
+            openapi_extra=_takes(*([topic] if topic else topics)),
         )
     return router
 
@@ -71,19 +76,19 @@ _ANSWERS: Answers = {
 }
 
 
-def _takes(topic: str) -> dict[str, Any]:
+def _takes(*topics: str) -> dict[str, Any]:
     """Headers and body for the OpenAPI page. A signed body is kept whatever it is, so none is described as wrong."""
     headers = {
-        "X-Shopify-Topic": {"type": "string", "enum": [topic]},
+        "X-Shopify-Topic": {"type": "string", "enum": list(topics)},
         "X-Shopify-Shop-Domain": {"type": "string", "pattern": f"^{SHOP.pattern}$"},
     }
     parameters = [{"name": n, "in": "header", "required": True, "schema": s} for n, s in headers.items()]
     return {"parameters": parameters, "requestBody": {"content": {"application/json": {"schema": {}}}}}
 
 
-def _described(topic: str, request: Request) -> str:
+def _described(topic: str | None, request: Request) -> str:
     """The delivery in one line. Its headers are a stranger's text: cut, and escaped to plain ASCII."""
-    shop, webhook_id = (
-        request.headers.get(name, "")[:128] for name in ("x-shopify-shop-domain", "x-shopify-webhook-id")
+    claimed, shop, webhook_id = (
+        request.headers.get(f"x-shopify-{name}", "")[:128] for name in ("topic", "shop-domain", "webhook-id")
     )
-    return f"{topic} from shop {shop!a} with id {webhook_id!a}"
+    return f"{topic or ascii(claimed)} from shop {shop!a} with id {webhook_id!a}"

@@ -307,6 +307,9 @@ def esl_housekeep(api: Api) -> None:
     api.queued(2)
     old = api.delivery(b"old", state="unusable", reason="no")
     assert api("esl_inbox_add", deliveries=[old])["inserted"] == 1
+    api.buffer.connection_set(api.shop_key, "api", "anna")
+    wrong = api.shop_key | {"refused": 1, "since": NOW, "last_at": datetime.now(UTC).isoformat()}
+    api.buffer.refusals_note(receiver="r", refused=[wrong])
     order = _left(api)
     (mapping,) = [m for m in api("esl_mapping_list")["mappings"] if m["source_store_id"] == api.shop]
     assert not mapping["is_active"]
@@ -314,12 +317,15 @@ def esl_housekeep(api: Api) -> None:
     assert api("esl_housekeep", keep_bodies_days=9, limit=1_000)["redacted"] == 0  # not confirmed
     assert api("esl_redaction_decide", id=order["id"], token_works=False) == {"confirmed": True}
     done = api("esl_housekeep", keep_bodies_days=0, limit=1_000)
-    # inbox, version, two variants, the counts of its deliveries, two labels, two rows of the queue
-    assert (done["redacted"], done["more"]) == (9, True)
+    # inbox, version, two variants, the counts of its deliveries, its connection, its wrong signatures, two labels, two
+    # rows of the queue
+    assert (done["redacted"], done["more"]) == (11, True)
     assert done["bodies"] >= 1 and done["deliveries"] == 0
     nothing = {"bodies": 0, "deliveries": 0, "unmapped": 0, "redacted": 0, "more": False}
     assert api("esl_housekeep", keep_bodies_days=0, limit=1_000) == nothing
     assert api("esl_status", shops=[api.shop_key])["shops"] == []
+    (row,) = api.buffer.connection_list(shops=[api.shop_key])
+    assert (row["connected_at"], row["refused"]) == (None, 0)
     with psycopg.connect(api.dsn) as connection:
         kept = "select topic, state from esl.webhook_inbox where source_store_id = %s order by topic"
         assert connection.execute(kept, [api.shop]).fetchall() == [
@@ -741,6 +747,103 @@ def esl_status(api: Api) -> None:
     of_none = api("esl_status", shops=[])
     assert [of_none[key] for key in ("stores", "shops", "findings", "outages")] == [[], [], [], []]
     api.answers.clear()  # the counts of all other contracts
+
+
+@contract
+def esl_connection_set(api: Api) -> None:
+    first = api("esl_connection_set", **api.shop_key, subscriptions="api", by="anna")
+    assert (first["subscriptions"], first["connected_by"], first["ended_at"]) == ("api", "anna", None)
+    assert api("esl_connection_set", **api.shop_key, subscriptions="api", by="ben") == first
+    for change in ({"subscriptions": "toml"}, {"subscriptions": "toml", "anew": True}):
+        again = api("esl_connection_set", **api.shop_key, **change, by="ben")
+        assert again["connected_at"] > first["connected_at"] and again["connected_by"] == "ben"
+        first = again
+    for wrong in (
+        {"subscriptions": "hand"},
+        {},
+        {"subscriptions": "api", "source_store_id": "nowhere.example"},
+    ):
+        with pytest.raises(BufferError) as refused:
+            api("esl_connection_set", **api.shop_key | wrong, by="anna")
+        assert refused.value.code == "22023"
+
+
+@contract
+def esl_connection_end(api: Api) -> None:
+    assert api("esl_connection_end", **api.shop_key, by="anna") is None
+    made = api("esl_connection_set", **api.shop_key, subscriptions="api", by="anna")
+    ended = api("esl_connection_end", **api.shop_key, by="ben")
+    assert ended["ended_by"] == "ben" and ended["ended_at"] > made["connected_at"]
+    assert api("esl_connection_end", **api.shop_key, by="carl") == ended
+    again = api("esl_connection_set", **api.shop_key, subscriptions="api", by="carl")
+    assert (again["ended_at"], again["ended_by"]) == (None, None)
+    assert again["connected_at"] > ended["ended_at"]
+
+
+@contract
+def esl_connection_list(api: Api) -> None:
+    def row() -> Any:
+        (found,) = api("esl_connection_list", shops=[api.shop_key])["connections"]
+        return found
+
+    assert api("esl_connection_list", shops=[api.shop_key]) == {"connections": []}
+    api.mapping()
+    assert (row()["subscriptions"], row()["is_active"], row()["connected_at"]) == (None, True, None)
+    api("esl_inbox_add", deliveries=[api.delivery(b"before", api_version="2026-01")])
+    assert (row()["last_webhook_at"] is None, row()["last_api_version"]) == (False, "2026-01")
+    made = api("esl_connection_set", **api.shop_key, subscriptions="toml", by="anna")
+    assert (row()["subscriptions"], row()["first_webhook_at"]) == ("toml", None)
+    # What came before does not count; the first one since does, waiting or not.
+    api("esl_inbox_add", deliveries=[api.delivery(b"1", state="unusable", reason="no")])
+    first = row()["first_webhook_at"]
+    assert first > made["connected_at"]
+    api("esl_inbox_add", deliveries=[api.delivery(b"2")])
+    assert (row()["first_webhook_at"], row()["last_api_version"]) == (first, "2026-04")
+    assert row()["last_webhook_at"] > first
+    api("esl_connection_end", **api.shop_key, by="anna")
+    assert (row()["subscriptions"], row()["ended_by"]) == (None, "anna")
+
+
+@contract
+def esl_refusals_note(api: Api) -> None:
+    now = datetime.now(UTC)
+
+    def note(receiver: str, count: int, shop: str = "", **fields: Any) -> Any:
+        counted = {
+            "refused": count,
+            "since": (now - timedelta(hours=2)).isoformat(),
+            "last_at": now.isoformat(),
+        }
+        shop = shop or api.shop
+        told = [api.shop_key | {"source_store_id": shop} | counted | fields] if count else []
+        return api("esl_refusals_note", receiver=receiver, refused=told)["mapped"]
+
+    def refused() -> list[tuple[int, bool]]:
+        status = api("esl_status", shops=[api.shop_key])
+        return [(row["refused"], row["accepted_at"] is not None) for row in status["refused"]]
+
+    assert api.shop_key not in note(api.store, 3)
+    api.mapping()
+    assert refused() == []  # no store was mapped for it when it was told
+    for _ in range(2):  # the same word twice counts once
+        assert api.shop_key in note(api.store, 3)
+    assert refused() == [(3, False)]
+    note(api.store + "2", 2, last_at="2999-01-01T00:00:00Z")
+    note(api.store, 4)
+    assert refused() == [(6, False)]
+    assert api.shop_key in note(api.store, 0)
+    (row,) = api("esl_connection_list", shops=[api.shop_key])["connections"]
+    assert row["refused"] == 6 and row["refused_since"] < row["last_refused_at"] < "2998"
+    api("esl_inbox_add", deliveries=[api.delivery()])
+    assert refused() == [(6, True)]
+    for receiver in (api.store, api.store + "2"):
+        note(receiver, 4, last_at=(now - timedelta(hours=1.5)).isoformat())
+    assert refused() == []  # a good one came since
+    for wrong in ({"receiver": ""}, {}, {"receiver": "r", "refused": [{}] * 1001}):
+        with pytest.raises(BufferError) as error:
+            api("esl_refusals_note", **{"refused": []} | wrong)
+        assert error.value.code == "22023"
+    api.answers.clear()  # names the mapped shops of all other contracts
 
 
 @contract

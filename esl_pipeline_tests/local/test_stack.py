@@ -184,7 +184,10 @@ def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up]
     eventually(lambda: page.label() == "7.99", 15, "the label of an edit after the restart")
     told = running_environment(home)
     settings = load_settings(**told)
-    assert settings.admin_token(DOMAIN) and settings.admin_token(SHOP) is None
+    assert settings.admin_access(DOMAIN) and settings.admin_access(SHOP) is None
+    asked = httpx.get(f"{urls['shop']}/sandbox/app").json()["token_requests"]
+    assert [one["outcome"] for one in asked] == ["granted"], "the shop is read with tokens that it gave"
+    assert settings.app_base_url == urls["receiver"]
     assert settings.shopify_admin_url == urls["shop"]
     assert "no shop was mapped" not in up.said()
 
@@ -294,11 +297,11 @@ def test_s05_the_sandbox_shop_signs_with_its_own_secret_or_says_that_it_has_none
 SECRETS = (
     *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY", "SHOPIFY_WEBHOOK_SECRET"),
     *("SHOPIFY_ADMIN_TOKEN", "HIPOINK_API_SECRET", "ESL_ADMIN_TOKEN"),
-    *("HIPOINK_PASSWORD", "SHOPIFY_API_KEY", "SHOPIFY_API_SECRET"),
+    *("HIPOINK_PASSWORD", "SHOPIFY_API_KEY", "SHOPIFY_API_SECRET", "SHOPIFY_APPS"),
 )
 PIPELINES = {
     *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY", "SHOPIFY_ADMIN_TOKEN"),
-    "HIPOINK_API_SECRET",
+    *("HIPOINK_API_SECRET", "SHOPIFY_API_KEY", "SHOPIFY_API_SECRET", "SHOPIFY_APPS"),
 }
 
 

@@ -73,6 +73,7 @@ def test_jobs_sensors_and_schedules(
         "event_sync",
         "full_reconciliation",
         "housekeeping",
+        "shopify_connections",
     ]
     assert [
         (
@@ -90,6 +91,7 @@ def test_jobs_sensors_and_schedules(
         ("catch_up", "catch_up", "*/15 * * * *", None, "RUNNING"),
         ("housekeeping_daily", "housekeeping", "30 4 * * *", None, "RUNNING"),
         ("nightly_reconciliation", "full_reconciliation", "30 1 * * *", "Europe/Berlin", "RUNNING"),
+        ("shopify_connections_daily", "shopify_connections", "30 5 * * *", None, "RUNNING"),
     ]
     checks = {
         (key.asset_key.to_user_string(), key.name) for key in build().resolve_asset_graph().asset_check_keys
@@ -97,6 +99,7 @@ def test_jobs_sensors_and_schedules(
     assert checks == {
         ("shopify_products", "webhooks_arrive"),
         ("shopify_products", "shop_is_read"),
+        ("shopify_products", "shopify_connection"),
         ("validated_variants", "quarantine_share"),
         ("validated_variants", "codes_are_unique"),
         ("validated_variants", "preview"),

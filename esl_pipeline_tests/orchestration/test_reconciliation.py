@@ -174,7 +174,9 @@ def test_without_a_token_a_run_says_what_is_missing_and_is_not_repeated(pipeline
     map_shop(pipeline.buffer)
     failed = reconcile(pipeline, raise_on_error=False)
     (failure,) = [event for event in failed.all_events if event.is_step_failure]
-    assert f"no Admin API token for {SHOP}: set SHOPIFY_ADMIN_TOKEN" in str(failure.event_specific_data)
+    assert f"no app and no Admin API token for {SHOP}: set SHOPIFY_API_KEY" in str(
+        failure.event_specific_data
+    )
     run = pipeline.instance.get_run_by_id(failed.run_id)
     assert run is not None and run.tags["dagster/retry_on_asset_or_op_failure"] == "false"
 
@@ -324,7 +326,7 @@ def test_field_29_an_active_shop_that_cannot_be_read_while_others_can_is_said(
 
     first = judged()
     assert first[KEY][0] and not first[f"shopify:{OTHER_SHOP}"][0]
-    assert "SHOPIFY_ADMIN_TOKEN has a token for other shops only" in first[f"shopify:{OTHER_SHOP}"][1]
+    assert "SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only" in first[f"shopify:{OTHER_SHOP}"][1]
     assert [r.partition_key for r in tick(pipeline, "nightly_reconciliation")] == [KEY]
     monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", f"corner-shop={TOKEN}, other-shop={TOKEN}")
     assert all(passed for passed, _ in judged().values())

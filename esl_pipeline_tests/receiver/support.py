@@ -80,6 +80,7 @@ class MemoryBuffer:
         self.mappings: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, dict[str, Any]] = {}
         self.failure: BufferError | None = None
+        self.told: list[dict[str, Any]] = []
         self.release = threading.Event()
         self.release.set()
         self._lock = threading.Lock()
@@ -101,6 +102,16 @@ class MemoryBuffer:
                 if not any(_is_copy(row, kept) for kept in self.rows):
                     self.rows.append(row)
             return {"received": len(deliveries), "inserted": len(self.rows) - before}
+
+    def refusals_note(self, *, receiver: str, refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        # Not among `calls`: a timer makes it, whatever comes in.
+        if self.failure:
+            raise self.failure
+        self.told += [row | {"receiver": receiver} for row in refused]
+        return [
+            {key: mapping[key] for key in ("source_system", "source_store_id")}
+            for mapping in self.mappings.values()
+        ]
 
     def ping(self) -> None:
         if self.failure:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from esl_pipeline.receiver.deliveries import TOPICS, HeaderError, delivery, shop_domain
+from esl_pipeline.receiver.deliveries import HeaderError, delivery, shop_domain
+from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import BODIES, LEVEL, LIFECYCLE_BODIES, PRODUCT, SHOP
 from esl_pipeline_tests.shared_data import DATA
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.receiver.app import create_app
-from esl_pipeline.receiver.deliveries import TOPICS
+from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import BODIES, PRODUCT, SHOP, TOKEN, call, deliver, make_settings
 
 PATH = "/api/store-mappings/"

@@ -14,11 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
-from esl_pipeline.receiver.deliveries import TOPICS
 from esl_pipeline.receiver.intake import Limits
+from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import (
     BODIES,
     LEVEL,
+    LIFECYCLE_BODIES,
     PRODUCT,
     SHOP,
     MemoryBuffer,
@@ -54,6 +55,40 @@ def test_a_signed_delivery_is_kept_with_one_buffer_call(buffer: MemoryBuffer, to
     assert [(row["topic"], row["source_store_id"], row["state"]) for row in buffer.rows] == [
         (topic, SHOP, "ready")
     ]
+
+
+@pytest.mark.parametrize("topic", [*TOPICS, *LIFECYCLE_BODIES])
+def test_one_address_takes_every_topic(buffer: MemoryBuffer, topic: str) -> None:
+    raw = json.dumps((BODIES | LIFECYCLE_BODIES)[topic]).encode()
+    app, headers = make_app(buffer), signed(topic, raw)
+    answer = call(app, "POST", "/webhooks/shopify", content=raw, headers=headers)
+    assert (answer.status_code, answer.json()) == (200, {"status": "accepted"})
+    again = call(app, "POST", f"/webhooks/shopify/{topic}", content=raw, headers=headers)
+    assert again.json() == {"status": "duplicate"}, "the same delivery at its other address"
+    assert buffer.calls == ["inbox_add"] * 2
+    (row,) = buffer.rows
+    assert (row["topic"], row["state"]) == (topic, "done" if topic in LIFECYCLE_BODIES else "ready")
+
+
+def test_f23_at_the_one_address_too_the_shape_of_the_body_decides(buffer: MemoryBuffer) -> None:
+    headers = signed("products/delete", RAW)
+    assert (
+        call(make_app(buffer), "POST", "/webhooks/shopify", content=RAW, headers=headers).status_code == 200
+    )
+    (row,) = buffer.rows
+    assert row["state"] == "unusable" and row["reason"].startswith(
+        "replay suspected: the body is one of prod"
+    )
+
+
+@pytest.mark.parametrize("topic", [None, "orders/create", ""])
+def test_the_one_address_refuses_what_names_no_topic_of_ours(
+    buffer: MemoryBuffer, topic: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = signed("products/update", RAW, topic=topic)
+    with caplog.at_level(logging.INFO, "esl_pipeline"):
+        assert refused(make_app(buffer), buffer, RAW, headers, "/webhooks/shopify").status_code == 400
+    assert "\n" not in caplog.messages[-1] and "outcome 400 X-Shopify-Topic must be" in caplog.messages[-1]
 
 
 def test_a_duplicate_is_acknowledged_with_one_buffer_call(buffer: MemoryBuffer) -> None:

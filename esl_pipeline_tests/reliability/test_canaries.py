@@ -1,6 +1,7 @@
 """Every secret is a canary: the whole pipeline runs and fails in every way, then all that it left is searched."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,22 +22,29 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+import stamina
 from psycopg import sql
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_admin, open_buffer, open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.shopify.faults import BulkEndless
+from esl_pipeline.local.shopify.oauth import App
 from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.sources.shopify.admin import AdminError, queries
+from esl_pipeline.sources.shopify.admin.bulk import run
+from esl_pipeline.sources.shopify.admin.tokens import AppTokens, forget_tokens
+from esl_pipeline.sources.shopify.connection import look
 from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
-from esl_pipeline_tests.orchestration.world import SHOP, STORE, product
+from esl_pipeline_tests.orchestration.world import OTHER_SHOP, OTHER_STORE, SHOP, STORE, product
 from esl_pipeline_tests.processes import Up, eventually
 from esl_pipeline_tests.receiver.support import signed
 
@@ -50,6 +59,7 @@ SECRETS = {
     "SHOPIFY_WEBHOOK_SECRET": f"{MARK}webhook,{MARK}webhookOld",
     "SHOPIFY_API_KEY": f"{MARK}client",
     "SHOPIFY_API_SECRET": f"{MARK}clientSecret",
+    "SHOPIFY_APPS": f"{OTHER_SHOP}={MARK}appId:{MARK}appSecretNew:{MARK}appSecret",
     "SHOPIFY_ADMIN_TOKEN": f"{SHOP}=shpat{MARK}admin",
     "ESL_ADMIN_TOKEN": f"{MARK}bearer0123456789012345678901234567",
     "ESL_DATABASE_URL": f"postgresql://postgres:{MARK}buffer@{NEVER}/esl",
@@ -80,12 +90,14 @@ class Meddler:
                 mode = meddler.mode
                 meddler.seen.append(mode)
                 meddler.told.append(told)
-                if mode == "ok":
+                if mode == "ok" or (mode == "refused" and "oauth" in self.path):
                     headers = {k: v for k, v in self.headers.items() if k.lower() != "content-length"}
                     got = httpx.request(
                         self.command, target + self.path, headers=headers, content=body, timeout=30
                     )
                     self.reply(got.status_code, got.content)
+                elif mode == "refused":
+                    self.reply(401, told.encode())
                 elif mode == "hold":
                     time.sleep(17)
                 elif mode == "drop":
@@ -179,7 +191,8 @@ class Command:
     def __call__(self, *arguments: str, **variables: str) -> int:
         done = subprocess.run(
             [sys.executable, "-m", "esl_pipeline.cli", *arguments],
-            env={**self.variables, **variables},
+            # Without PYTHONPATH the installed copy would be started, which may be another one.
+            env={**{k: v for k, v in os.environ.items() if k == "PYTHONPATH"}, **self.variables, **variables},
             cwd=self.home,
             capture_output=True,
             text=True,
@@ -189,6 +202,13 @@ class Command:
         name = " ".join([*arguments, *variables])
         self.said[name] = f"{done.stdout}\n{done.stderr}"
         return done.returncode
+
+
+def the_app() -> App:
+    """What the sandbox knows of the app: its older secret is the right one."""
+    return App(
+        f"{MARK}appId", [f"{MARK}appSecret"], lasting_token=f"shpat{MARK}admin", prefix=f"shpat{MARK}granted"
+    )
 
 
 @pytest.fixture
@@ -217,7 +237,7 @@ def test_f40_no_secret_is_left_anywhere(home: Path, postgres: EmbeddedPostgres, 
 
     with (
         running_sandbox(sign=SECRETS["HIPOINK_API_SECRET"]) as sandbox,
-        running_shopify(small_shop(), token=f"shpat{MARK}admin") as shop,
+        running_shopify(small_shop(), app=the_app()) as shop,
         meddling(sandbox.url) as labels,
         meddling(shop.url) as shopify,
         Gateway.start(buffer_dsn) as gateway,
@@ -244,6 +264,7 @@ def test_f40_no_secret_is_left_anywhere(home: Path, postgres: EmbeddedPostgres, 
             )  # fmt: skip
             store = ("stores", "add", SHOP, STORE)
             assert command(*store) == 0 and command(*store) == 1
+            assert command("stores", "add", OTHER_SHOP, OTHER_STORE) == 0
 
             # The receiver: good, forged, replayed, odd; the API with a right, a wrong and a garbled token.
             receiver = urls["receiver"]
@@ -281,6 +302,14 @@ def test_f40_no_secret_is_left_anywhere(home: Path, postgres: EmbeddedPostgres, 
             for shopify.mode in ("401", "500", "no"):
                 with pytest.raises(WebserverError, match="FAILURE"):
                     dagster.wait(dagster.launch("full_reconciliation", partition=f"shopify:{SHOP}"), 120)
+            # Those of a shop whose tokens are granted: one that ends well, and each way not to get or keep one.
+            shopify.mode, night = "ok", f"shopify:{OTHER_SHOP}"
+            dagster.wait(dagster.launch("full_reconciliation", partition=night), 120)
+            for shopify.mode in ("400", "402", "301", "drop", "no", "refused"):
+                with pytest.raises(WebserverError, match="FAILURE"):
+                    dagster.wait(dagster.launch("full_reconciliation", partition=night), 240)
+                if shopify.mode != "refused":
+                    command("doctor", "--json", MODE=shopify.mode)
             shopify.mode, labels.mode = "ok", "401"
             dagster.wait(dagster.launch("full_reconciliation", partition=f"shopify:{SHOP}"), 120)
             assert {"ok", "401", "500", "no"} <= set(shopify.seen)
@@ -318,6 +347,10 @@ def test_f40_no_secret_is_left_anywhere(home: Path, postgres: EmbeddedPostgres, 
         # The servers were really told the secrets, in the modes that repeat them.
         assert any(SECRETS["HIPOINK_API_SECRET"] in told for told in labels.told)
         assert any(f"shpat{MARK}admin" in told for told in shopify.told)
+        assert all(
+            any(f"{MARK}{part}" in told for told in shopify.told)
+            for part in ("appId", "appSecret", "granted")
+        )
         storage = postgres.dsn("esl")
         with psycopg.connect(storage) as connection:
             events = connection.execute("select count(*) from dagster.event_logs").fetchone()
@@ -374,3 +407,56 @@ def test_s16_no_object_shows_a_secret(monkeypatch: pytest.MonkeyPatch, buffer_ds
             while error is not None:
                 assert MARK not in f"{error!r} {error} {vars(error)!r}", type(error)
                 error = error.__cause__ or error.__context__
+
+
+def everything_of(error: BaseException | None) -> Iterator[str]:
+    """What a log or a page may show of an error, and of those that it comes from."""
+    while error is not None:
+        yield f"{error!r} {error} {vars(error)!r} {''.join(traceback.format_exception(error))}"
+        assert not hasattr(error, "request")
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize(
+    "mode", ["400", "401", "402", "301", "403", "404", "500", "no", "half", "drop", "refused"]
+)
+def test_s16_no_way_to_a_token_shows_a_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    caplog.set_level("DEBUG", logger="esl_pipeline")
+    monkeypatch.setenv("SHOPIFY_APPS", SECRETS["SHOPIFY_APPS"])
+    said = list[str]()
+    with running_shopify(small_shop(), app=the_app()) as shop, meddling(shop.url) as shopify:
+        monkeypatch.setenv("SHOPIFY_ADMIN_URL", shopify.url)
+        settings = load_settings()
+        client = open_admin(settings, OTHER_SHOP, patient=False)
+        assert client is not None
+        with client, stamina.set_testing(True, attempts=2):
+            tokens = client._tokens
+            assert isinstance(tokens, AppTokens)
+            tokens._grant._sleep = lambda _: None
+            if mode == "refused":  # in the middle of a bulk read
+                shop.sandbox.faults.replace([BulkEndless()])
+                with pytest.raises(AdminError) as caught:
+                    run(client, queries.BULK_CATALOGUE, on_poll=lambda _: setattr(shopify, "mode", mode))
+                assert "HTTP 401" in str(caught.value)
+            else:
+                shopify.mode = mode
+                with pytest.raises(AdminError) as caught:
+                    client.execute(queries.SHOP)
+            said += everything_of(caught.value)
+            said.append(str(look(client, OTHER_SHOP)))
+            for thing in (
+                settings,
+                settings.apps,
+                client,
+                tokens,
+                tokens._grant,
+                tokens._grant._token,
+            ):
+                said.append(f"{thing!r} {thing}")
+            said += [repr(vars(thing)) for thing in (settings, client, tokens, tokens._grant)]
+    forget_tokens()
+    assert any(f"{MARK}appId" in told for told in shopify.told), "it was really told"
+    assert len(said) > 10
+    assert [text for text in (*said, caplog.text) if MARK.lower() in text.lower()] == []

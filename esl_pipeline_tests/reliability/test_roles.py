@@ -17,9 +17,10 @@ from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_admin
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import make_logins
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
+from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.settings import load_settings
 from esl_pipeline.shop_names import SHOP
+from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.orchestration.world import STORE, arrive, map_shop, product
 from esl_pipeline_tests.world import RULES, drain_round
@@ -93,12 +94,12 @@ def test_s21_every_function_is_somebodys(buffer_dsn: str) -> None:
 def test_s21_each_role_may_call_what_its_process_needs_and_nothing_else(buffer_dsn: str) -> None:
     found = allowed(buffer_dsn)
     everything = set(functions(buffer_dsn))
-    assert found["esl_receiver"] == {"esl_version", "esl_inbox_add"}
+    assert found["esl_receiver"] == {"esl_version", "esl_inbox_add", "esl_refusals_note"}
     for group in ("esl_pipeline", "esl_admin"):
         assert found[group] < everything and "esl_inbox_add" not in found[group]
     # Nobody but an administrator decides; nobody but the pipeline reports what the label server said.
     decisions = {"esl_mapping_create", "esl_mapping_update", "esl_changes_approve", "esl_redrive"}
-    decisions |= {"esl_owner_settle"}
+    decisions |= {"esl_owner_settle", "esl_connection_set", "esl_connection_end"}
     work = {"esl_inbox_claim", "esl_variants_merge", "esl_labels_stage", "esl_push_claim", "esl_push_finish"}
     assert decisions <= found["esl_admin"] and not decisions & found["esl_pipeline"]
     assert work <= found["esl_pipeline"] and not work & found["esl_admin"]

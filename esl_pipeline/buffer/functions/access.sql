@@ -6,15 +6,15 @@ create or replace function esl.callers() returns table (role text, function text
 language sql immutable set search_path = '' as $$
     select c.role, unnest(c.functions) from (values
         ('esl_receiver', array[
-            'esl_version', 'esl_inbox_add']),
+            'esl_version', 'esl_inbox_add', 'esl_refusals_note']),
         ('esl_pipeline', array[
             'esl_version', 'esl_mapping_list', 'esl_status', 'esl_preview', 'esl_accuracy', 'esl_due',
             'esl_inbox_claim', 'esl_variants_*', 'esl_missing_variants', 'esl_labels_*', 'esl_push_*', 'esl_rate_*',
             'esl_lease_*', 'esl_claims_*', 'esl_snapshot_*', 'esl_watermark_*', 'esl_drift_*', 'esl_housekeep',
-            'esl_redaction_*', 'esl_refresh_*']),
+            'esl_redaction_*', 'esl_refresh_*', 'esl_connection_list']),
         ('esl_admin', array[
             'esl_version', 'esl_mapping_*', 'esl_token_*', 'esl_status', 'esl_findings', 'esl_preview', 'esl_trace',
-            'esl_changes_approve', 'esl_redrive', 'esl_owner_settle'])
+            'esl_changes_approve', 'esl_redrive', 'esl_owner_settle', 'esl_connection_*'])
     ) as c (role, functions)
 $$;
 

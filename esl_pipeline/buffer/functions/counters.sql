@@ -37,11 +37,11 @@ begin
     -- n: 1 for how a delivery ended, -1 for how it had ended before (it is open again).
     if tg_op = 'INSERT' then
         select jsonb_agg(to_jsonb(e)) into v_ended from (
-            select id, source_system, source_store_id, received_at, state, reason, proven, 1 as n
+            select id, source_system, source_store_id, received_at, api_version, state, reason, proven, 1 as n
             from added where state not in ('ready', 'leased')) e;
     else
         select jsonb_agg(to_jsonb(e)) into v_ended from (
-            select i.id, i.source_system, i.source_store_id, i.received_at, s.state, s.reason, i.proven, s.n
+            select i.id, i.source_system, i.source_store_id, i.received_at, i.api_version, s.state, s.reason, i.proven, s.n
             from was w join is_now i using (id)
             cross join lateral (values (i.state, i.reason, 1), (w.state, w.reason, -1)) s (state, reason, n)
             where w.state <> i.state and s.state not in ('ready', 'leased')) e;
@@ -50,7 +50,7 @@ begin
         return null;
     end if;
     insert into esl.shop_deliveries as o (source_system, source_store_id, done, superseded, unusable, replays, dead,
-                                          last_received_at, refused_in_a_row, last_refusal, own_secret)
+                                          last_received_at, refused_in_a_row, last_refusal, own_secret, last_api_version)
     select e.source_system, e.source_store_id,
            coalesce(sum(n) filter (where state = 'done'), 0), coalesce(sum(n) filter (where state = 'superseded'), 0),
            coalesce(sum(n) filter (where state = 'unusable'), 0),
@@ -58,13 +58,14 @@ begin
            coalesce(sum(n) filter (where state = 'dead'), 0), max(received_at),
            count(*) filter (where is_refusal and id > last_used),
            (array_agg(reason order by id desc) filter (where is_refusal))[1],
-           (array_agg(proven order by id desc))[1]
+           (array_agg(proven order by id desc))[1],
+           (array_agg(api_version order by id desc) filter (where api_version is not null))[1]
     from (select d.*, d.n = 1 and d.state in ('unusable', 'dead') as is_refusal,
                  coalesce(max(d.id) filter (where d.n = 1 and d.state in ('done', 'superseded'))
                           over (partition by d.source_system, d.source_store_id), 0) as last_used
           from jsonb_to_recordset(v_ended) as d (
-              id bigint, source_system text, source_store_id text, received_at timestamptz, state text, reason text,
-              proven boolean, n int)) e
+              id bigint, source_system text, source_store_id text, received_at timestamptz, api_version text, state text,
+              reason text, proven boolean, n int)) e
     group by 1, 2 order by 1, 2
     on conflict (source_system, source_store_id) do update
     set done = o.done + excluded.done, superseded = o.superseded + excluded.superseded,
@@ -72,7 +73,11 @@ begin
         last_received_at = greatest(o.last_received_at, excluded.last_received_at),
         refused_in_a_row = excluded.refused_in_a_row
             + case when excluded.done + excluded.superseded > 0 then 0 else o.refused_in_a_row end,
-        last_refusal = coalesce(excluded.last_refusal, o.last_refusal), own_secret = excluded.own_secret;
+        last_refusal = coalesce(excluded.last_refusal, o.last_refusal), own_secret = excluded.own_secret,
+        last_api_version = coalesce(excluded.last_api_version, o.last_api_version);
+    if exists (select from esl.connections c where c.first_webhook_at is null) then
+        perform esl.note_first_webhooks(v_ended);
+    end if;
     return null;
 end $$;
 

@@ -46,6 +46,8 @@ begin
             update esl.store_mappings set switched_off = format('%s of %s', p_topic, esl.utc(p_said_at))
             where id = v_mapping;
         end loop;
+        -- Its subscriptions have gone with the app.
+        perform esl.end_connection(p_system, p_shop, format('%s of %s', p_topic, esl.utc(p_said_at)));
     end if;
     update esl.webhook_inbox set state = 'superseded', reason = v_void where id = p_id and v_void is not null;
 end $$;
@@ -138,7 +140,8 @@ begin
         select from esl.webhook_inbox i where i.source_system = p_system and i.source_store_id = p_shop
           and i.state in ('ready', 'leased'));
     foreach v_table in array array['product_versions', 'products', 'inventory_levels', 'variant_details', 'shops',
-                                   'watermarks', 'snapshots', 'shop_deliveries'] loop
+                                   'watermarks', 'snapshots', 'shop_deliveries', 'connections',
+                                   'refused_signatures'] loop
         execute format('delete from esl.%I where ctid = any (array(
                             select ctid from esl.%I where source_system = $1 and source_store_id = $2 limit $3))',
                        v_table, v_table) using p_system, p_shop, p_limit;

@@ -219,7 +219,7 @@ end $$;
 
 -- {shops?: [{source_system, source_store_id}]} -> {stores: [...], shops: [...], findings: [...], outages: [...],
 -- contests: [{source_system, thing, shops, since}], contested, erasures: [{source_system, source_store_id, requested_at,
--- not_before}], refreshes: {...}}: counts for operators, of all shops or of these. Reads what is open, the catalogue and
+-- not_before}], refreshes: {...}, refused: see esl.refused}: counts for operators, of all shops or of these. Reads what is open, the catalogue and
 -- esl.shop_deliveries, nothing that is over.
 create or replace function public.esl_status(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
@@ -258,6 +258,9 @@ language sql volatile security definer set search_path = '' as $$
         from esl.product_versions where missing_variants > 0 and not deleted group by 1, 2
     )
     select jsonb_build_object(
+        'refused', (select coalesce(jsonb_agg(to_jsonb(r) order by r.source_system, r.source_store_id), '[]')
+            from esl.refused() r
+            where p -> 'shops' is null or (r.source_system, r.source_store_id) in (select * from wanted)),
         'stores', (select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
             select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active,
                 m.activated_at, m.switched_off, esl.mapping_problem(m) as problem,

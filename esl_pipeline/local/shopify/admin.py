@@ -2,26 +2,29 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from graphql import (
     DocumentNode,
     ExecutionResult,
+    FieldNode,
     GraphQLError,
     GraphQLResolveInfo,
     GraphQLSchema,
+    OperationDefinitionNode,
     build_schema,
     execute_sync,
     parse,
     validate,
 )
 
+from esl_pipeline.local.shopify.answers import Answer, Json
 from esl_pipeline.local.shopify.bulk import Operations, Root
 from esl_pipeline.local.shopify.cost import MAX_QUERY_COST, Bucket, Costs
 from esl_pipeline.local.shopify.faults import FallForward, Faults, Latency, Status, Throttled, Unauthorized
 from esl_pipeline.local.shopify.graph import value_of
+from esl_pipeline.local.shopify.oauth import App
 from esl_pipeline.local.shopify.shop import Shop
 
 VERSIONS = ("2026-01", "2026-04", "2026-07", "2026-10")
@@ -29,17 +32,6 @@ VERSIONS = ("2026-01", "2026-04", "2026-07", "2026-10")
 
 _LIMITS_PAGE = "https://shopify.dev/api/usage/rate-limits"
 _BAD_TOKEN = "[API] Invalid API key or access token (unrecognized login or wrong password)"  # noqa: S105
-
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer; a text is sent as it is, anything else as JSON."""
-
-    content: Json | str
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 def load_schema() -> GraphQLSchema:
@@ -49,14 +41,14 @@ def load_schema() -> GraphQLSchema:
 
 
 class Admin:
-    """Answers the calls of one app with one token."""
+    """Answers the calls of one app."""
 
     def __init__(
-        self, shop: Shop, operations: Operations, schema: GraphQLSchema, faults: Faults, *, token: str
+        self, shop: Shop, operations: Operations, schema: GraphQLSchema, faults: Faults, app: App
     ) -> None:
         self.bucket = Bucket()
         self._shop, self._operations, self._schema, self._faults = shop, operations, schema, faults
-        self._token = token
+        self._app = app
 
     def answer(self, version: str, token: str | None, body: object, base_url: str) -> Answer:
         """The answer to one call; `base_url` is where the caller finds this server. May sleep."""
@@ -65,10 +57,12 @@ class Admin:
         if failure := self._faults.fire(Status, "graphql"):
             headers = {} if failure.retry_after is None else {"Retry-After": failure.retry_after}
             return Answer(failure.body, failure.status, headers)
+        if closed := self._app.closed(f"/admin/api/{version}/graphql.json"):
+            return closed
         served = self._served(version)
         if served is None:
             return Answer({"errors": "Not Found"}, 404)
-        if token != self._token or self._faults.fire(Unauthorized):
+        if not self._app.takes(token) or self._faults.fire(Unauthorized):
             return Answer({"errors": _BAD_TOKEN}, 401)
         headers = {"X-Shopify-API-Version": served}
         query = body.get("query") if isinstance(body, dict) else None
@@ -100,6 +94,8 @@ class Admin:
         if self._faults.fire(Throttled) or not self.bucket.covers(requested):
             said = {"code": "THROTTLED", "documentation": _LIMITS_PAGE}
             return {"errors": [{"message": "Throttled", "extensions": said}]} | self._cost(requested, None)
+        if denied := self._app.denied(_root_fields(document)):
+            return {"data": None, "errors": denied} | self._cost(requested, 0)
         with self._shop.lock:
             result = self._result(document, variables, base_url)
         actual = costs.actual(result.data) if result.data is not None else 0
@@ -110,7 +106,7 @@ class Admin:
         return answer | self._cost(requested, actual)
 
     def _result(self, document: DocumentNode, variables: Mapping[str, Any], base_url: str) -> ExecutionResult:
-        root = Root(self._shop, self._operations, base_url)
+        root = Root(self._shop, self._operations, self._app, base_url)
         return execute_sync(
             self._schema, document, root, variable_values=dict(variables), field_resolver=_resolve
         )
@@ -123,6 +119,17 @@ class Admin:
 
 def _resolve(source: Any, info: GraphQLResolveInfo, **arguments: Any) -> Any:
     return value_of(source, info.field_name, arguments)
+
+
+def _root_fields(document: DocumentNode) -> set[str]:
+    """The names of what a document asks the query root for; nobody writes fragments here."""
+    return {
+        field.name.value
+        for definition in document.definitions
+        if isinstance(definition, OperationDefinitionNode)
+        for field in definition.selection_set.selections
+        if isinstance(field, FieldNode)
+    }
 
 
 def _too_dear(cost: int) -> Json:

@@ -4,11 +4,12 @@ The shop is read at one instant, when the operation starts to run; what changes 
 """
 
 import hmac
+import re
 import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +19,18 @@ from graphql import GraphQLSchema
 
 from esl_pipeline.local.shopify.bulk_query import BulkQueryError, Shape, blocks, shape_of
 from esl_pipeline.local.shopify.faults import BulkEndless, BulkFailed, BulkSlow, ExpiredUrl, Faults
-from esl_pipeline.local.shopify.graph import CatalogueRoot, Connection, instant, matcher, number_of
+from esl_pipeline.local.shopify.graph import (
+    CatalogueRoot,
+    Connection,
+    SubscriptionNode,
+    instant,
+    matcher,
+    number_of,
+)
+from esl_pipeline.local.shopify.oauth import App
 from esl_pipeline.local.shopify.search import Fields, an_id
 from esl_pipeline.local.shopify.shop import Shop, Snapshot
+from esl_pipeline.local.shopify.subscriptions import RefusedError, Subscription
 from esl_pipeline.local.shopify.webhooks import gid
 
 MAX_AT_ONCE = 5
@@ -60,9 +70,9 @@ class Operation:
 class Operations:
     """The shop's bulk operations, run in threads of their own. Close it: the results are temporary files."""
 
-    def __init__(self, shop: Shop, schema: GraphQLSchema, faults: Faults) -> None:
+    def __init__(self, shop: Shop, schema: GraphQLSchema, faults: Faults, app: App) -> None:
         self.url_seconds = URL_SECONDS
-        self._shop, self._schema, self._faults = shop, schema, faults
+        self._shop, self._schema, self._faults, self._app = shop, schema, faults, app
         self._folder = tempfile.TemporaryDirectory(prefix="esl-shopify-")
         self._key = secrets.token_bytes(32)
         self._lock = threading.RLock()
@@ -111,7 +121,8 @@ class Operations:
 
     def _run(self, operation: Operation) -> None:
         endless = self._faults.fire(BulkEndless)
-        failed = self._faults.fire(BulkFailed)
+        denied = self._app.denied(set(re.findall(r"\w+", operation.query)))
+        failed = BulkFailed(error_code="ACCESS_DENIED") if denied else self._faults.fire(BulkFailed)
         slow = self._faults.fire(BulkSlow)
         with self._shop.snapshot() as snapshot:
             self._go_on(operation, "RUNNING")
@@ -213,9 +224,13 @@ class OperationNode:
 class Root(CatalogueRoot):
     """All of the query's and the mutation's fields, for one call."""
 
-    def __init__(self, shop: Shop, operations: Operations, base_url: str) -> None:
+    def __init__(self, shop: Shop, operations: Operations, app: App, base_url: str) -> None:
         super().__init__(shop)
-        self._operations, self._base_url = operations, base_url
+        self._operations, self._app, self._base_url = operations, app, base_url
+
+    @property
+    def current_app_installation(self) -> Mapping[str, Any]:
+        return {"access_scopes": [{"handle": scope} for scope in self._app.scopes]}
 
     def bulk_operation(self, id: str) -> OperationNode | None:
         found = self._operations.get(number_of("BulkOperation", id))
@@ -247,8 +262,48 @@ class Root(CatalogueRoot):
         self._operations.cancel(found)
         return {"bulk_operation": self._node(found), "user_errors": []}
 
+    def webhook_subscription_create(
+        self, topic: str, webhook_subscription: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        uri, format = _asked(webhook_subscription)
+        return _subscribed(lambda: self._shop.subscriptions.create(_topic(topic), uri, format))
+
+    def webhook_subscription_update(
+        self, id: str, webhook_subscription: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        number, (uri, format) = number_of("WebhookSubscription", id), _asked(webhook_subscription)
+        return _subscribed(lambda: self._shop.subscriptions.update(number, uri, format))
+
+    def webhook_subscription_delete(self, id: str) -> Mapping[str, Any]:
+        try:
+            self._shop.subscriptions.delete(number_of("WebhookSubscription", id))
+        except RefusedError as refused:
+            error = {"field": ["id"], "message": str(refused)}
+            return {"deleted_webhook_subscription_id": None, "user_errors": [error]}
+        return {"deleted_webhook_subscription_id": id, "user_errors": []}
+
     def _node(self, operation: Operation) -> OperationNode:
         return OperationNode(operation, self._operations, self._base_url)
+
+
+def _asked(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Address and format of a WebhookSubscriptionInput."""
+    return given.get("uri") or "", given.get("format") or "JSON"
+
+
+def _topic(name: str) -> str:
+    """`INVENTORY_LEVELS_UPDATE` as a delivery names it; of those that no shop here sends it may be another name."""
+    of, _, what = name.lower().rpartition("_")
+    return f"{of}/{what}"
+
+
+def _subscribed(change: Callable[[], Subscription]) -> Mapping[str, Any]:
+    try:
+        changed = change()
+    except RefusedError as refused:
+        error = {"field": ["webhookSubscription", "callbackUrl"], "message": str(refused)}
+        return {"webhook_subscription": None, "user_errors": [error]}
+    return {"webhook_subscription": SubscriptionNode(changed), "user_errors": []}
 
 
 def _refused(code: str, message: str, argument: str | None = None) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ class _Rule(BaseModel):
 
 
 class _Answer(_Rule):
-    on: Literal["graphql", "download"] = "graphql"
+    on: Literal["graphql", "download", "token"] = "graphql"
 
 
 class Latency(_Answer):

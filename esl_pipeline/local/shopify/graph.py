@@ -20,6 +20,7 @@ from graphql import GraphQLError
 from esl_pipeline.local.shopify.catalogue import Level, Measure, Photo, Product, Variant
 from esl_pipeline.local.shopify.search import Fields, SearchError, a_time, an_id, parse
 from esl_pipeline.local.shopify.shop import CURRENCY, DOMAIN, LOCATIONS, TIME_ZONE, Location, Shop
+from esl_pipeline.local.shopify.subscriptions import Subscription
 from esl_pipeline.local.shopify.webhooks import gid
 
 MAX_PAGE = 250
@@ -336,6 +337,35 @@ class InventoryLevelNode:
         return [{"name": "available", "quantity": self.level.available}] if names else []
 
 
+@dataclass(frozen=True, slots=True)
+class SubscriptionNode:
+    subscription: Subscription
+
+    @property
+    def id(self) -> str:
+        return gid("WebhookSubscription", self.subscription.id)
+
+    @property
+    def topic(self) -> str:
+        return self.subscription.topic.replace("/", "_").upper()
+
+    @property
+    def uri(self) -> str:
+        return self.subscription.uri
+
+    @property
+    def format(self) -> str:
+        return self.subscription.format
+
+    @property
+    def filter(self) -> str | None:
+        return self.subscription.filter
+
+    @property
+    def include_fields(self) -> list[str]:
+        return list(self.subscription.include_fields)
+
+
 def _image(photo: Photo | None) -> dict[str, str] | None:
     return {"url": photo.src} if photo else None
 
@@ -390,6 +420,10 @@ class CatalogueRoot:
         if limit is not None and count > limit:
             return {"count": limit, "precision": "AT_LEAST"}
         return {"count": count, "precision": "EXACT"}
+
+    def webhook_subscriptions(self, first: int | None = None, after: str | None = None) -> Connection:
+        made = (one for one in self._shop.subscriptions.all() if one.by_api)
+        return Connection((((one.id,), SubscriptionNode(one)) for one in made), first, after)
 
     def _variants(self) -> Iterator[VariantNode]:
         for product in self._products:

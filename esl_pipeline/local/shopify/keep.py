@@ -1,6 +1,6 @@
 """Keeps a shop in a file, so that it is the same shop after a restart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from esl_pipeline.local.shopify.catalogue import Product
 from esl_pipeline.local.shopify.shop import Shop, real_time
+from esl_pipeline.local.shopify.subscriptions import Subscription, Subscriptions
 
 
 @dataclass
@@ -17,6 +18,7 @@ class _Kept:
     created_at: datetime
     now: datetime
     products: list[Product]
+    subscriptions: list[Subscription] = field(default_factory=list)
 
 
 _FILE = TypeAdapter(_Kept)
@@ -25,10 +27,10 @@ _FILE = TypeAdapter(_Kept)
 def keep(shop: Shop, file: Path) -> None:
     """Write the whole shop; whatever happens meanwhile, the file holds this shop or the one before."""
     with shop.lock:
-        text = _FILE.dump_json(_Kept(shop.created_at, shop.now, list(shop.products.values())))
-    part = file.with_name(file.name + ".part")
-    part.write_bytes(text)
-    part.replace(file)
+        kept = _Kept(shop.created_at, shop.now, list(shop.products.values()), shop.subscriptions.all())
+        part = file.with_name(file.name + ".part")
+        part.write_bytes(_FILE.dump_json(kept))
+        part.replace(file)
 
 
 def kept_shop(file: Path, seed: int) -> Shop:
@@ -42,5 +44,6 @@ def kept_shop(file: Path, seed: int) -> Shop:
     shop = Shop(seed, kept.created_at)
     shop.now = kept.now
     shop.products = {product.id: product for product in kept.products}
+    shop.subscriptions = Subscriptions(kept.subscriptions)
     shop.clock = real_time
     return shop

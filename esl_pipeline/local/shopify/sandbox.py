@@ -13,6 +13,7 @@ from esl_pipeline.local.shopify.catalogue import LOCATION_ID, WAREHOUSE_ID, Prod
 from esl_pipeline.local.shopify.delivery import WebhookSender
 from esl_pipeline.local.shopify.faults import Faults
 from esl_pipeline.local.shopify.keep import keep
+from esl_pipeline.local.shopify.oauth import App, AppEdit
 from esl_pipeline.local.shopify.shop import Shop
 from esl_pipeline.local.shopify.webhooks import Delivery, Webhooks
 
@@ -52,18 +53,21 @@ class ShopifySandbox:
         self,
         shop: Shop,
         *,
-        token: str = TOKEN,
+        app: App | None = None,
         sender: WebhookSender | None = None,
         file: Path | None = None,
     ) -> None:
         self.shop = shop
         self._file = file
+        if file is not None:
+            shop.subscriptions.changed = lambda: keep(shop, file)
         self.webhooks = Webhooks(shop)
         self.faults = Faults()
         self.sender = sender
+        self.app = app or App(lasting_token=TOKEN)
         schema = load_schema()
-        self.operations = Operations(shop, schema, self.faults)
-        self.admin = Admin(shop, self.operations, schema, self.faults, token=token)
+        self.operations = Operations(shop, schema, self.faults, self.app)
+        self.admin = Admin(shop, self.operations, schema, self.faults, self.app)
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +76,21 @@ class ShopifySandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.operations.close()
+
+    def edit_app(self, edit: AppEdit) -> None:
+        """Change the app or its shop. Uninstalled, it is told so once more, and its subscriptions are gone for good."""
+        was_installed = self.app.installed
+        self.app.edit(edit)
+        if edit.renamed_to:
+            self.webhooks.domain = edit.renamed_to
+        if edit.secrets and self.sender is not None:
+            self.sender.secret = self.app.secrets[-1]
+        if was_installed and not self.app.installed:
+            if self.sender is not None:
+                with self.shop.lock:
+                    self.sender.send(self.webhooks.uninstalled())
+                self.sender.unsubscribe()
+            self.shop.subscriptions.clear()
 
     def edit_product(self, product: Product, edit: ProductEdit) -> None:
         """Change a product and send its webhook."""

@@ -4,11 +4,13 @@
         --data shop.json
 
 Beside the Admin API and the results of bulk operations: `GET /` is the page, `/sandbox/products` what it uses,
+`/admin/oauth/access_token` gives the app its tokens, `/sandbox/app` tells of the app and changes it,
 `/sandbox/faults` makes the Admin API fail, `/sandbox/deliveries` tells of the webhooks and makes them go astray.
 """
 
 import asyncio
 import contextlib
+import json
 import shutil
 import signal
 import sys
@@ -30,11 +32,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
 from esl_pipeline.local.label_server import listen, server
+from esl_pipeline.local.shopify.answers import Answer
 from esl_pipeline.local.shopify.bulk import Operations, keep_lines
 from esl_pipeline.local.shopify.catalogue import Product, Variant
 from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.local.shopify.faults import BrokenDownload, CutDownload, Fault, Faults, Latency, Status
 from esl_pipeline.local.shopify.keep import keep, kept_shop
+from esl_pipeline.local.shopify.oauth import CLIENT_ID, App, AppEdit
 from esl_pipeline.local.shopify.sandbox import (
     TOKEN,
     ProductEdit,
@@ -66,9 +70,20 @@ def create_app(sandbox: ShopifySandbox) -> FastAPI:
         token = request.headers.get("X-Shopify-Access-Token")
         base_url = str(request.base_url)
         answer = await run_in_threadpool(sandbox.admin.answer, version, token, body, base_url)
-        if isinstance(answer.content, str):
-            return PlainTextResponse(answer.content, answer.status, answer.headers)
-        return JSONResponse(answer.content, answer.status, answer.headers)
+        return _sent(answer)
+
+    @app.post("/admin/oauth/access_token")
+    async def token(request: Request) -> Response:
+        return await run_in_threadpool(_token, sandbox, await request.body())
+
+    @app.get("/sandbox/app")
+    def show_app() -> Json:
+        return sandbox.app.shown()
+
+    @app.patch("/sandbox/app")
+    def edit_app(edit: AppEdit) -> Json:
+        sandbox.edit_app(edit)
+        return sandbox.app.shown()
 
     @app.get("/bulk/{number}.jsonl")
     def result(number: int, request: Request) -> Response:
@@ -170,6 +185,27 @@ def _sender(sandbox: ShopifySandbox) -> WebhookSender:
     return sandbox.sender
 
 
+def _sent(answer: Answer) -> Response:
+    if isinstance(answer.content, str):
+        return PlainTextResponse(answer.content, answer.status, answer.headers)
+    return JSONResponse(answer.content, answer.status, answer.headers)
+
+
+def _token(sandbox: ShopifySandbox, body: bytes) -> Response:
+    """The answer to a token request in JSON. Shopify takes a form too; the guard keeps forms of other pages out."""
+    if latency := sandbox.faults.fire(Latency, "token"):
+        time.sleep(latency.ms / 1000)
+    if failure := sandbox.faults.fire(Status, "token"):
+        headers = {} if failure.retry_after is None else {"Retry-After": failure.retry_after}
+        return PlainTextResponse(failure.body, failure.status, headers)
+    try:
+        said = json.loads(body)
+        form = {key: value for key, value in said.items() if isinstance(value, str)}
+    except (ValueError, AttributeError):
+        form = {}
+    return _sent(sandbox.app.grant(form))
+
+
 # --- results of bulk operations
 
 
@@ -238,10 +274,19 @@ class RunningShopify:
 
 @contextmanager
 def running_shopify(
-    shop: Shop, *, token: str = TOKEN, sender: WebhookSender | None = None, port: int = 0
+    shop: Shop,
+    *,
+    token: str = TOKEN,
+    app: App | None = None,
+    sender: WebhookSender | None = None,
+    port: int = 0,
 ) -> Iterator[RunningShopify]:
-    """Serve a shop from a thread of this process, on a free port of 127.0.0.1 unless one is given."""
-    with ShopifySandbox(shop, token=token, sender=sender) as sandbox, listen(port) as sock:
+    """Serve a shop from a thread of this process, on a free port of 127.0.0.1 unless one is given.
+
+    It takes `token` and those that it gives to the app; with an `app` of its own only what that one says.
+    """
+    known = app or App(lasting_token=token)
+    with ShopifySandbox(shop, app=known, sender=sender) as sandbox, listen(port) as sock:
         running = server(create_app(sandbox))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, name="shopify")
         thread.start()
@@ -258,14 +303,21 @@ def main(
     *,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8030,
     webhooks: Annotated[
-        str, typer.Option(help="Where webhooks go, /{topic} added; without it none are sent.")
+        str, typer.Option(help="Where all webhooks go, /{topic} added, beside what is subscribed.")
     ] = "",
     secret: Annotated[
         str, typer.Option(envvar="SHOPIFY_WEBHOOK_SECRET", help="Signs the webhooks.")
     ] = "sandbox-secret",  # noqa: S107 (of a shop that does not exist)
     token: Annotated[
-        str, typer.Option(envvar="SHOPIFY_ADMIN_TOKEN", help="What callers of the Admin API must show.")
+        str,
+        typer.Option(envvar="SHOPIFY_ADMIN_TOKEN", help="A lasting token, taken beside those that it gives."),
     ] = TOKEN,
+    client_id: Annotated[
+        str, typer.Option(envvar="SHOPIFY_API_KEY", help="The app's, which gets tokens here.")
+    ] = CLIENT_ID,
+    client_secret: Annotated[
+        str, typer.Option(envvar="SHOPIFY_API_SECRET", help="The app's; without one what signs the webhooks.")
+    ] = "",
     data: Annotated[Path | None, typer.Option(help="JSON file; without it edits live in memory.")] = None,
     variants: Annotated[int | None, typer.Option(help="Size of the shop; without it 122 products.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same products.")] = 2026,
@@ -278,17 +330,21 @@ def main(
     # uvicorn ends by raising its signal again: as an exit, so that what is open here is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
-        sender = (
-            stack.enter_context(WebhookSender(webhooks, secret, retry_hours=retry_hours))
-            if webhooks
-            else None
-        )
         known = data if data is not None and data.exists() else None
         shop = kept_shop(known, seed) if known else stocked_shop(seed, variants=variants)
         shop.rng.seed()  # a receiver that knows the webhook ids of an earlier start would not take them again
         if data is not None:
             keep(shop, data)
-        sandbox = stack.enter_context(ShopifySandbox(shop, token=token, sender=sender, file=data))
+        sender = WebhookSender(webhooks, secret, subscriptions=shop.subscriptions, retry_hours=retry_hours)
+        stack.enter_context(sender)
+        sandbox = stack.enter_context(
+            ShopifySandbox(
+                shop,
+                app=App(client_id, [client_secret or secret], lasting_token=token or None),
+                sender=sender,
+                file=data,
+            )
+        )
         sock = stack.enter_context(listen(port))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         typer.echo(f"Shopify sandbox: http://127.0.0.1:{sock.getsockname()[1]}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 
 from esl_pipeline.local.shopify.catalogue import LOCATION_ID, WAREHOUSE_ID, Catalogue, Level, Product, Variant
+from esl_pipeline.local.shopify.subscriptions import Subscriptions
 
 DOMAIN = "corner-market.myshopify.com"
 CURRENCY = "EUR"
@@ -49,6 +50,7 @@ class Shop:
         self.rng = random.Random(seed)  # noqa: S311 (repeatable on purpose, guards nothing)
         self.catalogue = Catalogue(self.rng)
         self.products: dict[int, Product] = {}
+        self.subscriptions = Subscriptions()
         self.created_at = self.now = start.astimezone(_SHOP_ZONE).replace(microsecond=0)
         self.clock: Callable[[], datetime] | None = None
         self.lock = threading.RLock()

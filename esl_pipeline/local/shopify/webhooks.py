@@ -56,7 +56,7 @@ class Webhooks:
     """Makes the deliveries that tell of a shop's present state; each has an id of its own."""
 
     def __init__(self, shop: Shop, domain: str = DOMAIN) -> None:
-        self._shop, self._domain = shop, domain
+        self._shop, self.domain = shop, domain
 
     def created(self, product: Product) -> Delivery:
         return self._delivery("products/create", product_body(product), product.updated_at)
@@ -79,6 +79,12 @@ class Webhooks:
         body = {"inventory_item_id": variant.inventory_item_id, "location_id": location_id}
         return self._delivery("inventory_levels/disconnect", body, variant.updated_at)
 
+    def uninstalled(self) -> Delivery:
+        """The app was removed from the shop: the last webhook that it gets."""
+        at = self._shop.time()
+        body = {"id": 71_203_450, "myshopify_domain": self.domain, "updated_at": _time(at)}
+        return self._delivery("app/uninstalled", body, at)
+
     def new_id(self) -> str:
         """A webhook or event id."""
         return str(uuid.UUID(int=self._shop.rng.getrandbits(128), version=4))
@@ -88,7 +94,7 @@ class Webhooks:
         return Delivery(
             topic=topic,
             body=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
-            shop=self._domain,
+            shop=self.domain,
             webhook_id=self.new_id(),
             event_id=self.new_id(),
             triggered_at=f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z",

@@ -159,18 +159,39 @@ def test_a_long_pause_is_left_to_the_caller() -> None:
     [
         Reply(b'{"errors": "[API] Invalid API key or access token"}', status=401),
         Reply(status=403),
-        graphql({"shop": None}, errors=[error("Access denied for shop field.", "ACCESS_DENIED")]),
+        Reply(status=402),
+        Reply(status=301),
     ],
-    ids=["401", "403", "scope"],
+    ids=["401", "403", "402", "301"],
 )
 def test_a_token_that_is_not_accepted_is_sent_once(reply: Reply) -> None:
     with (
         serving(in_turn(reply)) as server,
         client_of(server) as client,
-        pytest.raises(AdminAuthenticationError, match="scope"),
+        pytest.raises(AdminAuthenticationError, match=f"HTTP {reply.status}"),
     ):
         client.execute(QUERY)
     assert len(server.requests) == 1
+
+
+def test_what_is_refused_for_a_scope_is_asked_for_the_scopes() -> None:
+    denied = graphql({"shop": None}, errors=[error("Access denied for shop field.", "ACCESS_DENIED")])
+    for scopes, says in (
+        (
+            graphql({"currentAppInstallation": {"accessScopes": [{"handle": "read_products"}]}}),
+            "scopes read_inv",
+        ),
+        (denied, "Access denied for shop field"),
+        (Reply(status=404), "Access denied for shop field"),
+    ):
+        with (
+            serving(in_turn(denied, scopes)) as server,
+            client_of(server) as client,
+            pytest.raises(AdminAuthenticationError, match=says) as raised,
+        ):
+            client.execute(QUERY)
+        assert raised.value.problem == "scope_missing"
+        assert len(server.requests) == 2
 
 
 def test_graphql_errors_are_told_with_their_codes() -> None:

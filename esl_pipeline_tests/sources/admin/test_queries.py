@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from graphql import (
     GraphQLEnumType,
+    GraphQLInputObjectType,
     GraphQLInputType,
     GraphQLObjectType,
     GraphQLSchema,
@@ -93,6 +94,12 @@ def test_our_schema_says_the_same_as_shopifys(name: str) -> None:
                 assert argument.default_value == there.default_value, (field_name, argument_name)
             left_out = [arg for key, arg in other.args.items() if key not in field.args]
             assert not any(is_required(argument.type) for argument in left_out), field_name
+    if isinstance(mine, GraphQLInputObjectType):
+        assert isinstance(theirs, GraphQLInputObjectType)
+        for field_name, given in mine.fields.items():
+            assert str(given.type) == str(theirs.fields[field_name].type), field_name
+        left_out = [given for key, given in theirs.fields.items() if key not in mine.fields]
+        assert not any(is_required(given.type) for given in left_out)
     if isinstance(mine, GraphQLEnumType):
         assert isinstance(theirs, GraphQLEnumType)
         # What we only send may be less; what Shopify may answer has to be all of it.

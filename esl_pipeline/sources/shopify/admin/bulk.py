@@ -134,6 +134,8 @@ def wait(
         if on_poll is not None:
             on_poll(operation)
         if operation.status not in _GOING_ON:
+            if operation.error_code == "ACCESS_DENIED":
+                client.check_scopes()
             return whole(operation)
         pause = next(pauses)
         if time.monotonic() + pause > deadline:

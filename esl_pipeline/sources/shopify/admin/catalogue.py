@@ -150,13 +150,22 @@ def read_shop(client: AdminClient, shop: str) -> Facts:
     return Facts(shops=[row])
 
 
+_TAKEN: Mapping[str | None, bool] = {
+    "wrong_secret": False,
+    "not_installed": False,
+    "token_refused": False,
+    "scope_missing": True,
+}
+
+
 def takes_token(client: AdminClient) -> bool | None:
     """Whether the shop takes the client's token; None when that cannot be told now."""
     try:
         client.execute(queries.SHOP)
     except AdminAuthenticationError as refused:
-        # A revoked token is a 401; whom a scope is refused has been recognised; a 403 may be a guard's.
-        return {401: False, None: True}.get(refused.http_status)
+        # Whom a scope is refused has been recognised; a shop that is frozen or has moved says nothing of the token, and
+        # a 403 may be a guard's.
+        return _TAKEN.get(refused.problem)
     except AdminError:
         return None
     return True

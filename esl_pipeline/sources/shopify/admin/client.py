@@ -1,19 +1,20 @@
 """The client of one shop's Admin API: one GraphQL query at a time, at the pace that the shop allows."""
 
-import ipaddress
 import logging
 import re
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import httpx
 import orjson
 import stamina
+from pydantic import SecretStr
 
-from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
-from esl_pipeline.printable import printable
+from esl_pipeline.http import JSON_HEADERS, trusted
+from esl_pipeline.sources.shopify.admin import access, queries
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
     AdminError,
@@ -21,36 +22,35 @@ from esl_pipeline.sources.shopify.admin.errors import (
     AdminTooLargeError,
     AdminUnavailableError,
 )
+from esl_pipeline.sources.shopify.admin.tokens import LastingToken, Tokens
+from esl_pipeline.sources.shopify.admin.wire import (
+    CONNECT_SECONDS,
+    RETRY_SECONDS,
+    is_loopback,
+    is_safe,
+    one_line,
+    passes,
+    pause_before_another_try,
+    reason,
+    retry_after,
+)
 
 _log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 5.0
-_RETRY_SECONDS = 20.0
-_LONGEST_PAUSE_HERE = 5.0
 _SHORTEST_THROTTLE_PAUSE = 0.5
-# 423: the shop is locked for a moment; 430: Shopify's guard against unusual traffic.
-_PASSING = frozenset({408, 423, 425, 429, 430})
 _PASSING_CODES = frozenset({"INTERNAL_SERVER_ERROR", "TIMEOUT"})
 
 _VERSION = re.compile(r"20[0-9]{2}-(01|04|07|10)|unstable")
-_TOKEN = re.compile(r"[!-~]+")
 _NAME = re.compile(r"(?:query|mutation)\s+(\w+)")
-
-
-class Secret(Protocol):
-    """What pydantic's SecretStr can do."""
-
-    def get_secret_value(self) -> str:
-        """The secret itself."""
-        ...
 
 
 class AdminClient:
     """Sends queries to `{url}/admin/api/{api_version}/graphql.json`; use it as a context manager.
 
-    `url` is the shop's https address (http on loopback only). A passing failure is tried again within
-    about twenty seconds; a throttled query waits, with `sleep`, until the shop's bucket holds enough
-    for it, `max_throttle_seconds` at most. No more than `max_answer_bytes` of an answer are read.
+    `url` is the shop's https address (http on loopback only), `shop` what errors call it. `token` is one that lasts, or
+    where tokens come from: then a refused one is renewed, `renewals` times in one call. A passing failure is tried
+    again within about twenty seconds; a throttled query waits, with `sleep`, until the shop's bucket holds enough for
+    it, `max_throttle_seconds` at most. No more than `max_answer_bytes` of an answer are read.
 
     `version_served` is the version of the last answer: Shopify answers with another one, instead of an
     error, when the pinned one is retired. Raises ValueError for an address, token or version that
@@ -60,9 +60,11 @@ class AdminClient:
     def __init__(
         self,
         url: str,
-        token: Secret,
+        token: SecretStr | Tokens,
         api_version: str,
         *,
+        shop: str | None = None,
+        renewals: int = 8,
         timeout_seconds: float = 30,
         retries: int = 4,
         max_throttle_seconds: float = 120,
@@ -71,14 +73,14 @@ class AdminClient:
     ) -> None:
         if not is_safe(url) or httpx.URL(url).query or httpx.URL(url).fragment:
             raise ValueError("the shop's address must look like https://my-shop.myshopify.com")
-        if not _TOKEN.fullmatch(token.get_secret_value()):
-            raise ValueError("the shop's Admin token is empty, or has characters that no token has")
         if not _VERSION.fullmatch(api_version):
             raise ValueError(f"Admin API version {api_version!r} does not look like 2026-10")
         self.version_served: str | None = None
-        self._shop = httpx.URL(url).host
-        self._version = api_version
-        self._token = token
+        self.version = api_version
+        self._shop = shop or httpx.URL(url).host
+        self._tokens = token if isinstance(token, Tokens) else LastingToken(token.get_secret_value())
+        self._renewals = renewals
+        self._sent = SecretStr("")
         self._url = f"{url.rstrip('/')}/admin/api/{api_version}/graphql.json"
         self._timeout_seconds = timeout_seconds
         self._retries = retries
@@ -87,15 +89,14 @@ class AdminClient:
         self._sleep = sleep
         self._warned = False
         self._http = httpx.Client(
-            auth=_TokenAuth(token),
-            timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
+            timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
             headers=JSON_HEADERS,
             trust_env=not is_loopback(url),
             verify=trusted(),
         )
 
     def __repr__(self) -> str:
-        return f"AdminClient({self._shop!r}, {self._version!r})"
+        return f"AdminClient({self._shop!r}, {self.version!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -132,11 +133,24 @@ class AdminClient:
             self._sleep(pause)
             waited += pause
 
+    def check_scopes(self) -> None:
+        """Raise AdminAuthenticationError when the app lacks a needed scope. For when something was refused.
+
+        What hinders this question is not told: the caller has an error of its own.
+        """
+        answer: dict[str, Any] = {}
+        with suppress(AdminUnavailableError, AdminQueryError):
+            answer = self._tried(f"Scopes at {self._shop}", orjson.dumps({"query": queries.SCOPES}))
+        installation = (answer.get("data") or {}).get("currentAppInstallation")
+        granted = [one["handle"] for one in installation["accessScopes"]] if installation else None
+        if granted is not None and (missing := access.lacking(granted)):
+            raise access.scope_missing(self._shop, missing)
+
     def _tried(self, call: str, body: bytes) -> dict[str, Any]:
         for attempt in stamina.retry_context(
-            on=_pause_before_retry,
+            on=pause_before_another_try,
             attempts=self._retries,
-            timeout=_RETRY_SECONDS,
+            timeout=RETRY_SECONDS,
             wait_initial=0.3,
             wait_max=5,
             wait_jitter=0.5,
@@ -148,7 +162,7 @@ class AdminClient:
     def _attempt(self, call: str, body: bytes) -> dict[str, Any]:
         failure: AdminError
         try:
-            response, answer = self._answer(call, body)
+            response, answer = self._admitted(call, body)
         except httpx.TransportError as error:
             failure = AdminUnavailableError(f"{call}: no answer ({reason(error)}).")
         else:
@@ -157,10 +171,22 @@ class AdminClient:
         # Raised out here, so that no httpx error, whose request holds the token, hangs on it as context.
         raise failure
 
+    def _admitted(self, call: str, body: bytes) -> tuple[httpx.Response, bytes]:
+        """The answer to a token that Shopify takes, or the refusal when no other can be had."""
+        token = self._tokens.token()
+        for _ in range(self._renewals + 1):
+            self._sent = SecretStr(token)
+            response, answer = self._answer(call, body)
+            if response.status_code != 401 or (other := self._tokens.renewed(token)) is None:
+                break
+            token = other
+        return response, answer
+
     def _answer(self, call: str, body: bytes) -> tuple[httpx.Response, bytes]:
         started = time.monotonic()
         answer = bytearray()
-        with self._http.stream("POST", self._url, content=body) as response:
+        headers = {"X-Shopify-Access-Token": self._sent.get_secret_value()}
+        with self._http.stream("POST", self._url, content=body, headers=headers) as response:
             for chunk in response.iter_raw():
                 answer += chunk
                 if len(answer) > self._max_answer_bytes:
@@ -175,19 +201,21 @@ class AdminClient:
         """The answer of a query that Shopify has looked at, with or without GraphQL errors."""
         status = response.status_code
         said = f"{call}: HTTP {status}{self._quoted(body)}"
-        if status in (401, 403):
+        if about_shop := access.refusal(self._shop, response):
+            raise about_shop
+        if status == 401:
+            raise access.token_refused(self._shop, granted=self._tokens.granted)
+        if status == 403:
             raise AdminAuthenticationError(
                 f"{said}. Check that the token is this shop's, that the app is installed, and its scopes "
-                "(read_products, read_inventory, read_locations).",
+                f"({', '.join(access.NEEDED_SCOPES)}).",
                 http_status=status,
             )
-        if status in _PASSING or status >= 500:
-            raise AdminUnavailableError(
-                f"{said}.", http_status=status, retry_after=_seconds(response.headers.get("Retry-After"))
-            )
+        if passes(status):
+            raise AdminUnavailableError(f"{said}.", http_status=status, retry_after=retry_after(response))
         if status == 404:
             raise AdminQueryError(
-                f"{said}. There is no such shop or no Admin API version {self._version}; "
+                f"{said}. There is no such shop or no Admin API version {self.version}; "
                 "use the shop's own myshopify.com address.",
                 http_status=status,
             )
@@ -212,7 +240,10 @@ class AdminClient:
         messages = "; ".join(self._clean(str(error.get("message", error))) for error in errors)
         said = f"{call}: {messages or 'an answer with neither data nor errors'}"
         if "ACCESS_DENIED" in codes:
-            raise AdminAuthenticationError(f"{said}. Give the app the access scope that is named.")
+            self.check_scopes()
+            raise AdminAuthenticationError(
+                f"{said}. Give the app the access scope that is named.", problem="scope_missing"
+            )
         if "MAX_COST_EXCEEDED" in codes:
             raise AdminTooLargeError(said, codes=codes)
         if not errors or _PASSING_CODES.intersection(codes):
@@ -223,13 +254,13 @@ class AdminClient:
         if served is None:
             return
         self.version_served = served
-        if served != self._version and not self._warned:
+        if served != self.version and not self._warned:
             self._warned = True
             _log.warning(
                 "%s answers with Admin API version %s instead of %s, which is retired: pin a newer version.",
                 self._shop,
                 self._clean(served),
-                self._version,
+                self.version,
             )
 
     def _quoted(self, body: bytes) -> str:
@@ -238,57 +269,7 @@ class AdminClient:
 
     def _clean(self, text: str) -> str:
         """The start of what Shopify said, on one line, without the token."""
-        text = text.replace(self._token.get_secret_value(), "[token]")
-        return printable(" ".join(text.split()))[:400]
-
-
-class _TokenAuth(httpx.Auth):
-    def __init__(self, token: Secret) -> None:
-        self._token = token
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["X-Shopify-Access-Token"] = self._token.get_secret_value()
-        yield request
-
-
-def is_safe(url: str) -> bool:
-    """Whether what is read from or sent to the URL cannot be overheard: https, or this machine itself."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    if parsed.userinfo or not parsed.host:
-        return False
-    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(url))
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine."""
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def reason(error: Exception) -> str:
-    """A failure in words, since some of httpx have none."""
-    return str(error) or type(error).__name__
-
-
-def _pause_before_retry(error: Exception) -> bool | float:
-    """stamina's hook: False for no retry, True for its back-off, or the server's own pause in seconds."""
-    if not isinstance(error, AdminUnavailableError):
-        return False
-    return pause_before_retry(error.retry_after, _LONGEST_PAUSE_HERE)
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    if retry_after is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", retry_after.strip()):
-        return None
-    return float(retry_after)
+        return one_line(text, self._sent.get_secret_value())
 
 
 def _errors(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

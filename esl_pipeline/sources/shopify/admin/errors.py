@@ -4,7 +4,7 @@
 
     AdminError
     ├── AdminUnavailableError          no answer that counts, or throttled for too long: try again later
-    ├── AdminAuthenticationError       the token is not accepted, or lacks a scope: pause the shop
+    ├── AdminAuthenticationError       the shop does not let us in (`problem` says why): pause the shop
     ├── AdminQueryError                Shopify refuses this request: sending it again will not help
     │   └── AdminTooLargeError         it asks for too much at once: ask for smaller pages
     ├── BulkOperationUnfinishedError   not started or not ended in time: try again later
@@ -13,6 +13,19 @@
 
 A new leaf means a new decision for the caller. After any of them the reader knows nothing about what is absent.
 """
+
+from typing import Literal
+
+Problem = Literal[
+    "wrong_secret",
+    "not_installed",
+    "other_organisation",
+    "scope_missing",
+    "token_refused",
+    "frozen",
+    "renamed",
+]
+"""Why a shop does not let us in."""
 
 
 class AdminError(Exception):
@@ -34,7 +47,16 @@ class AdminUnavailableError(AdminError):
 
 
 class AdminAuthenticationError(AdminError):
-    """HTTP 401 or 403, or GraphQL's ACCESS_DENIED: a wrong or revoked token, or a missing access scope."""
+    """A wrong id, secret or token, a missing scope, or a shop that is frozen or has another address.
+
+    `problem` says which, where Shopify does; the sentences for each are in `access`.
+    """
+
+    def __init__(
+        self, message: str, *, problem: Problem | None = None, http_status: int | None = None
+    ) -> None:
+        super().__init__(message, http_status=http_status)
+        self.problem = problem
 
 
 class AdminQueryError(AdminError):

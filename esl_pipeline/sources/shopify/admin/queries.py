@@ -133,6 +133,18 @@ SHOP = """
 query Shop { shop { id name myshopifyDomain currencyCode ianaTimezone taxesIncluded updatedAt } }
 """
 
+SCOPES = """
+query Scopes { currentAppInstallation { accessScopes { handle } } }
+"""
+
+# What a connection is looked at by: none of it needs a scope.
+CONNECTION = """
+query Connection {
+  shop { name currencyCode ianaTimezone taxesIncluded }
+  currentAppInstallation { accessScopes { handle } }
+}
+"""
+
 LOCATIONS = """
 query Locations($first: Int!, $after: String) {
   locations(first: $first, after: $after, includeInactive: true) {
@@ -146,6 +158,43 @@ VARIANTS_COUNT = """
 query VariantsCount { productVariantsCount(limit: null) { count precision } }
 """
 
+# Of this app in this shop, and those only that were made through this API: none of its shopify.app.toml.
+SUBSCRIPTIONS = """
+query Subscriptions($first: Int!, $after: String) {
+  webhookSubscriptions(first: $first, after: $after) {
+    nodes { id topic uri format filter includeFields }
+    pageInfo { hasNextPage endCursor }
+  }
+}
+"""
+
+SUBSCRIBE = """
+mutation Subscribe($topic: WebhookSubscriptionTopic!, $uri: String!) {
+  webhookSubscriptionCreate(topic: $topic, webhookSubscription: {uri: $uri, format: JSON}) {
+    webhookSubscription { id }
+    userErrors { field message }
+  }
+}
+"""
+
+MOVE_SUBSCRIPTION = """
+mutation MoveSubscription($id: ID!, $uri: String!) {
+  webhookSubscriptionUpdate(id: $id, webhookSubscription: {uri: $uri, format: JSON}) {
+    webhookSubscription { id }
+    userErrors { field message }
+  }
+}
+"""
+
+UNSUBSCRIBE = """
+mutation Unsubscribe($id: ID!) {
+  webhookSubscriptionDelete(id: $id) {
+    deletedWebhookSubscriptionId
+    userErrors { field message }
+  }
+}
+"""
+
 QUERIES = (
     RUN_BULK,
     BULK_OPERATION,
@@ -154,6 +203,12 @@ QUERIES = (
     CHANGED_PRODUCTS,
     PRODUCT,
     SHOP,
+    SCOPES,
+    CONNECTION,
     LOCATIONS,
     VARIANTS_COUNT,
+    SUBSCRIPTIONS,
+    SUBSCRIBE,
+    MOVE_SUBSCRIPTION,
+    UNSUBSCRIBE,
 )

@@ -1,0 +1,97 @@
+"""What the commands share: where they print, whose settings and buffer they use, and the sentence of a refusal."""
+
+import getpass
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.storable import unstorable
+
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; the message is for the reader."""
+
+
+def settings_here() -> Settings:
+    """The settings; where they name no buffer, those of a running `esl-pipeline up` in the same ESL_HOME."""
+    settings = load_settings()
+    if settings.esl_database_url is None and settings.supabase_url is None:
+        from esl_pipeline.local.stack import running_environment
+
+        return load_settings(**running_environment(settings.esl_home))
+    return settings
+
+
+@contextmanager
+def buffer_here() -> Iterator[Buffer]:
+    from esl_pipeline.connections import open_buffer
+
+    buffer = open_buffer(settings_here())
+    try:
+        buffer.check_version()
+        yield buffer
+    finally:
+        buffer.close()
+
+
+def user() -> str:
+    """Who runs this command. A container may run as somebody without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def cli_user() -> str:
+    """The same for the history of mappings, where tokens have their names too."""
+    return f"cli:{user()}"
+
+
+@contextmanager
+def said_of_refusals() -> Iterator[None]:
+    try:
+        yield
+    except BufferError as error:
+        if error.code == "23505":
+            says = "this shop is mapped to this store already: see `esl-pipeline stores list`"
+        elif error.code == "23P01":
+            says = error.message
+        elif (error.code or "").startswith("22"):  # as in receiver/mappings.py: the data itself is refused
+            says = f"settings: {error.message}"
+        else:
+            raise
+        raise CommandError(says) from None
+
+
+def checked_by(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    if wrong := [f"{at}: {says}" for at, says in unstorable(fields)]:
+        raise CommandError("\n".join(wrong))
+    try:
+        checked: dict[str, Any] = model.model_validate(fields).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise CommandError("\n".join(problems)) from None
+    return checked
+
+
+def print_json(value: Any) -> None:
+    # Escaped, so that no control character in a title reaches a terminal.
+    print(json.dumps(value, indent=2))

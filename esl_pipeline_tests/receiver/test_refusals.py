@@ -1,0 +1,159 @@
+"""Wrong signatures: counted for mapped shops alone, told by a timer and by no request, shown by status."""
+
+import asyncio
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferUnavailable
+from esl_pipeline.console import print_status
+from esl_pipeline.receiver import refusals as module
+from esl_pipeline.receiver.app import create_app
+from esl_pipeline.receiver.refusals import QUIET, TELL_SECONDS, Refusals
+from esl_pipeline_tests.receiver.support import (
+    PRODUCT,
+    SHOP,
+    MemoryBuffer,
+    make_app,
+    make_settings,
+    served,
+    signed,
+    wait_until,
+)
+
+UPDATE = "/webhooks/shopify/products/update"
+RAW = json.dumps(PRODUCT).encode()
+KEY = {"source_system": "shopify", "source_store_id": SHOP}
+NOW = datetime(2026, 3, 1, 0, 59, tzinfo=UTC)
+
+
+@pytest.fixture
+def memory() -> MemoryBuffer:
+    buffer = MemoryBuffer()
+    buffer.mappings["m"] = KEY | {"id": "m"}
+    return buffer
+
+
+def counted(buffer: Any) -> Refusals:
+    """That knows which shops are mapped."""
+    refusals = Refusals()
+    tell(refusals, buffer)
+    return refusals
+
+
+def tell(refusals: Refusals, buffer: Any) -> None:
+    asyncio.run(refusals.tell(buffer))
+
+
+def test_a_series_is_told_once_and_whole(memory: MemoryBuffer) -> None:
+    refusals = counted(memory)
+    for minutes in (0, 1, 5):
+        refusals.refused(SHOP, NOW + timedelta(minutes=minutes))
+    for _ in range(2):
+        tell(refusals, memory)
+    series = KEY | {"refused": 3, "since": NOW.isoformat(), "receiver": refusals.receiver}
+    assert memory.told == [series | {"last_at": (NOW + timedelta(minutes=5)).isoformat()}]
+    refusals.refused(SHOP, NOW + timedelta(minutes=6))
+    tell(refusals, memory)
+    assert memory.told[1]["refused"] == 4  # the series, not what came since
+    later = NOW + QUIET + timedelta(minutes=7)
+    refusals.refused(SHOP, later)
+    tell(refusals, memory)
+    assert (memory.told[2]["refused"], memory.told[2]["since"]) == (1, later.isoformat())
+
+
+def test_what_no_mapped_shop_is_said_to_have_sent_is_not_counted(memory: MemoryBuffer) -> None:
+    refusals = Refusals()
+    refusals.refused(SHOP, NOW)  # which shops are mapped is not known yet
+    tell(refusals, memory)
+    for shop in (None, "stranger.myshopify.com"):
+        refusals.refused(shop, NOW)
+    tell(refusals, memory)
+    assert memory.told == []
+
+
+def test_as_many_shops_are_counted_as_the_table_holds(memory: MemoryBuffer) -> None:
+    shops = [f"shop-{number}.myshopify.com" for number in range(4)]
+    memory.mappings = {shop: KEY | {"source_store_id": shop} for shop in shops}
+    refusals = Refusals(shops=3)
+    tell(refusals, memory)
+    for shop in (shops[0], *shops):
+        refusals.refused(shop, NOW)
+    tell(refusals, memory)
+    assert [row["source_store_id"] for row in memory.told] == shops[1:]
+
+
+def test_what_could_not_be_told_is_told_the_next_time(memory: MemoryBuffer) -> None:
+    refusals = counted(memory)
+    refusals.refused(SHOP, NOW)
+    memory.failure = BufferUnavailable("away")
+    with pytest.raises(BufferUnavailable):
+        tell(refusals, memory)
+    memory.failure = None
+    tell(refusals, memory)
+    assert [row["refused"] for row in memory.told] == [1]
+
+
+def test_the_timer_outlives_every_error(memory: MemoryBuffer, caplog: pytest.LogCaptureFixture) -> None:
+    refusals = counted(memory)
+    refusals.refused(SHOP, NOW)
+    memory.failure = BufferUnavailable("away")
+
+    async def go() -> None:
+        telling = asyncio.create_task(refusals.keep_telling(memory, seconds=0.001))
+        await asyncio.sleep(0.05)
+        memory.failure = None
+        await asyncio.sleep(0.05)
+        assert not telling.done()
+        telling.cancel()
+
+    asyncio.run(go())
+    assert [row["refused"] for row in memory.told] == [1]
+    assert sum("cannot be told" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_no_refused_request_makes_a_call(memory: MemoryBuffer) -> None:
+    with served(make_app(memory)) as url, httpx.Client(base_url=url) as client:
+        for secret in ("wrong", "wrong-too"):
+            headers = signed("products/update", RAW, secret=secret)
+            assert client.post(UPDATE, content=RAW, headers=headers).status_code == 401
+    assert memory.calls == [] and memory.told == []
+
+
+def shown(buffer: Buffer) -> str:
+    text = io.StringIO()
+    print_status(Console(file=text, width=200), buffer.status())
+    return text.getvalue()
+
+
+def test_a_wrong_secret_is_shown_by_status(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over real HTTP and the real buffer; the timer is faster than its seconds, which are few enough."""
+    assert TELL_SECONDS <= 30
+    monkeypatch.setattr(module.Refusals.keep_telling, "__defaults__", (0.02,))
+    buffer.mapping_create(KEY | {"hipoink_store_code": "001"})
+    with served(create_app(make_settings(), buffer)) as url, httpx.Client(base_url=url) as client:
+
+        def send(secret: str, **changes: Any) -> int:
+            raw = json.dumps(PRODUCT | {"title": secret}).encode()
+            headers = signed("products/update", raw, **({"secret": secret} if secret else {}), **changes)
+            return client.post(UPDATE, content=raw, headers=headers).status_code
+
+        wait_until(lambda: send("wrong") == 401 and buffer.status()["refused"])
+        count = buffer.status()["refused"][0]["refused"]
+        for claim in ("stranger.myshopify.com", "nonsense", None):
+            assert send("wrong", shop_domain=claim) == 401
+        assert send("wrong", hmac_sha256=None) == 401  # who signs nothing has no wrong secret
+        for _ in range(4):
+            assert send("wrong") == 401
+        wait_until(lambda: sum(row["refused"] for row in buffer.status()["refused"]) == count + 4)
+        assert f"{SHOP}: {count + 4} refused since " in shown(buffer)
+        assert ": wrong secret?" in shown(buffer) and "stranger" not in shown(buffer)
+        raw = json.dumps(PRODUCT).encode()
+        assert client.post(UPDATE, content=raw, headers=signed("products/update", raw)).status_code == 200
+    assert "but the newest webhook was accepted" in shown(buffer)
