@@ -36,7 +36,8 @@ class Guard:
     names: hosts, with their port where it is not the usual one, under which people reach it beside localhost and plain
     addresses (no stranger can make an address mean this machine, as he can a name; and a tunnel changes the port).
     pages: the paths to which other sites may link; None is every one. only_json: whether a body that says what it is
-    must be JSON, as no form's is. any_host: beginnings of paths that only servers ask for, under any name.
+    must be JSON, as no form's is; forms: paths that take one all the same, since nobody fills it in without a secret.
+    any_host: beginnings of paths that only servers ask for, under any name.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Guard:
         names: Collection[str] = (),
         pages: Collection[str] | None = None,
         only_json: bool = True,
+        forms: Collection[str] = (),
         any_host: tuple[str, ...] = (),
     ) -> None:
-        self._app, self._pages, self._only_json, self._any_host = app, pages, only_json, any_host
+        self._app, self._pages, self._any_host = app, pages, any_host
+        self._only_json, self._forms = only_json, forms
         self._origins = frozenset(name.lower() for name in names)
         self._names = {"localhost", *(name.partition(":")[0] for name in self._origins)}
         self._said_at, self._unsaid = -_LOG_EVERY_SECONDS, 0
@@ -75,7 +78,7 @@ class Guard:
         if path.endswith("/graphql") and "query" in parse_qs(scope["query_string"].decode("latin-1"), True):
             return _FORBIDDEN, "GraphQL is taken from a JSON body only, not from an address."
         kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if self._only_json and kind != "application/json":
+        if self._only_json and kind != "application/json" and path not in self._forms:
             return _FORBIDDEN, "A body must be JSON and say so: Content-Type: application/json."
         return None
 

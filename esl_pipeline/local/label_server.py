@@ -15,7 +15,7 @@ import json
 import socket
 import sqlite3
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from importlib.resources import files
 from pathlib import Path
@@ -418,11 +418,14 @@ class _ResettableProtocol(H11Protocol):
         transport.abort()
 
 
-def server(app: FastAPI, host_names: str = "") -> uvicorn.Server:
-    """A uvicorn server for the sandbox: behind the guard, quiet, quick to stop, able to reset connections."""
+def server(app: FastAPI, host_names: str = "", forms: Collection[str] = ()) -> uvicorn.Server:
+    """A uvicorn server for the sandbox: behind the guard, quiet, quick to stop, able to reset connections.
+
+    forms: paths that take a form (guard.Guard).
+    """
     return uvicorn.Server(
         uvicorn.Config(
-            Guard(app, names=host_names_in(host_names), pages={"/"}),
+            Guard(app, names=host_names_in(host_names), pages={"/"}, forms=forms),
             http=_ResettableProtocol,
             loop="asyncio",
             ws="none",

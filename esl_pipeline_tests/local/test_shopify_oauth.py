@@ -51,10 +51,9 @@ def test_it_gives_a_token_that_opens_the_api(caller: Caller) -> None:
     assert caller.query(said["access_token"]).status_code == 200
     assert caller.query(TOKEN).status_code == 200, "the lasting one is taken beside it"
     assert caller.query("shpat_other").status_code == 401
-    assert caller.http.post("/admin/oauth/access_token", data=FORM).status_code == 403, (
-        "any page could send a form"
-    )
-    caller.ask()
+    assert set(caller.http.post("/admin/oauth/access_token", data=FORM).json()) == set(said), "a form or JSON"
+    foreign = {"Origin": "http://evil.example"}
+    assert caller.http.post("/admin/oauth/access_token", data=FORM, headers=foreign).status_code == 403
     shown = caller.http.get("/sandbox/app").json()
     assert shown["token_requests"] == [{"client_id": CLIENT_ID, "outcome": "granted", "count": 2}]
     assert shown["live_tokens"] == 2 and CLIENT_SECRET not in str(shown)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from esl_pipeline.local.shopify.answers import Answer
 
+TOKEN_PATH = "/admin/oauth/access_token"  # noqa: S105
 CLIENT_ID = "sandbox-app"
 CLIENT_SECRET = "sandbox-app-secret"  # noqa: S105 (of an app that does not exist)
 SCOPES = ("read_inventory", "read_locations", "read_products")
@@ -130,7 +131,7 @@ class App:
 
     def grant(self, form: dict[str, str]) -> Answer:
         """The answer to a token request."""
-        if closed := self.closed("/admin/oauth/access_token"):
+        if closed := self.closed(TOKEN_PATH):
             self._note(form, str(closed.status))
             return closed
         with self._lock:

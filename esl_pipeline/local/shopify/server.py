@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import typer
 from fastapi import FastAPI, HTTPException, Request
@@ -38,7 +39,7 @@ from esl_pipeline.local.shopify.catalogue import Product, Variant
 from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.local.shopify.faults import BrokenDownload, CutDownload, Fault, Faults, Latency, Status
 from esl_pipeline.local.shopify.keep import keep, kept_shop
-from esl_pipeline.local.shopify.oauth import CLIENT_ID, App, AppEdit
+from esl_pipeline.local.shopify.oauth import CLIENT_ID, TOKEN_PATH, App, AppEdit
 from esl_pipeline.local.shopify.sandbox import (
     TOKEN,
     ProductEdit,
@@ -72,7 +73,7 @@ def create_app(sandbox: ShopifySandbox) -> FastAPI:
         answer = await run_in_threadpool(sandbox.admin.answer, version, token, body, base_url)
         return _sent(answer)
 
-    @app.post("/admin/oauth/access_token")
+    @app.post(TOKEN_PATH)
     async def token(request: Request) -> Response:
         return await run_in_threadpool(_token, sandbox, await request.body())
 
@@ -192,7 +193,7 @@ def _sent(answer: Answer) -> Response:
 
 
 def _token(sandbox: ShopifySandbox, body: bytes) -> Response:
-    """The answer to a token request in JSON. Shopify takes a form too; the guard keeps forms of other pages out."""
+    """The answer to a token request, which is a form or, as Shopify takes it too, JSON."""
     if latency := sandbox.faults.fire(Latency, "token"):
         time.sleep(latency.ms / 1000)
     if failure := sandbox.faults.fire(Status, "token"):
@@ -202,7 +203,7 @@ def _token(sandbox: ShopifySandbox, body: bytes) -> Response:
         said = json.loads(body)
         form = {key: value for key, value in said.items() if isinstance(value, str)}
     except (ValueError, AttributeError):
-        form = {}
+        form = dict(parse_qsl(body.decode(errors="replace")))
     return _sent(sandbox.app.grant(form))
 
 
@@ -287,7 +288,7 @@ def running_shopify(
     """
     known = app or App(lasting_token=token)
     with ShopifySandbox(shop, app=known, sender=sender) as sandbox, listen(port) as sock:
-        running = server(create_app(sandbox))
+        running = server(create_app(sandbox), forms={TOKEN_PATH})
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, name="shopify")
         thread.start()
         try:
@@ -348,7 +349,7 @@ def main(
         sock = stack.enter_context(listen(port))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         typer.echo(f"Shopify sandbox: http://127.0.0.1:{sock.getsockname()[1]}")
-        server(create_app(sandbox), host_names).run(sockets=[sock])
+        server(create_app(sandbox), host_names, {TOKEN_PATH}).run(sockets=[sock])
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ _WRONG_SECRET = frozenset({"invalid_client", "application_cannot_be_found"})
 # Shopify answers as JSON or, for a person, as a page with "Oauth error app_not_installed: …" in it.
 _ON_A_PAGE = re.compile(r"oauth error ([a-z_]+)", re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]+")
+# The request is a form, as documented; the answer JSON.
+_HEADERS = {name: value for name, value in JSON_HEADERS.items() if name != "Content-Type"}
 
 
 class Tokens(ABC):
@@ -184,7 +186,7 @@ class Grant:
         started, timeout = time.monotonic(), httpx.Timeout(_TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
         with (
             httpx.Client(timeout=timeout, trust_env=not is_loopback(url), verify=trusted()) as http,
-            http.stream("POST", url, json=form, headers=JSON_HEADERS, follow_redirects=False) as answer,
+            http.stream("POST", url, data=form, headers=_HEADERS, follow_redirects=False) as answer,
         ):
             body = bytearray()
             for chunk in answer.iter_raw():
