@@ -10,7 +10,7 @@ ROWS = re.findall(
 
 
 def test_every_case_has_one_row() -> None:
-    found_in_the_field = [str(n) for n in range(1, 43) if n != 28]
+    found_in_the_field = [str(n) for n in range(1, 43)]
     cases = [f"F{n}" for n in range(1, 41)] + [f"S{n}" for n in range(1, 43)] + found_in_the_field
     assert [row[0] for row in ROWS] == cases
 
