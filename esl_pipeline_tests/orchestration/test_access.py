@@ -41,7 +41,7 @@ def shops(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoSh
     ):
 
         def answer(request: Request) -> Reply:
-            app = request.json.get("client_id") if "oauth" in request.path else None
+            app = request.form.get("client_id") if "oauth" in request.path else None
             token = request.headers.get("x-shopify-access-token")
             url = theirs.url if app == "theirs" or theirs.sandbox.app.takes(token) else mine.url
             headers = {

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 from pydantic import SecretStr
 
@@ -28,6 +29,10 @@ class Request:
     @property
     def json(self) -> dict[str, Any]:
         return dict(json.loads(self.body))
+
+    @property
+    def form(self) -> dict[str, str]:
+        return dict(parse_qsl(self.body.decode()))
 
     @property
     def first_byte(self) -> int:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qsl
 
 import pytest
 from pydantic import SecretStr
@@ -246,7 +245,7 @@ def test_the_request_is_as_documented_and_no_secret_is_in_address_or_headers() -
         client.execute(queries.SHOP)
     asked = server.requests[0]
     assert asked.headers["content-type"] == "application/x-www-form-urlencoded"
-    assert dict(parse_qsl(asked.body.decode())) == {
+    assert asked.form == {
         "grant_type": "client_credentials",
         "client_id": CLIENT_ID,
         "client_secret": "s3cret-of-app",
