@@ -11,7 +11,7 @@ SECONDS ?= 60
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak machine breaks lint types audit sbom bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
+.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -36,6 +36,10 @@ machine: $(VENV)/.dev
 
 breaks: $(VENV)/.dev
 	$(BIN)/python -m esl_pipeline_tests.reliability.breaks
+
+# Linux. A hostile shop with a valid signature beside two honest ones for MINUTES; SEED=n sends the same again.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m esl_pipeline_tests.reliability.fuzz $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """For how long, and for what, a connection is held: one rule, whatever it is that does not come.
 
-A connection is in one phase at a time. In each that waits for the other end there are a few seconds; the one that is
-our own work has no limit here (the buffer's calls have theirs). When there are more connections than may be held, the
-one that has been in its phase for longest is cut, so that whoever comes gets in: never one whose signature was found
-right and whose work is under way, and before others those that never had one.
+A connection is in one phase at a time. In each that waits for the other end there are a few seconds; those that wait
+for us, for a turn or for our own work, have no limit here (the buffer's calls have theirs). When there are more
+connections than may be held, the one that has been in its phase for longest is cut, so that whoever comes gets in:
+never one whose signature was found right and whose work is under way, and before others those that never had one. Who
+waits for a turn gives way as well: else a crowd that waits would push out each newcomer before its request is read.
 """
 
 from collections.abc import MutableMapping
@@ -22,6 +23,7 @@ class Phase(Enum):
 
     HEAD = "head"  # of the next request, also while none is begun
     BODY = "body"
+    TURN = "turn"  # to be begun, see `turns`
     WORK = "work"
     ANSWER = "answer"  # being taken by the other end
     REST = "rest"  # of a body that nobody reads, once it is answered
@@ -39,7 +41,7 @@ class Holding:
 
     def seconds(self, phase: Phase) -> float:
         """How long a connection may be in this phase."""
-        return float("inf") if phase is Phase.WORK else float(getattr(self, phase.value))
+        return float("inf") if phase in (Phase.TURN, Phase.WORK) else float(getattr(self, phase.value))
 
 
 class Held(Protocol):

@@ -1,5 +1,6 @@
 """The receiver's HTTP server: uvicorn on h11, which by itself waits for heads, bodies and readers for ever."""
 
+import asyncio
 import os
 import resource
 import socket
@@ -22,7 +23,7 @@ from esl_pipeline.receiver.turns import Turns
 
 SWEEP_SECONDS = 0.1
 UNREAD_BYTES = 65_536
-# Connections that are let in at one round of the event loop, and that may wait for it.
+# Connections that asyncio lets in at one round of the event loop (uvloop: all), and that may wait for it.
 LET_IN, WAITING = 16, 2_048
 # Beside the connections: the buffer's, logs, and those that are accepted while others are being cut.
 _OTHER_FILES = 100
@@ -41,6 +42,9 @@ class HeldProtocol(H11Protocol):
         self.phase, self.since, self.known, self.verified = Phase.HEAD, self.loop.time(), False, False
         self._table, self._turns, self._trusted = table, turns, trusted
         self._application, self.app = self.app, self._answer
+        self._early: bytearray | None = bytearray()  # what came before the first turn; None: it was had
+        self._waits: asyncio.Future[None] | None = None  # for a turn
+        self._begun: object = None  # the request that came with it
         self._is_new, self._refused, self._resting = True, False, False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -53,11 +57,21 @@ class HeldProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._table.gone(self)
         super().connection_lost(exc)
+        if self._waits and not self._waits.done():
+            self._waits.set_result(None)  # so that it takes nobody's turn
 
     def data_received(self, data: bytes) -> None:
         if self._resting:
             return
-        super().data_received(data)
+        if self._early is None:
+            super().data_received(data)
+        else:
+            self._early += data
+            if len(self._early) > HEAD_BYTES:
+                self.flow.pause_reading()
+            if not self._waits:
+                self._waits = self._turns.turn(first=True)
+                self._waits.add_done_callback(self._begin)
         self.look()
 
     def on_response_complete(self) -> None:
@@ -96,6 +110,8 @@ class HeldProtocol(H11Protocol):
     def _phase(self) -> Phase:
         if self._resting:
             return Phase.REST
+        if self._waits:
+            return Phase.TURN
         if self.cycle is None or self.cycle.response_complete:
             return Phase.ANSWER if self.transport.get_write_buffer_size() else Phase.HEAD
         if self.flow.write_paused:
@@ -109,8 +125,7 @@ class HeldProtocol(H11Protocol):
         """The application, with the sender's address; an answer that leaves a body unread closes the connection."""
         cycle = self.cycle
         if not self.known:
-            first, self._is_new = self._is_new, False
-            await self._turns.turn(first=first)
+            await self._turn(cycle)
             if cycle.disconnected:
                 return
         forwarded = [
@@ -127,6 +142,30 @@ class HeldProtocol(H11Protocol):
             await send(message)
 
         await self._application(scope, receive, answer)
+
+    def _begin(self, _: object) -> None:
+        """The first turn: what has come by now is read, and if it is a whole head, that request begins."""
+        self._waits = None
+        received, self._early = bytes(self._early or b""), None
+        if self in self.connections:
+            self.flow.resume_reading()
+            super().data_received(received)
+            self._begun = self.cycle
+        self.look()
+
+    async def _turn(self, cycle: object) -> None:
+        first, self._is_new = self._is_new, False
+        if cycle is self._begun:
+            return
+        if len(self.conn.trailing_data[0]) <= HEAD_BYTES:
+            self.flow.resume_reading()  # of who is not read from nobody learns that he has gone
+        self._waits = self._turns.turn(first=first)
+        self.look()
+        try:
+            await self._waits
+        finally:
+            self._waits = None
+            self.look()
 
     def _part(self, transport: Transport) -> None:
         """Close the connection. What still comes of a body is taken and dropped for a moment: a reset, which is what

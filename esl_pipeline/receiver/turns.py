@@ -1,44 +1,48 @@
-"""Requests of strangers begin a few at a time: a thousand at once would be a second in which nobody is heard.
+"""Requests of strangers are read one at a time: a thousand at once would be a second in which nobody is heard.
+
+A request that is signed needs several rounds of the event loop, from its first byte to its answer, and waits in each
+for all that begins there: of sixteen a round, sixteen strangers each time. With one a round a flood is answered more
+slowly, and who has signed is not.
 
 First requests of their connections go before others, the latest of them first: when there is more than can be done,
 whoever comes is answered, and who waits is one of those that have filled the place. Every fourth turn goes to who
-waits for longest. A connection that has carried a right signature waits for no turn.
+waits for longest, of both kinds in turn. A connection that has carried a right signature waits for no turn.
 """
 
 import asyncio
 from collections import deque
-
-AT_ONCE = 16
+from itertools import count
 
 
 class Turns:
-    """Lets so many begin in each round of the event loop."""
+    """Lets one begin in each round of the event loop."""
 
     def __init__(self) -> None:
         self._first: deque[asyncio.Future[None]] = deque()
         self._further: deque[asyncio.Future[None]] = deque()
-        self._is_due = False
+        self._is_due, self._taken = False, count(1)
 
-    async def turn(self, *, first: bool) -> None:
-        """Wait for the turn; first: of the connection's requests."""
+    def turn(self, *, first: bool) -> asyncio.Future[None]:
+        """Done when it is its turn; first: of the connection's requests."""
         loop = asyncio.get_running_loop()
         mine = loop.create_future()
         (self._first if first else self._further).append(mine)
         if not self._is_due:
             self._is_due = True
             loop.call_soon(self._begin, loop)
-        await mine
+        return mine
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in range(min(AT_ONCE, len(self._first) + len(self._further))):
-            turn = self._next(oldest=number % 4 == 3)
-            if not turn.done():
+        while self._first or self._further:
+            turn = self._next(next(self._taken))
+            if not turn.done():  # else who waited has gone
                 turn.set_result(None)
+                break
         self._is_due = bool(self._first or self._further)
         if self._is_due:
             loop.call_soon(self._begin, loop)
 
-    def _next(self, *, oldest: bool) -> asyncio.Future[None]:
-        if oldest or not self._first:
-            return self._further.popleft() if self._further else self._first.popleft()
-        return self._first.pop()
+    def _next(self, number: int) -> asyncio.Future[None]:
+        if not self._first or (number % 8 == 0 and self._further):
+            return self._further.popleft()
+        return self._first.popleft() if number % 4 == 0 else self._first.pop()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from esl_pipeline.receiver.held import CUTS, Holding, Phase, Table
-from esl_pipeline.receiver.turns import AT_ONCE, Turns
+from esl_pipeline.receiver.turns import Turns
 from esl_pipeline_tests.receiver.support import (
     PRODUCT,
     MemoryBuffer,
@@ -98,6 +98,7 @@ def test_s29_who_is_in_a_phase_for_longest_gives_way_and_never_verified_work() -
     health = Fake("health", Phase.WORK)
     assert cut_by(verified, known, health, Fake("old"), Fake("young")) == ["old"]
     assert cut_by(verified, known, health) == ["newcomer"]
+    assert cut_by(verified, health, Fake("waits for its turn", Phase.TURN)) == ["waits for its turn"]
     assert cut_by(verified) == ["newcomer"]
     again = Fake("again", Phase.BODY)
     table = Table(Holding(connections=2))
@@ -111,10 +112,11 @@ def test_s29_who_is_in_a_phase_for_longest_gives_way_and_never_verified_work() -
 def test_s29_each_phase_that_waits_for_the_other_end_has_seconds(phase: Phase) -> None:
     table, connection = Table(Holding()), Fake("x", phase, known=True, verified=True)
     table.moved(connection)
+    waits_for_us = phase in (Phase.TURN, Phase.WORK)
     table.sweep(10)
-    assert connection.is_cut is (phase is not Phase.WORK)
+    assert connection.is_cut is not waits_for_us
     table.sweep(10_000)
-    assert connection.is_cut is (phase is not Phase.WORK)
+    assert connection.is_cut is not waits_for_us
 
 
 def test_s29_a_crowds_end_is_spread() -> None:
@@ -250,6 +252,18 @@ def test_s42_chunks_of_one_byte_are_400_before_they_hold_up_the_others(buffer: M
         assert answer.status_code == 200
 
 
+def test_s29_a_crowd_that_waits_for_its_turns_keeps_no_newcomer_out(buffer: MemoryBuffer) -> None:
+    """All places are theirs, and each has a hundred requests that are not begun."""
+    request = f"POST {UPDATE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+    with served(make_app(buffer), Holding(connections=50)) as url:
+        crowd = [connected(url) for _ in range(50)]
+        for connection in crowd:
+            connection.sendall(request * 100)
+        assert [send(url, number) for number in range(1, 11)] == [200] * 10
+        for connection in crowd:
+            connection.close()
+
+
 def test_s29_first_requests_begin_before_further_ones_and_the_latest_first() -> None:
     async def go() -> list[str]:
         turns, begun = Turns(), list[str]()
@@ -258,9 +272,24 @@ def test_s29_first_requests_begin_before_further_ones_and_the_latest_first() -> 
             await turns.turn(first=first)
             begun.append(name)
 
-        further = [begin(f"further {n}", first=False) for n in range(AT_ONCE + 1)]
+        further = [begin(f"further {n}", first=False) for n in range(3)]
         await asyncio.gather(*further, begin("old", first=True), begin("new", first=True))
         return begun
 
     begun = asyncio.run(go())
-    assert begun[:3] == ["new", "old", "further 0"] and len(begun) == AT_ONCE + 3
+    assert begun == ["new", "old", "further 0", "further 1", "further 2"]
+
+
+def test_s29_one_begins_in_each_round_of_the_loop_and_every_fourth_is_who_waits_longest() -> None:
+    async def go() -> list[int]:
+        turns = Turns()
+        waiting = [turns.turn(first=True) for _ in range(8)]
+        begun: list[int] = []
+        while len(begun) < len(waiting):
+            await asyncio.sleep(0)
+            new = [n for n, turn in enumerate(waiting) if turn.done() and n not in begun]
+            assert len(new) <= 1
+            begun += new
+        return begun
+
+    assert asyncio.run(go()) == [7, 6, 5, 0, 4, 3, 2, 1]

@@ -113,7 +113,28 @@ BREAKS: Mapping[str, Break] = {
             " and resolved_at is null; return null;",
         ),
     ),
+    "taken": Break(
+        "an id is whoever's names it last: the product goes from the shop that had it",
+        _trigger(
+            "product_versions",
+            "after insert or update",
+            "update esl.products set removed = true, due = true, revision = nextval('esl.revision')"
+            " where product_id = new.product_id and source_store_id <> new.source_store_id and not removed;"
+            " return null;",
+        ),
+    ),
 }
+
+
+# Found by what watches the calls of the buffer (fuzz.py): the machine ends at a call that fails.
+A_CALL_FAILS = Break(
+    "a text that was cut cannot be stored, and neither can what comes with it",
+    _trigger(
+        "products",
+        "before insert or update",
+        "if right(new.title, 1) = '…' then raise exception 'too long' using errcode = 'XX000'; end if; return new;",
+    ),
+)
 
 
 def found_after(name: str, *, at_most: int, seed: int) -> tuple[int, str] | None:

@@ -26,15 +26,17 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from starlette.datastructures import Headers
 
-from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.labels.lengths import MOST_PARTS, MOST_VARIANTS
 from esl_pipeline.local.label_store import LabelStore
 from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.admin import AdminError
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.stages import reconcile
+from esl_pipeline.stages.drain import Portion
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline.stages.read import read_inbox
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
@@ -81,6 +83,10 @@ class Faults:
     removals_in_doubt: bool = True  # a removal without an answer, and then the label must stay
     findings: bool = True  # collisions are found as they are
     accuracy: bool = True  # esl_accuracy says what the oracle says
+    taken: bool = True  # shops with secrets of their own send products with the ids of another shop's
+    sizes: bool = (
+        True  # texts and codes around their limits, bodies of megabytes, more variants than a product has
+    )
 
     def __post_init__(self) -> None:
         off = set(NOT_YET) - set(os.environ.get("ESL_MACHINE_ON", "").split(","))
@@ -96,6 +102,8 @@ class Faults:
 FAULTS = Faults()
 
 SLOTS = (1, 2, 3)
+TAKEN = 4  # the slot whose products have the ids of the other shop's first slot
+ALL_SLOTS = st.sampled_from((*SLOTS, TAKEN))
 WORKERS = (0, 1)
 SHOPS = st.sampled_from("AB")
 CODES = st.sampled_from(["own"] * 5 + ["X", None])
@@ -126,6 +134,8 @@ FOREIGN = "FOREIGN"
 PREFIX = "New: "
 WRONG = "WRONG "  # of a policy that was never live: on no label, ever
 LIFECYCLE = ("app/uninstalled", "shop/redact")
+# What a round of the machine reads, as much as one may.
+AT_ONCE = Portion(MAX_ROWS_PER_CALL)
 # What failed waits until the machine says that time has passed, so that an example does not depend on the clock.
 SLOW = replace(
     RULES,
@@ -209,7 +219,7 @@ class ShopModel:
     domain: str
     mappings: list[MappingModel]
     products: dict[int, dict[str, Any]] = field(default_factory=dict)
-    remade: dict[int, int] = field(default_factory=lambda: dict.fromkeys(SLOTS, 0))
+    remade: dict[int, int] = field(default_factory=lambda: dict.fromkeys((*SLOTS, TAKEN), 0))
     levels: dict[int, tuple[float, int]] = field(default_factory=dict)  # item: (second, available)
     said: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     told: Told = field(default_factory=Told)
@@ -223,7 +233,7 @@ class ShopModel:
     def on_shelf(self) -> list[dict[str, Any]]:
         """The variants of active products, each with its product's title."""
         return [
-            item | {"of": body["title"]}
+            item | {"of": model.kept(body["title"])}
             for body in self.products.values()
             if body["status"] == "active"
             for item in body["variants"]
@@ -308,7 +318,9 @@ class Catalogue:
 
 
 def _product_id(letter: str, slot: int, remade: int) -> int:
-    """Ids are unique over all shops and for ever."""
+    """Ids are unique over all shops and for ever, but for those that a shop takes."""
+    if slot == TAKEN:
+        letter, slot = "B" if letter == "A" else "A", SLOTS[0]
     return 1_000 * (1 + "AB".index(letter)) + 10 * remade + slot
 
 
@@ -366,15 +378,16 @@ class Machine(RuleBasedStateMachine):
         self.standing: list[dict[str, Any]] = []  # faults of the label server that stay until they are lifted
         self.blamed: set[str] = {"own-11"}  # codes that the label server has ever refused by themselves
         self.started = False
+        self.own_secrets = False
         self.parts.world.sandbox.faults()
 
     @property
     def mappings(self) -> list[MappingModel]:
         return [mapping for shop in self.shops.values() for mapping in shop.mappings]
 
-    @initialize(guard=st.sampled_from([1, 1000]))
-    def stock(self, guard: int) -> None:
-        self.started = True
+    @initialize(guard=st.sampled_from([1, 1000]), own_secrets=st.booleans())
+    def stock(self, guard: int, own_secrets: bool) -> None:
+        self.started, self.own_secrets = True, own_secrets and self.faults.taken
         for letter, shop in self.shops.items():
             for mapping in shop.mappings:
                 mapping.guard = guard
@@ -401,7 +414,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         letter=SHOPS,
-        slot=st.sampled_from(SLOTS),
+        slot=ALL_SLOTS,
         variants=st.one_of(VARIANTS, VARIANTS, VARIANTS, VARIANTS, st.none()),
         title=st.sampled_from(["old", "old", "new"]),
         status=st.sampled_from(["active"] * 6 + ["draft"]),
@@ -419,12 +432,46 @@ class Machine(RuleBasedStateMachine):
         deliver: bool,
     ) -> None:
         """A product is changed, made or made again, or deleted; at_once: within the second of the last change."""
+        slot = self._slot(slot)
         if variants is None:
             self._delete(letter, slot)
         else:
             self._edit(letter, slot, variants, title=title, status=status, at_once=at_once)
         if deliver:
             self._deliver(self.messages[-1])
+
+    def _slot(self, slot: int) -> int:
+        """Where a secret is shared, evidence decides whose a thing is (test_s31): nothing is taken there."""
+        return SLOTS[0] if slot == TAKEN and not self.own_secrets else slot
+
+    @rule(
+        letter=SHOPS,
+        slot=ALL_SLOTS,
+        what=st.sampled_from(["title", "title", "code", "code", "body", "variants", "parts"]),
+        over=st.sampled_from([-1, 0, 1, 1_000, 100_000]),
+    )
+    @precondition(lambda self: self.faults.sizes)
+    def outgrow(self, letter: str, slot: int, what: str, over: int) -> None:
+        """A text around its longest, a body larger than an ordinary round reads, more parts than any product has."""
+        slot, shop = self._slot(slot), self.shops[letter]
+        match what:
+            case "title":
+                self._edit(letter, slot, [("own", "new")], title="L" * (model.LONGEST_TEXT + over))
+            case "code":
+                code = f"L{slot}".ljust(model.LONGEST_CODE + over, "L")
+                self._edit(letter, slot, [(code, "new")])
+            case "body":
+                self._edit(letter, slot, [("own", "new")], text="L" * (300_000 + over))
+            case _ if slot in shop.products:
+                self._deliver_all(letter)
+                triggered = self._tick()
+                listed = [{}] * (MOST_VARIANTS + 1) if what == "variants" else [[]] * MOST_PARTS
+                body = shop.products[slot] | {"variants": listed, "updated_at": when(self.second)}
+                body.pop("second")
+                self._post(letter, "products/update", body, triggered, lambda: None)
+            case _:
+                return
+        self._deliver(self.messages[-1])
 
     def _edit(
         self,
@@ -435,6 +482,7 @@ class Machine(RuleBasedStateMachine):
         title: str = "old",
         status: str = "active",
         at_once: bool = False,
+        text: str = "",
     ) -> None:
         shop = self.shops[letter]
         triggered = self._tick(at_once)
@@ -455,9 +503,9 @@ class Machine(RuleBasedStateMachine):
             }
             barcode = f"own-{slot}{place}" if code == "own" else code
             rows.append(variant(item, barcode, prices[price], sku=f"{letter}{item}"))
-        titles = {"new": f"Title {self.version}", "plain": "Title 0"}
-        name = before["title"] if before and title == "old" else titles.get(title, titles["new"])
-        shop.products[slot] = product(number, self.second, rows, title=name, status=status)
+        names = {"new": f"Title {self.version}", "old": f"Title {self.version}", "plain": "Title 0"}
+        name = before["title"] if before and title == "old" else names.get(title, title)
+        shop.products[slot] = product(number, self.second, rows, title=name, status=status, body_html=text)
         self._say(letter, "products/update" if before else "products/create", slot, triggered)
 
     def _delete(self, letter: str, slot: int) -> None:
@@ -645,6 +693,8 @@ class Machine(RuleBasedStateMachine):
             self._deliver(message, is_acknowledged=how != "answer lost")
             return
         domain = self.shops[message.shop].domain
+        if how == "other shop" and self.own_secrets:
+            return  # the signature is not that shop's
         if how == "other shop":
             # Where a secret is shared, evidence decides (test_s31): here somebody has said whose the thing is.
             self._is_owner(domain, message)
@@ -694,6 +744,7 @@ class Machine(RuleBasedStateMachine):
             "x-shopify-triggered-at": triggered_at,
         }
         kept = delivery(topic, Headers(headers), json.dumps(body).encode(), datetime.now(UTC))
+        kept["proven"] = self.own_secrets
         self.world.buffer.inbox_add([kept])
         if message and kept["state"] == "ready" and domain == self.shops[message.shop].domain:
             message.heard()
@@ -715,7 +766,7 @@ class Machine(RuleBasedStateMachine):
         can_tell = self._can_tell()
         before = self._places() if can_tell else {}
         verdicts = self._verdicts(before, set()) if can_tell else {}
-        drain_round(self.world.buffer, self.world.client, SLOW, run_id="drain", asset=ASSET)
+        drain_round(self.world.buffer, self.world.client, SLOW, run_id="drain", portion=replace(AT_ONCE))
         self._fail_with(None)
         if can_tell:
             self._check_changes(before, verdicts)
@@ -772,14 +823,18 @@ class Machine(RuleBasedStateMachine):
         self._deliver(self.messages[-1])
 
     def _can_tell(self) -> bool:
-        """Whether what a round does follows from what was told: nobody else is at work, nothing is left half done."""
+        """Whether what a round does follows from what was told: nobody else is at work, nothing is left half done, and
+        it reads all."""
         if any(worker.at for worker in self.workers) or not all(s.is_certain for s in self.shops.values()):
             return False
         half_done = (
             "select (select count(*) from esl.webhook_inbox where state = 'leased')"
-            " + (select count(*) from esl.sync_queue where state = 'leased') as n"
+            " + (select count(*) from esl.sync_queue where state = 'leased') as n,"
+            " (select coalesce(sum(octet_length(body) + 1000), 0) from esl.webhook_inbox"
+            " where state = 'ready') as bytes"
         )
-        return self.parts.sql(half_done)[0]["n"] == 0
+        (row,) = self.parts.sql(half_done)
+        return bool(row["n"] == 0 and row["bytes"] < AT_ONCE.bytes)
 
     def _check_changes(
         self, before: dict[tuple[str, str], Place], verdicts: dict[tuple[str, str], Verdict]
@@ -1401,6 +1456,9 @@ class Machine(RuleBasedStateMachine):
         assert row["unneeded"] == 0, "G5: what the label server has is queued though not in doubt"
         assert row["without_end"] == 0, "G6: an intent without a result"
         assert row["foreign_products"] == 0 and row["foreign_labels"] == 0, "G8: a shop in another's rows"
+        assert not row["refused"], ("G7: the buffer cannot take a delivery", row["refused"])
+        if self.own_secrets:
+            assert not row["set_aside"], ("G8: set aside for another shop", row["set_aside"])
         if self.faults.busy:
             # One or two that are alone in a store that refuses everything cannot be told from ones at fault.
             assert set(row["failed"]) <= self.blamed, ("a label is blamed without evidence", row["failed"])
@@ -1520,6 +1578,9 @@ select (select coalesce(jsonb_agg(jsonb_build_array(source_store_id, topic, body
      where o.source_store_id not like 'shop-' || lower(left(o.sku, 1)) || '.%') as foreign_products,
     (select count(*) from esl.hipoink_products where label ->> 'pi' <> ''
      and left(store_code, 1) <> left(label ->> 'pi', 1)) as foreign_labels,
+    (select coalesce(array_agg(i.reason), '{}') from esl.webhook_inbox i
+     where i.state = 'dead' and i.reason like 'the buffer cannot take it%') as refused,
+    (select coalesce(array_agg(i.reason), '{}') from esl.webhook_inbox i where i.contested is not null) as set_aside,
     (select coalesce(array_agg(q.code), '{}') from esl.sync_queue q where q.state = 'failed'
      and (select count(distinct r.code) from esl.sync_log r where r.kind = 'result' and r.store_code = q.store_code
           and r.code <> q.code and r.at >= q.refused_at) >= 2) as failed,

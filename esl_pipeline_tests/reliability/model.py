@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 LOCATION = "77"
 BLANK_NAME = "-"
+LONGEST_TEXT, LONGEST_CODE = 255, 32
 
 Body = dict[str, Any]
 Time = float
@@ -137,17 +138,26 @@ def claims(told: Told, mapping: MappingModel) -> dict[str, Claim]:
     }
 
 
+def kept(text: str) -> str:
+    """What is kept of a text."""
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
 def _claim(product: Body, item: Body, told: Told, mapping: MappingModel) -> Claim:
     if product["status"] != "active":
         return Claim(_LEAVING[mapping.on_unpublish], None, None)
     code = item["barcode"] or None
+    if code and len(code) > LONGEST_CODE:
+        return Claim("held", None, None)  # no code that a label can have
     if not (code and item["price"] and float(item["price"])):
         return Claim("held", code, None)
     stock = ""
     if mapping.shows_stock:
         level = told.levels.get(item["inventory_item_id"])
         stock = "" if level is None or level.available is None else str(level.available)
-    return Claim("publish", code, Shown(item["sku"], mapping.prefix + product["title"], item["price"], stock))
+    return Claim(
+        "publish", code, Shown(item["sku"], mapping.prefix + kept(product["title"]), item["price"], stock)
+    )
 
 
 class Place(NamedTuple):

@@ -62,20 +62,26 @@ def fresh(receiver: Receiver, number: int) -> int:
 
 
 def measured(receiver: Receiver, seconds: float, at_least: int) -> tuple[set[int], float]:
-    """The answers to signed webhooks, every second one on a new connection, and their p99 in seconds."""
-    answers, times = set(), []
+    """The answers to signed webhooks, and their p99 in seconds: on a new connection each or a kept one, the greater."""
+    answers: set[int] = set()
+    new, kept = list[float](), list[float]()
     until = time.monotonic() + seconds
-    while time.monotonic() < until or len(times) < at_least:
-        number, began = len(times) + 1, time.monotonic()
-        answers.add(fresh(receiver, number) if number % 2 else receiver.send(body(number)).status_code)
-        times.append(time.monotonic() - began)
-    return answers, sorted(times)[int(len(times) * 0.99) - 1]
+    while time.monotonic() < until or len(kept) < at_least:
+        for times, send in ((new, fresh), (kept, lambda receiver, n: receiver.send(body(n)).status_code)):
+            number, began = len(new) + len(kept) + 1, time.monotonic()
+            answers.add(send(receiver, number))
+            times.append(time.monotonic() - began)
+    p99 = {name: sorted(times)[int(len(times) * 0.99) - 1] for name, times in (("new", new), ("kept", kept))}
+    print(
+        f"{len(new)} each, p99 new {p99['new']:.3f} s, kept {p99['kept']:.3f} s, longest {max(new + kept):.3f} s"
+    )
+    return answers, max(p99.values())
 
 
 @pytest.mark.parametrize("phase", strangers.PHASES)
 def test_s29_a_thousand_held_connections_keep_no_signed_webhook_out(receiver: Receiver, phase: str) -> None:
     with held(receiver, phase, churn=0):
-        answers, p99 = measured(receiver, 1, at_least=20)
+        answers, p99 = measured(receiver, 1, at_least=10)
     assert answers == {200}
     assert receiver.peak_memory() < 400 * MIB
     assert p99 < 1, p99
@@ -85,23 +91,20 @@ def test_s29_a_thousand_held_connections_keep_no_signed_webhook_out(receiver: Re
 @pytest.mark.parametrize("phase", [*strangers.PHASES, "all"])
 def test_s29_nor_when_they_come_again_all_the_time(receiver: Receiver, phase: str) -> None:
     with held(receiver, phase, churn=100):
-        answers, p99 = measured(receiver, 20, at_least=200)
+        answers, p99 = measured(receiver, 20, at_least=100)
     assert answers == {200}
     assert receiver.peak_memory() < 400 * MIB
     assert p99 < 1, p99
 
 
 @pytest.mark.slow
-def test_s29_a_flood_of_unsigned_requests_keeps_no_kept_connection_waiting(receiver: Receiver) -> None:
-    """A thousand connections ask as fast as they can. New ones may have to wait; those that have signed do not."""
-    assert receiver.send(body(1)).status_code == 200
-    times = []
-    with held(receiver, strangers.FLOOD, churn=0):
-        for number in range(50):
-            began = time.monotonic()
-            assert receiver.send(body(number)).status_code == 200
-            times.append(time.monotonic() - began)
-    assert sorted(times)[len(times) // 2] < 1, times
+def test_s29_a_flood_of_unsigned_requests_keeps_no_signed_webhook_waiting(receiver: Receiver) -> None:
+    """A thousand connections ask as fast as they can, and come again."""
+    with held(receiver, strangers.FLOOD, churn=100):
+        answers, p99 = measured(receiver, 20, at_least=100)
+    assert answers == {200}
+    assert receiver.peak_memory() < 400 * MIB
+    assert p99 < 1, p99
 
 
 @pytest.mark.slow
@@ -129,7 +132,7 @@ def test_s34_forty_bodies_of_megabytes_do_not_hold_up_another_shop(receiver: Rec
             answer = receiver.send(body(number), shop_domain=OTHER)
             times.append(time.monotonic() - began)
             assert answer.status_code == 200
-        assert set(many) <= {200, 408, 503}
+        assert set(many) <= {200, 408, 429, 503}  # 429: faster than a shop may send
     assert max(times) < 2  # unshared: 6.6 s
     assert receiver.peak_memory() < 400 * MIB
 

@@ -36,6 +36,7 @@ from esl_pipeline_tests.reliability.machine import (
     Slipping,
     machine_parts,
 )
+from esl_pipeline_tests.reliability.remains import is_due, let_time_pass, what_is_left
 from esl_pipeline_tests.world import ASSET, drain_round, level, product, variant, when
 
 EXAMPLES = int(os.environ.get("ESL_EXAMPLES", "0"))
@@ -158,16 +159,9 @@ class Play:
     def drain(self) -> None:
         """Until nothing of B's is due, however long the label server is down because of A."""
         for _ in range(25):
-            self.parts.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
-            self.parts.sql("update esl.label_servers set probe_at = now() where probe_at > now()")
-            self.parts.sql("update esl.store_health set until = now() where until > now()")
+            let_time_pass(self.parts.sql)
             drain_round(self.parts.world.buffer, self.parts.world.client, SLOW, run_id="r", asset=ASSET)
-            if not self.parts.sql(
-                "select 1 as n from esl.sync_queue where store_code like 'B%' and state in ('ready', 'leased')"
-                " union all select 1 from esl.products where due and source_store_id = 'shop-b.myshopify.com'"
-                " union all select 1 from esl.webhook_inbox where state in ('ready', 'leased')"
-                " and source_store_id = 'shop-b.myshopify.com'"
-            ):
+            if not is_due(self.parts.sql, "shop-b.myshopify.com"):
                 return
 
     def _do(self, whose: str, what: str, values: tuple[Any, ...]) -> None:
@@ -271,39 +265,7 @@ class Play:
 
     def left(self) -> dict[str, Any]:
         """Everything of B's that is not a time, an id or a batch."""
-        mapping, state = self.mappings["B"], self.parts.labels.state()
-        rows: dict[str, Any] = {
-            name: self.parts.sql(query, mapping) for name, query in _LEFT_OF_A_MAPPING.items()
-        }
-        log = self.parts.sql(
-            "select r.code, r.operation, i.label, r.outcome from esl.sync_log r"
-            " join esl.sync_log i on i.push_id = r.push_id and i.code = r.code and i.kind = 'intent'"
-            " where r.kind = 'result' and r.store_code like 'B%' order by r.id"
-        )
-        by_code: dict[str, list[Any]] = {}
-        for row in log:
-            pushed = (row["operation"], row["label"], row["outcome"])
-            told = by_code.setdefault(row["code"], [])
-            if not (told and told[-1] == pushed and pushed[2] != "accepted"):  # how often is a matter of time
-                told.append(pushed)
-        history = {
-            code: [(change["action"], change["record"]) for change in changes]
-            for code, changes in state["history"].get("B1", {}).items()
-        }
-        return rows | {"log": by_code, "hangs": state["labels"].get("B1", {}), "was shown": history}
-
-
-_LEFT_OF_A_MAPPING = {
-    "mapping": "select is_active, is_dry_run, settings from esl.store_mappings where id = %s::uuid",
-    "labels": "select variant_id, store_code, code, label, state, collides from esl.labels"
-    " where mapping_id = %s::uuid order by variant_id",
-    "findings": "select variant_id, check_name, level, column_name, value, reason, action,"
-    " resolved_at is null as is_open from esl.findings where mapping_id = %s::uuid order by variant_id, check_name",
-    "ledger": "select code, store_code, variant_id, label from esl.hipoink_products"
-    " where mapping_id = %s::uuid order by code",
-    "queue": "select code, store_code, variant_id, operation, label, state, priority, in_doubt from esl.sync_queue"
-    " where mapping_id = %s::uuid order by code",
-}
+        return what_is_left(self.parts.sql, self.mappings["B"], "B1", self.parts.labels.state())
 
 
 class _nothing(suppress):

@@ -83,14 +83,14 @@ def body(number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def running(dsn: str, folder: Path) -> Iterator[Receiver]:
+def running(dsn: str, folder: Path, secrets: str = SECRET) -> Iterator[Receiver]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"receiver-{port}.log"
     environment = os.environ | {
         "ESL_DATABASE_URL": dsn,
-        "SHOPIFY_WEBHOOK_SECRET": SECRET,
+        "SHOPIFY_WEBHOOK_SECRET": secrets,
         "LOG_LEVEL": "DEBUG",
     }
     command = [sys.executable, "-m", "esl_pipeline.cli", "receiver", "--port", str(port)]
@@ -100,7 +100,7 @@ def running(dsn: str, folder: Path) -> Iterator[Receiver]:
     def ready() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            return httpx.get(f"{found.url}/health", timeout=5).status_code == 200
+            return found.client.get(f"{found.url}/health", timeout=5).status_code == 200
         except httpx.TransportError:
             return False
 
