@@ -89,6 +89,7 @@ def test_field_36_a_claim_reads_little_more_than_its_batch(server: EmbeddedPostg
 SHOPS, WAITING = 500, 100_000
 
 
+@pytest.mark.long
 def test_s33_turns_are_found_beside_all_that_one_shop_has_waiting(server: EmbeddedPostgres) -> None:
     server.create_database("turns")
     migrate(server.dsn("turns"))

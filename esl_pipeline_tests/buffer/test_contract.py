@@ -1355,6 +1355,7 @@ def test_a_finish_whose_lease_went_to_another_worker_is_refused(pair: Pair) -> N
         assert [row["outcome"] for row in place["log"][::-1]] == [None, "lost", None, "accepted", "accepted"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", VERSIONS, indirect=True)
 def test_five_thousand_rows_are_one_call_each(pair: Pair) -> None:
     for api in pair.apis:

@@ -221,6 +221,7 @@ def test_more_rows_than_are_taken_at_once() -> None:
     assert list(labels["variant_id"]) == [str(n) for n in range(1, 2_501)]
 
 
+@pytest.mark.long
 @given(ROWS, STORES)
 @settings(max_examples=15, deadline=None)
 def test_every_row_ends_in_one_state_and_none_raises(rows: list[dict[str, Any]], to: Store) -> None:

@@ -335,6 +335,7 @@ def test_what_cannot_start_is_a_sentence(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-m", "esl_pipeline.cli", "demo"],

@@ -75,6 +75,7 @@ def _sorted(told: dict[str, Any]) -> dict[str, Any]:
     return {name: sorted(rows, key=str) if isinstance(rows, list) else rows for name, rows in told.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [1, 2])  # anew, and from what is remembered
 def test_the_light_evaluation_tells_the_buffer_what_the_stages_tell_it(times: int) -> None:
     real: Any = _Heard(_due())

@@ -343,6 +343,7 @@ def test_any_bytes_are_read_without_an_exception(raw: bytes, topic: str) -> None
     assert len(read(raw, topic=topic).events) == 1
 
 
+@pytest.mark.long
 @given(bodies=st.lists(BODIES, min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_was_read_can_be_stored_and_evaluated(buffer: Buffer, bodies: list[tuple[str, Any]]) -> None:

@@ -154,6 +154,7 @@ def test_a_store_is_not_triggered_again_within_the_gap(shelf: World) -> None:
     assert shown(shelf) == {"C-1": "3.00"}
 
 
+@pytest.mark.long
 def test_a_drain_comes_back_for_what_the_gap_held_up(shelf: World) -> None:
     shelf.map()
     shelf.update(product(1))
