@@ -9,6 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pandas as pd
 import pandas.testing as pdt
+import pytest
 from hypothesis import given, settings
 
 from esl_pipeline.labels.build import build_label, canonical_json, label_hash
