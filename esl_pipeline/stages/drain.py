@@ -28,8 +28,10 @@ LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-# So that what is read and evaluated of one shop does not keep the news of another (a price rise) waiting.
-_READ_SECONDS_PER_ROUND = 0.25
+# What is read and evaluated of one shop keeps the news of another (a price rise) waiting: rounds are shorter while
+# several shops have work.
+_ALONE_SECONDS, _SHARED_SECONDS = 0.25, 0.1
+_SHARED_FOR_SECONDS = 10.0
 _MOST_SECONDS = 1.0
 _SMALLEST_PORTION = 100
 # Of a webhook's body, about the least, so that hardly more is read than is evaluated.
@@ -49,23 +51,28 @@ class Portion:
     """How much one round reads and evaluates: as many variants as take a quarter of a second, as the last ones took.
 
     Where a round of a few takes long as well (a buffer that is far away), twice as long as that, up to a second:
-    smaller portions would mostly wait for answers.
+    smaller portions would mostly wait for answers. While several shops have work, a tenth of a second.
     """
 
     variants: int = 500
     _small: float = field(default=0, repr=False)
+    _shared_until: float = field(default=0, repr=False)
 
     @property
     def bytes(self) -> int:
         """The same in bodies."""
         return self.variants * _BYTES_PER_VARIANT
 
-    def learn(self, variants: int, seconds: float) -> None:
-        """Told of a round that evaluated so many."""
+    def learn(self, variants: int, seconds: float, *, shops: int = 1) -> None:
+        """Told of a round that evaluated so many, of so many shops."""
+        now = time.monotonic()
+        if shops > 1:
+            self._shared_until = now + _SHARED_FOR_SECONDS
         if variants < _SMALLEST_PORTION:
             self._small = seconds
         elif variants >= self.variants // 2:
-            target = min(max(_READ_SECONDS_PER_ROUND, 2 * self._small), _MOST_SECONDS)
+            alone = min(max(_ALONE_SECONDS, 2 * self._small), _MOST_SECONDS)
+            target = _SHARED_SECONDS if now < self._shared_until else alone
             wanted = variants * target / seconds
             wanted = min(max(wanted, self.variants / 2), self.variants * 2)
             self.variants = round(min(max(wanted, _SMALLEST_PORTION), MAX_ROWS_PER_CALL))
@@ -117,7 +124,8 @@ def read_round(
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
-        portion.learn(len(done.variants), time.monotonic() - began)
+        shops = done.variants[["source_system", "source_store_id"]].drop_duplicates()
+        portion.learn(len(done.variants), time.monotonic() - began, shops=len(shops))
     return done
 
 

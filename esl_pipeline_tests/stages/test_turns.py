@@ -259,12 +259,13 @@ def test_s33_rises_of_all_stores_come_before_bulk_but_a_flood_of_rises_takes_tur
 # --- how much a round reads
 
 
-def test_a_portion_becomes_what_takes_a_quarter_of_a_second() -> None:
-    def after(fixed: float, per_second: float, portion: Portion) -> int:
-        for _ in range(9):
-            portion.learn(portion.variants, fixed + portion.variants / per_second)
-        return portion.variants
+def after(fixed: float, per_second: float, portion: Portion, shops: int = 1) -> int:
+    for _ in range(9):
+        portion.learn(portion.variants, fixed + portion.variants / per_second, shops=shops)
+    return portion.variants
 
+
+def test_a_portion_becomes_what_takes_a_quarter_of_a_second() -> None:
     portion = Portion()
     portion.learn(1, 0.05)
     assert portion.variants == 500, "a small round tells nothing of a full one"
@@ -276,3 +277,13 @@ def test_a_portion_becomes_what_takes_a_quarter_of_a_second() -> None:
     far = Portion()
     far.learn(1, 0.4)
     assert after(0.4, 1_000, far) == pytest.approx(400, abs=50), "a round of a few takes half as long"
+
+
+def test_a_portion_is_smaller_while_several_shops_have_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    portion = Portion()
+    portion.learn(1, 0.05)
+    assert after(0.05, 10_000, portion, shops=2) == pytest.approx(500, abs=50)
+    assert after(0.05, 10_000, portion) == pytest.approx(500, abs=50), "they had a moment ago"
+    later = time.monotonic() + 11
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert after(0.05, 10_000, portion) == pytest.approx(2_000, abs=100)
