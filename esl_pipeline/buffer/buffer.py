@@ -1,6 +1,6 @@
 """The one door to the buffer: each method is one SQL function, whatever the transport."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -150,8 +150,12 @@ class Buffer:
         run_id: str,
         asset: str,
         shop: Mapping[str, str] | None = None,
+        busy_stores: Collection[str] = (),
     ) -> Row:
-        """Lease one batch for one label-server call, intents written -> {push_id, store_code, operation, rows}."""
+        """Lease one batch for one label-server call, intents written -> {push_id, store_code, operation, rows}.
+
+        Of none of the busy_stores.
+        """
         return self._call(
             "esl_push_claim",
             claim_id=str(uuid4()),
@@ -161,6 +165,7 @@ class Buffer:
             run_id=run_id,
             asset=asset,
             shop=shop,
+            busy_stores=sorted(busy_stores) or None,
             label_server=self.label_server,
         )
 

@@ -16,7 +16,7 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
-from esl_pipeline.stages.push import PushRules, push_batch
+from esl_pipeline.stages.push import PushRules, claim_batch, push_claimed
 from esl_pipeline.stages.pusher import Pusher
 from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
@@ -163,8 +163,11 @@ def drain(
                         refresher.ask()
                     on_round(done)
 
-                push = partial(push_batch, buffer, client, rules, run_id=run_id, asset=asset)
-                pusher = Pusher(push, stop)
+                pusher = Pusher(
+                    lambda busy: claim_batch(buffer, rules, run_id=run_id, asset=asset, busy_stores=busy),
+                    partial(push_claimed, buffer, client, rules),
+                    stop,
+                )
                 try:
                     with pusher:
                         for done in _rounds(

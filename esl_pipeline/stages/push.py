@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,32 @@ def push_batch(
     Returns one row per code (RESULT_COLUMNS; outcome accepted, transient, unknown, rejected or authentication), no
     row when nothing is due. Raises BufferError only; whatever else fails is an outcome.
     """
-    claimed_at = time.monotonic()
+    claim = claim_batch(buffer, rules, run_id=run_id, asset=asset, shop=shop)
+    return push_claimed(buffer, client, rules, claim) if claim else pd.DataFrame(columns=RESULT_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A batch that is leased to us: labels of one store for one call. `at` is of the monotonic clock."""
+
+    push_id: str
+    store_code: str
+    operation: str
+    rows: list[dict[str, Any]]
+    at: float
+
+
+def claim_batch(
+    buffer: Buffer,
+    rules: PushRules,
+    *,
+    run_id: str,
+    asset: str,
+    shop: Shop | None = None,
+    busy_stores: Collection[str] = (),
+) -> Claim | None:
+    """The batch whose turn it is, of none of the busy_stores; None when nothing is due."""
+    at = time.monotonic()
     claim = buffer.push_claim(
         limit=rules.batch_size,
         lease_seconds=rules.lease,
@@ -100,20 +125,25 @@ def push_batch(
         run_id=run_id,
         asset=asset,
         shop=shop,
+        busy_stores=busy_stores,
     )
-    rows = claim["rows"]
-    if not rows:
-        return pd.DataFrame(columns=RESULT_COLUMNS)
-    if time.monotonic() - claimed_at < rules.lease:
+    if not claim["rows"]:
+        return None
+    return Claim(claim["push_id"], claim["store_code"], claim["operation"], claim["rows"], at)
+
+
+def push_claimed(buffer: Buffer, client: HipoinkClient, rules: PushRules, claim: Claim) -> pd.DataFrame:
+    """Make the call of a claimed batch and record the outcome; returns and raises as push_batch."""
+    if time.monotonic() - claim.at < rules.lease:
         result = _call(client, claim)
     else:
         # The process was stopped for so long that somebody else may have pushed newer labels: send nothing.
         result = {"outcome": "transient", "message": "the claim ran out before the call was made"}
     buffer.push_finish(
-        push_id=claim["push_id"],
-        store_code=claim["store_code"],
-        operation=claim["operation"],
-        rows=[{"code": row["code"], "generation": row["generation"]} for row in rows],
+        push_id=claim.push_id,
+        store_code=claim.store_code,
+        operation=claim.operation,
+        rows=[{"code": row["code"], "generation": row["generation"]} for row in claim.rows],
         max_attempts=rules.max_attempts,
         initial_delay_seconds=rules.initial_delay,
         multiplier=rules.multiplier,
@@ -132,32 +162,32 @@ def push_batch(
     return pd.DataFrame(
         [
             {
-                "store_code": claim["store_code"],
+                "store_code": claim.store_code,
                 "code": row["code"],
-                "operation": claim["operation"],
+                "operation": claim.operation,
                 "outcome": result["outcome"],
                 "message": result["message"],
                 "shop": shop_key(row),
                 "variant_id": row["variant_id"],
                 "event_ids": row["event_ids"],
                 "attempt": row["attempt"],
-                "push_id": claim["push_id"],
+                "push_id": claim.push_id,
                 "duration_ms": result.get("duration_ms"),
             }
-            for row in rows
+            for row in claim.rows
         ],
         columns=RESULT_COLUMNS,
     )
 
 
-def _call(client: HipoinkClient, claim: dict[str, Any]) -> dict[str, Any]:
+def _call(client: HipoinkClient, claim: Claim) -> dict[str, Any]:
     """One call; its outcome as the arguments of Buffer.push_finish."""
     started = time.monotonic()
     try:
-        if claim["operation"] == "upsert":
-            answer = client.create_multiple(claim["store_code"], [row["label"] for row in claim["rows"]])
+        if claim.operation == "upsert":
+            answer = client.create_multiple(claim.store_code, [row["label"] for row in claim.rows])
         else:
-            answer = client.del_multiple(claim["store_code"], [row["code"] for row in claim["rows"]])
+            answer = client.del_multiple(claim.store_code, [row["code"] for row in claim.rows])
     except HipoinkError as error:
         return not_accepted(error, started) | {"server_failed": _server_failed(error)}
     except BufferError:  # of the limiter

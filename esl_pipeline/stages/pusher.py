@@ -1,30 +1,45 @@
 """Pushing beside reading: neither a long queue nor a slow label server keeps a drain from what has just come in."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
 
 import pandas as pd
 
+from esl_pipeline.stages.push import Claim
+
+CALLS_IN_FLIGHT = 4
+
 
 class Pusher:
-    """A thread that pushes batch after batch until nothing is due, whenever it is asked.
+    """Threads that push batch after batch until nothing is due, whenever they are asked: one call at a time per store.
 
-    `push` pushes one batch and returns its results, none when nothing is due (push.push_batch). A context manager: at
-    its end, and once `stop` is set, the batch at hand is finished and no other begun.
+    `claim` claims a batch of none of these stores, `push` pushes it (push.claim_batch, push.push_claimed). So a store
+    waits for no call of another one's. A context manager: at its end, and once `stop` is set, the batches at hand are
+    finished and no other begun.
     """
 
-    def __init__(self, push: Callable[[], pd.DataFrame], stop: threading.Event) -> None:
-        self._push, self._stop = push, stop
+    def __init__(
+        self,
+        claim: Callable[[Collection[str]], Claim | None],
+        push: Callable[[Claim], pd.DataFrame],
+        stop: threading.Event,
+    ) -> None:
+        self._claim, self._push, self._stop = claim, push, stop
         self._changed = threading.Condition()
-        self._asked = self._busy = self._ends = False
+        self._asked = self._looks = self._ends = False
+        self._busy = set[str]()
         self._results: list[pd.DataFrame] = []
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="push", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"push-{number}", daemon=True)
+            for number in range(CALLS_IN_FLIGHT)
+        ]
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -33,7 +48,8 @@ class Pusher:
         with self._changed:
             self._ends = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def ask(self) -> None:
         """Something may be due."""
@@ -58,27 +74,48 @@ class Pusher:
     def is_busy(self) -> bool:
         """Whether it is pushing, or about to."""
         with self._changed:
-            return self._failure is None and (self._asked or self._busy)
+            return self._failure is None and (self._asked or self._looks or bool(self._busy))
 
     def _work(self) -> None:
         try:
-            while self._is_asked():
-                while not (self._ends or self._stop.is_set()):
-                    results = self._push()
-                    if results.empty:
-                        break
+            while (claim := self._next()) is not None:
+                try:
+                    results = self._push(claim)
+                finally:
                     with self._changed:
-                        self._results.append(results)
-                        self._changed.notify_all()
+                        self._busy.remove(claim.store_code)
+                with self._changed:
+                    self._results.append(results)
+                    self._asked = True  # of this store, more may be due
+                    self._changed.notify_all()
         except Exception as error:
             with self._changed:
-                self._failure = error
+                self._failure = self._failure or error
+                self._ends = True
                 self._changed.notify_all()
 
-    def _is_asked(self) -> bool:
-        """Wait until asked; False at the end."""
-        with self._changed:
-            self._busy = False
-            self._changed.wait_for(lambda: self._asked or self._ends)
-            self._busy, self._asked = self._asked and not self._ends, False
-            return self._busy
+    def _next(self) -> Claim | None:
+        """Wait until asked, and claim; None at the end. One claims at a time, so that no two take one store."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_over or (self._asked and not self._looks))
+                if self._is_over:
+                    return None
+                self._asked, self._looks = False, True
+                busy = frozenset(self._busy)
+            claim = None
+            try:
+                claim = self._claim(busy)
+            finally:
+                with self._changed:
+                    self._looks = False
+                    if claim is not None:
+                        self._busy.add(claim.store_code)
+                        self._asked = True  # another store may be due too
+                    self._changed.notify_all()
+            if claim is not None:
+                return claim
+
+    @property
+    def _is_over(self) -> bool:
+        return self._ends or self._stop.is_set()

@@ -47,7 +47,10 @@ language sql stable set search_path = '' as $$
     select exists (select from esl.label_servers where server = p_server and probe_at > clock_timestamp())
 $$;
 
--- The label whose turn it is, of one shop or of all; its batch is of the same mapping, store, operation and max_batch.
+drop function if exists esl.next_push(jsonb, boolean);  -- of an earlier build: its parameter had another name
+
+-- The label whose turn it is, of one shop or of all and of no busy store ({shop?, busy_stores?}); its batch is of the same
+-- mapping, store, operation and max_batch.
 -- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The other
 -- stores come first after a slow call, so that none waits for more than one of them; stores in doubt come last.
 -- Among the rest mappings take turns, whoever waited longest for its turn first, and of each what is most urgent. Rises and
@@ -55,7 +58,7 @@ $$;
 -- each other mapping with rises at most, and what is no rise for as many, however many rises one of them has.
 -- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
 -- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
-create or replace function esl.next_push(p_shop jsonb, p_alone boolean) returns esl.sync_queue
+create or replace function esl.next_push(p jsonb, p_alone boolean) returns esl.sync_queue
 language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare t record; v_next esl.sync_queue;
 begin
@@ -77,13 +80,14 @@ begin
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
             from groups g
             join esl.store_mappings m on m.id = g.mapping_id and m.is_active and not m.is_dry_run and m.problem is null
-                and (p_shop is null or (m.source_system, m.source_store_id)
-                     = (p_shop ->> 'source_system', p_shop ->> 'source_store_id'))
+                and (p -> 'shop' is null or (m.source_system, m.source_store_id)
+                     = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
             left join esl.turns u on u.party = g.mapping_id::text and u.queue = 'push'
             left join esl.store_health h on h.store_code = g.store_code
             left join (select r.store_code, r.duration_ms from esl.sync_log r
                        where r.kind = 'result' order by r.id desc limit 1) l on true
             where coalesce(h.until <= now(), true) and g.next_attempt_at <= now()
+              and not coalesce(p -> 'busy_stores' ? g.store_code, false)
         )
         select w.*, n.is_new from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
         order by w.alone, w.slow, n.is_new desc, w.jumps desc, w.taken_at nulls first,
@@ -149,7 +153,7 @@ begin
     from released where push_id is not null;
 end $$;
 
--- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, label_server?} ->
+-- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, busy_stores?, label_server?} ->
 -- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}]} (rows empty: nothing due).
 -- One batch is one call at the label server: one mapping, one store, one operation (see esl.next_push). Writes an intent
 -- per label. While the label server is down, or a store in doubt, one worker at a time may try one label.
@@ -175,7 +179,7 @@ begin
         where server = p ->> 'label_server' and probe_at <= clock_timestamp();
         v_probes := found;
         if v_probes or not esl.is_down(p ->> 'label_server') then
-            v_head := esl.next_push(p -> 'shop', v_probes);
+            v_head := esl.next_push(p, v_probes);
         end if;
 
         if v_head.code is not null then
