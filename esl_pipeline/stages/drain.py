@@ -20,6 +20,7 @@ from esl_pipeline.stages.push import PushRules, claim_batch, push_claimed
 from esl_pipeline.stages.pusher import Pusher
 from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
+from esl_pipeline.stages.shops import shop_key
 from esl_pipeline.stages.validate import Evaluation, stage, validate
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def read_round(
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
-        shops = done.variants[["source_system", "source_store_id"]].drop_duplicates()
+        shops = {shop_key(mapping) for mapping in mappings}
         portion.learn(len(done.variants), time.monotonic() - began, shops=len(shops))
     return done
 
