@@ -36,7 +36,7 @@ def evaluate(shopify: ShopifyAdmin, row: Mapping[str, Any]) -> dg.AssetCheckResu
     return dg.AssetCheckResult(
         passed=not verdict.problems,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(verdict.problems or verdict.remarks),
+        description="; ".join(verdict.problems or verdict.remarks).replace(".;", ";"),
         metadata={
             "subscriptions": row["subscriptions"] or "not made by esl-pipeline shopify connect",
             "first webhook since connecting": row["first_webhook_at"] or "-",
