@@ -20,7 +20,7 @@ up: $(VENV)/.runtime
 	$(BIN)/esl-pipeline up
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or long" -n 2 --dist loadfile

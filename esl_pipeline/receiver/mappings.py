@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -258,6 +259,7 @@ def _unknown() -> HTTPException:
     return HTTPException(404, "There is no store mapping with this id.")
 
 
+@cache
 def _takes(model: type[BaseModel]) -> dict[str, Any]:
     """The request body for the OpenAPI page; FastAPI does not see it, because the token comes first."""
     schema = model.model_json_schema()

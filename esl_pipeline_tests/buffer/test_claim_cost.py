@@ -12,6 +12,8 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable
 from esl_pipeline_tests.scratch import scratch
 
+pytestmark = pytest.mark.long
+
 QUEUED, BATCH, STORES = 20_000, 100, 3
 
 

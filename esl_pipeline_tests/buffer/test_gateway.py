@@ -304,6 +304,7 @@ def test_failures_come_once_each_and_in_order(gateway: Gateway, database: str) -
     assert rpc(gateway, "esl_test_void", {"a": 1}).status_code == 204
 
 
+@pytest.mark.long
 def test_a_pool_in_full_use_is_a_504(database: str) -> None:
     execute(
         database, "create function esl_test_lock() returns void language sql as 'select pg_advisory_lock(1)'"

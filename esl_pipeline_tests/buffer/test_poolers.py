@@ -94,6 +94,7 @@ def test_field_37_the_acknowledgement_is_one_round_trip_on_the_wire(buffer_dsn: 
                 assert (kept["inserted"], proxy.round_trips - before) == (1, 1)
 
 
+@pytest.mark.long
 def test_field_37_a_call_that_is_never_answered_ends_and_says_so(buffer_dsn: str) -> None:
     socket = Path(str(conninfo_to_dict(buffer_dsn)["host"])) / ".s.PGSQL.5432"
     database = conninfo_to_dict(buffer_dsn)["dbname"]

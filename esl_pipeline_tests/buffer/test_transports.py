@@ -517,6 +517,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
+@pytest.mark.long
 def test_both_survive_a_restart_of_the_server(place: Path) -> None:
     server = EmbeddedPostgres.start(place / "data", durable=False, trust=True)
     dsn = server.dsn("postgres")

@@ -254,6 +254,7 @@ def check_label(row: dict[Any, Any], policy: Policy) -> None:
     assert all(label.get(name, "") == "" or PRICE.fullmatch(label[name]) for name in ("vp", "pop"))
 
 
+@pytest.mark.long
 @given(ROWS, STORES)
 @settings(max_examples=6, deadline=None)
 def test_the_same_again_gives_the_same_and_leaves_the_input_alone(
@@ -266,6 +267,7 @@ def test_the_same_again_gives_the_same_and_leaves_the_input_alone(
     pdt.assert_frame_equal(variants, before)
 
 
+@pytest.mark.long
 @given(ROWS, STORES, st.randoms(use_true_random=False), st.integers(1, 4))
 @settings(max_examples=4, deadline=None)
 def test_neither_order_nor_chunks_change_a_rows_result(
@@ -281,6 +283,7 @@ def test_neither_order_nor_chunks_change_a_rows_result(
     pdt.assert_frame_equal(sorted_findings(part[1] for part in parts), sorted_findings([findings]))
 
 
+@pytest.mark.long
 @given(ROW, STORES)
 @settings(max_examples=15, deadline=None)
 def test_build_label_is_pure_and_what_evaluate_publishes(row: dict[str, Any], to: Store) -> None:

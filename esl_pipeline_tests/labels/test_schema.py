@@ -126,6 +126,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.long
 @given(st.lists(ROW, min_size=1, max_size=15), st.sampled_from([Policy(), STRICT, LENIENT]))
 @settings(max_examples=5, deadline=None)
 def test_no_content_raises(rows: list[dict[str, Any]], policy: Policy) -> None:

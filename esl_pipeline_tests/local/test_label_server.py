@@ -259,6 +259,7 @@ def test_labels_survive_a_restart(tmp_path: Path):
         assert get(sandbox, "query")[0]["product_price"] == "2.00"
 
 
+@pytest.mark.long
 def test_the_command_serves_and_labels_survive_a_kill(tmp_path: Path):
     command = [sys.executable, "-m", "esl_pipeline.local.label_server", "--port", "0"]
     command += ["--data", str(tmp_path / "labels.db"), "--client-id", "tenant", "--sign", "own"]

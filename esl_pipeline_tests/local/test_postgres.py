@@ -22,6 +22,8 @@ from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable, _make_socket_dir
 from esl_pipeline_tests.local.test_leash import eventually, group_is_gone, is_gone, needs_root
 
+pytestmark = pytest.mark.long
+
 NOBODY = 65534
 SERVICE_HOME = Path("/var/lib/esl-pipeline")
 

@@ -15,6 +15,8 @@ from esl_pipeline.local.shopify.graph import CatalogueRoot
 from esl_pipeline.sources.shopify.admin import queries
 from esl_pipeline_tests.local.shopify import Running, running, small_shop, until
 
+pytestmark = pytest.mark.long
+
 PRODUCTS = "{ products { edges { node { id title variants { edges { node { id title } } } } } } }"
 LEVELS = """{ productVariants { edges { node { id inventoryItem { inventoryLevels { edges { node {
     id quantities(names: ["available"]) { quantity }

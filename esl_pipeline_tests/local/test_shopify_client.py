@@ -44,6 +44,7 @@ def test_it_takes_no_cut_and_no_partial_result() -> None:
             list(catalogue.read_catalogue(client, shop=SHOP, sleep=lambda _: None))
 
 
+@pytest.mark.long
 def test_it_reads_all_2048_variants_of_a_product() -> None:
     with running() as shopify, client_of(shopify) as client:
         bolt = shopify.shop.catalogue.bolt(shopify.shop.now)

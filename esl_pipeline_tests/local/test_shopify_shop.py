@@ -22,6 +22,8 @@ from esl_pipeline.local.shopify.shop import Shop, stocked_shop
 from esl_pipeline.local.shopify.webhooks import Webhooks, product_body, sign
 from esl_pipeline_tests.local.shopify import START, Receiver, Running, receiving, running, small_shop
 
+pytestmark = pytest.mark.long
+
 SECRET = "quiet"
 
 

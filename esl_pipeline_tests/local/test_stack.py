@@ -243,6 +243,7 @@ def test_terminated_while_starting(start: Callable[..., Up]) -> None:
     assert up.said().endswith("stopped\n") and not up.ready.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["receiver", "ui", "labels", "shop"])
 def test_a_busy_port_is_one_sentence(start: Callable[..., Up], home: Path, name: str) -> None:
     (home / "up.env").write_text("export ESL_DATABASE_URL=of another up on this home\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 import pandas as pd
+import pytest
 
 from esl_pipeline.orchestration.checks import VARIANT_CHECKS
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
@@ -18,6 +19,8 @@ from esl_pipeline_tests.orchestration.world import (
     map_shop,
     product,
 )
+
+pytestmark = pytest.mark.long
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:

@@ -29,6 +29,8 @@ from esl_pipeline_tests.orchestration.world import (
 )
 from esl_pipeline_tests.receiver.support import LIFECYCLE_BODIES, deliver, make_app
 
+pytestmark = pytest.mark.long
+
 OURS = {"source_system": "shopify", "source_store_id": SHOP}
 BASE = "https://hooks.example.com"
 

@@ -27,6 +27,8 @@ from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_KEY, OTHER_SHOP, SHOP, arrive, map_shop, product
 from esl_pipeline_tests.receiver.support import signed
 
+pytestmark = pytest.mark.long
+
 SHIPPED = Path(__file__).parents[2] / "dagster.yaml"
 
 

@@ -76,9 +76,9 @@ AUTHORIZATIONS: dict[str, bytes | None] = {
 def test_a_wrong_token_is_401_whatever_the_body(
     buffer: MemoryBuffer, method: str, path: str, value: bytes | None
 ) -> None:
-    headers = {} if value is None else {b"Authorization": value}
+    headers, app = {} if value is None else {b"Authorization": value}, make_app(buffer)
     for body in (b"not JSON", json.dumps(MAPPING).encode(), b" " * 100_000):
-        answer = call(make_app(buffer), method, path, content=body, headers=headers)
+        answer = call(app, method, path, content=body, headers=headers)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
     assert set(buffer.calls) <= {"token_check"}

@@ -48,6 +48,8 @@ from esl_pipeline_tests.orchestration.world import OTHER_SHOP, OTHER_STORE, SHOP
 from esl_pipeline_tests.processes import Up, eventually
 from esl_pipeline_tests.receiver.support import signed
 
+pytestmark = pytest.mark.long
+
 # One word in all of them, that nothing else has; letters and digits only, so that no layer spells it otherwise.
 MARK = "c4naryZq7"
 NEVER = "127.0.0.1:9"

@@ -17,6 +17,8 @@ from esl_pipeline_tests.receiver.support import deliver, make_settings
 from esl_pipeline_tests.reliability.chaos import ChaosProxy, Timeout
 from esl_pipeline_tests.world import World, eventually, product, variant
 
+pytestmark = pytest.mark.long
+
 REFUSALS = [failure for failure in Failure if failure is not Failure.ANSWER_LOST]
 
 

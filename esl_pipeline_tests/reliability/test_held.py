@@ -17,6 +17,8 @@ from esl_pipeline_tests.receiver.support import PRODUCT, signed
 from esl_pipeline_tests.reliability import strangers
 from esl_pipeline_tests.reliability.test_receiver import UPDATE, Receiver, body, running
 
+pytestmark = pytest.mark.long
+
 MIB = 2**20
 COUNT = 1_010
 OTHER = "other-shop.myshopify.com"

@@ -15,6 +15,8 @@ from esl_pipeline_tests.local.shopify import running as running_shop
 from esl_pipeline_tests.reliability.chaos import ChaosProxy, LimitData, ResetPeer, Timeout, Toxic
 from esl_pipeline_tests.world import RUN, STORE, World, product, variant
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP, OTHER_STORE = "other-shop.myshopify.com", "S2"
 
 

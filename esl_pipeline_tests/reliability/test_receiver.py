@@ -46,6 +46,8 @@ from esl_pipeline_tests.receiver.support import (
 )
 from esl_pipeline_tests.shared_data import DATA
 
+pytestmark = pytest.mark.long
+
 UPDATE = "/webhooks/shopify/products/update"
 
 

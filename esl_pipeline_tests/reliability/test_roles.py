@@ -25,6 +25,8 @@ from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.orchestration.world import STORE, arrive, map_shop, product
 from esl_pipeline_tests.world import RULES, drain_round
 
+pytestmark = pytest.mark.long
+
 GROUPS = ("esl_receiver", "esl_pipeline", "esl_admin")
 API_ROLES = ("anon", "authenticated", "service_role")
 STATEMENTS = (

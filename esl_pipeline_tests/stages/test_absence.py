@@ -27,6 +27,8 @@ from esl_pipeline_tests.world import (
     when,
 )
 
+pytestmark = pytest.mark.long
+
 SHOWS_STOCK = {"stock_field": "kc", "location_id": str(LOCATION)}
 
 

@@ -19,6 +19,8 @@ from esl_pipeline_tests.stages.test_budgets import HUNDRED
 from esl_pipeline_tests.stock import through
 from esl_pipeline_tests.world import SHOP, STORE, World, level, product, variant, when
 
+pytestmark = pytest.mark.long
+
 KEPT = {"keep_bodies_days": 30, "keep_deliveries_days": 90}
 
 # What esl_status counted before, for comparison.

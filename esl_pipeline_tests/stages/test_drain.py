@@ -155,6 +155,7 @@ def second_dsn(postgres: EmbeddedPostgres) -> str:
     return postgres.dsn("elsewhere")
 
 
+@pytest.mark.long
 def test_another_label_server_gets_the_same_labels(world: World, second_dsn: str) -> None:
     a_day(world)
     sign = "a-secret-sign-of-the-tenant"

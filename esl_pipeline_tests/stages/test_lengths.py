@@ -25,6 +25,8 @@ from esl_pipeline.stages.validate import stage, validate
 from esl_pipeline_tests.memory import peak_memory
 from esl_pipeline_tests.world import RUN, SHOP, STORE, World, product, variant, when
 
+pytestmark = pytest.mark.long
+
 HOSTILE = "hostile-shop.myshopify.com"
 MOST_MIB = 250
 

@@ -13,6 +13,8 @@ from esl_pipeline.stages.validate import stage, validate
 from esl_pipeline_tests.hipoink.servers import client_of
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP = "other-shop.myshopify.com"
 ONE_AT_A_TIME = replace(RULES, batch_size=1)
 DOWN = {"kind": "status", "status": 503}

@@ -17,6 +17,8 @@ from esl_pipeline.sources.shopify.content import CONTENT
 from esl_pipeline_tests.receiver.support import SECRET, call, make_settings, signed
 from esl_pipeline_tests.world import SHOP, STORE, World, level, product, variant, when
 
+pytestmark = pytest.mark.long
+
 HOSTILE = "hostile-shop.myshopify.com"
 HOSTILE_STORE = "S2"
 OWN = "a-secret-of-this-shop-alone"

@@ -21,6 +21,8 @@ from esl_pipeline.stages.reconcile import compare_store
 from esl_pipeline_tests.receiver.support import TOKEN, call, make_settings
 from esl_pipeline_tests.world import ASSET, RUN, SHOP, STORE, World, product, variant, when
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP = "other-shop.myshopify.com"
 OTHER_STORE = "S2"
 SLOW = {"initial_delay": 60, "max_delay": 60}

@@ -79,6 +79,7 @@ def test_two_stores_of_one_shop_show_other_price_fields_stock_and_titles(world_o
 # --- a changed policy
 
 
+@pytest.mark.long
 def test_a_policy_change_changes_exactly_its_labels_as_the_preview_said(world: World) -> None:
     mapping = world.map(is_dry_run=True)
     world.map(store=OTHER_STORE)

@@ -49,6 +49,8 @@ from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, drain_roun
 from esl_pipeline_tests.world import product as product_body
 from esl_pipeline_tests.world import variant as variant_body
 
+pytestmark = pytest.mark.long
+
 DOMAIN = "corner-market.myshopify.com"
 KEY = {"source_system": "shopify", "source_store_id": DOMAIN}
 

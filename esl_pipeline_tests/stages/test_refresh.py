@@ -353,6 +353,7 @@ def test_an_exception_of_whatever_kind_is_an_outcome(shelf: World, monkeypatch: 
     assert row == {"outcome": "transient", "message": "the call could not be made: RuntimeError"}
 
 
+@pytest.mark.long
 def test_a_slow_trigger_delays_no_push(shelf: World) -> None:
     shelf.map()
     push_all(shelf, product(1))

@@ -15,6 +15,8 @@ from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.stages.redactions import judge_redactions
 from esl_pipeline_tests.world import SHOP, World, level, product, variant, when
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP = "other-shop.myshopify.com"
 OTHER_STORE = "S2"
 

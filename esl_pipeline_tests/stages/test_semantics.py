@@ -74,6 +74,7 @@ def test_f05_a_stale_retry_is_superseded_and_not_pushed(world: World) -> None:
     assert world.inbox() == ["done", "superseded"]
 
 
+@pytest.mark.long
 def test_f04_every_order_of_four_versions_ends_in_the_newest(world: World) -> None:
     world.map(settings={"guard_labels": 1_000})
     orders = list(itertools.permutations((1, 2, 3, 4)))
