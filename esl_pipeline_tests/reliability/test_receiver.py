@@ -497,7 +497,7 @@ def test_f07_a_receiver_that_is_killed_before_the_commit_has_answered_nothing(
     outage.receiver.sql(SLOW_COMMIT)
     try:
         with running(outage.receiver.dsn, tmp_path) as killed, ThreadPoolExecutor(1) as pool:
-            sent = pool.submit(killed.send, body(2))
+            sent = pool.submit(killed.send, body(2), webhook_id="w-2")
             wait_until(lambda: outage.receiver.sql(
                 "select 1 from pg_stat_activity where query like '%esl_inbox_add%' and wait_event = 'PgSleep'"
             ))  # fmt: skip
@@ -505,7 +505,7 @@ def test_f07_a_receiver_that_is_killed_before_the_commit_has_answered_nothing(
             with pytest.raises(httpx.TransportError):
                 sent.result()
         # Postgres notices when it answers: the row is there or not, and the next delivery makes it one.
-        assert outage.receiver.send(body(2)).status_code == 200
+        assert outage.receiver.send(body(2), webhook_id="w-2").status_code == 200
     finally:
         outage.receiver.sql("drop trigger slowly on esl.webhook_inbox; drop function esl.slowly()")
     assert outage.receiver.rows() == 2
