@@ -20,8 +20,10 @@ from esl_pipeline import console as shown
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.commands import shopify
 from esl_pipeline.commands.shared import (
+    MARKS,
     AsJson,
     CommandError,
+    Share,
     buffer_here,
     checked_by,
     cli_user,
@@ -58,9 +60,6 @@ PolicyChanges = Annotated[
         "--policy", metavar="NAME=VALUE", help="One setting, e.g. fields.f1={vendor}; NAME= resets it."
     ),
 ]
-
-
-Share = Annotated[bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")]
 
 
 @app.command()
@@ -186,8 +185,7 @@ def doctor(as_json: AsJson = False) -> None:
         print_json([asdict(check) for check in found])
     else:
         for check in found:
-            mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
-            out.print(f"{mark[check.state]} {escape(printable(f'{check.what}: {check.says}'))}")
+            out.print(f"{MARKS[check.state]} {escape(printable(f'{check.what}: {check.says}'))}")
     if any(check.state == "wrong" for check in found):
         raise typer.Exit(1)
 

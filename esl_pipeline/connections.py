@@ -102,8 +102,12 @@ def open_admin(settings: Settings, shop: str, *, patient: bool = True) -> AdminC
 def push_rules(settings: Settings) -> PushRules:
     """How pushes are batched and repeated."""
     from esl_pipeline.stages.push import PushRules
+    from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT
 
+    # Each try waits for its slot behind those of the other calls in flight and of a refresh, with its claim in hand.
+    slots = LABEL_SERVER_TRIES * (CALLS_IN_FLIGHT + 1)
     return PushRules(
+        lease=PushRules.lease + slots / settings.hipoink_rate_limit_per_second,
         batch_size=settings.hipoink_batch_size,
         max_attempts=settings.max_retry_attempts,
         initial_delay=settings.retry_initial_delay_seconds,

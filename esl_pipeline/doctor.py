@@ -73,18 +73,19 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
             yield Check(
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
-        yield from _shop_checks(settings, mappings)
-        shops = {mapping["source_store_id"] for mapping in mappings if mapping["is_active"]}
-        yield from _connection_checks(settings, sorted(shops))
+        shops = sorted({mapping["source_store_id"] for mapping in mappings if mapping["is_active"]})
+        yield from _shop_checks(settings, mappings, shops)
+        yield from _connection_checks(settings, shops)
         active = {mapping["hipoink_store_code"] for mapping in mappings if mapping["is_active"]}
         yield from _label_server_checks(settings, buffer, sorted(active))
     finally:
         buffer.close()
 
 
-def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Whether tokens and secrets are those of the shops that are mapped."""
-    active = sorted({mapping["source_store_id"] for mapping in mappings if mapping["is_active"]})
+def _shop_checks(
+    settings: Settings, mappings: Sequence[Mapping[str, Any]], active: Sequence[str]
+) -> Iterator[Check]:
+    """Whether tokens, apps and secrets are those of the shops that are mapped."""
     mapped = {mapping["source_store_id"] for mapping in mappings}
     for shop in settings.not_readable(active):
         yield Check(
@@ -93,12 +94,13 @@ def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> I
             "cannot be read: SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only",
         )
     now, secrets = datetime.now(UTC), settings.webhook_secrets
+    signers = "SHOPIFY_WEBHOOK_SECRET" if settings.shopify_webhook_secret else "SHOPIFY_APPS"
     for shop in active if secrets else ():
         if not keys_for(secrets, shop, now):
             yield Check(
                 f"shop {shop}",
                 "warning",
-                "cannot send webhooks: SHOPIFY_WEBHOOK_SECRET has no valid secret for it",
+                f"cannot send webhooks: {signers} has no valid secret for it",
             )
     for name, shops in {
         "SHOPIFY_ADMIN_TOKEN": settings.admin_tokens.keys(),
@@ -123,13 +125,8 @@ def _connection_checks(settings: Settings, shops: Sequence[str]) -> Iterator[Che
             continue
         with client:
             found = look(client, shop)
-        if found.falls_forward:
-            yield Check(
-                f"shop {shop}",
-                "warning",
-                f"answers with Admin API version {found.version_served} instead of {found.version_asked}, which is "
-                "retired: set SHOPIFY_API_VERSION to a newer one",
-            )
+        if found.retired:
+            yield Check(f"shop {shop}", "warning", found.retired)
         yield Check(f"shop {shop}", "wrong" if found.problem else "ok", found.describe())
 
 

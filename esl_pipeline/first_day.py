@@ -28,7 +28,7 @@ from esl_pipeline.sources.shopify.connect import (
     subscribe,
     unsubscribe,
 )
-from esl_pipeline.sources.shopify.subscriptions import address_at, as_toml, is_ours, read_subscriptions
+from esl_pipeline.sources.shopify.subscriptions import address_at, as_toml, read_ours
 from esl_pipeline.sources.shopify.watch import arrivals
 from esl_pipeline.stages.read import due_variants
 from esl_pipeline.stages.reconcile import SnapshotLostError, read_snapshot
@@ -71,11 +71,11 @@ def connect(settings: Settings, buffer: Buffer, wish: Wish, *, by: str, say: Say
     with _opened(settings, wish.shop, say) as (client, access):
         found = greet(client, wish.shop, access, say)
         location = locate(client, wish.location, say)
-        kind = _kind(buffer, client, shop, wish.kind, say=say)
+        row = _connection(buffer, shop)
+        kind = _kind(client, row, wish.kind, say)
         toml = None
         if kind == "toml":
-            known = _connection(buffer, shop).get("subscriptions") == "toml"
-            leave_to_the_app(client, address, known=known, say=say)
+            leave_to_the_app(client, known=row.get("subscriptions") == "toml", say=say)
             anew, toml = False, as_toml(address, settings.shopify_api_version)
         else:
             anew = subscribe(client, address, say)
@@ -97,15 +97,9 @@ def disconnect(settings: Settings, buffer: Buffer, name: str, *, by: str, say: S
     Where the shop does not let us in, its subscriptions are said to be left; the rest is done all the same.
     """
     shop = _named(name)
-    kind = _connection(buffer, shop).get("subscriptions")
-    if kind == "toml":
-        say(
-            Line(
-                "subscriptions",
-                "the app's own: remove them from shopify.app.toml, or uninstall the app",
-                "warning",
-            )
-        )
+    if _connection(buffer, shop).get("subscriptions") == "toml":
+        says = "the app's own: remove them from shopify.app.toml, or uninstall the app"
+        say(Line("subscriptions", says, "warning"))
     try:
         with _opened(settings, name, lambda _: None) as (client, _):
             unsubscribe(client, say)
@@ -190,15 +184,14 @@ def _connection(buffer: Buffer, shop: Shop) -> Row:
     return next(iter(buffer.connection_list(shops=[shop])), {})
 
 
-def _kind(buffer: Buffer, client: AdminClient, shop: Shop, wanted: Kind | None, *, say: Say) -> Kind:
+def _kind(client: AdminClient, row: Row, wanted: Kind | None, say: Say) -> Kind:
     """Who subscribes. Where webhooks arrive that nobody here asked for, that must be said: they would come twice."""
-    row = _connection(buffer, shop)
     kind: Kind | None = wanted or row.get("subscriptions") or row.get("formerly")
     if kind is not None:
         return kind
     last = row.get("last_webhook_at")
     lately = last and datetime.now(UTC) - datetime.fromisoformat(last) < _LATELY
-    if lately and not row["connected_at"] and not any(map(is_ours, read_subscriptions(client))):
+    if lately and not row["connected_at"] and not read_ours(client):
         says = (
             "its webhooks arrive already, and none was subscribed by API: by the app's shopify.app.toml (say --toml, "
             "and it stays so), or by hand (remove those, and say --api)"
@@ -246,11 +239,8 @@ def _read_first(buffer: Buffer, client: AdminClient, shop: Shop, say: Say) -> No
         active = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
         stage(buffer, part, validate(part, active))
         after = int(part["revision"].max())
-    say(
-        Line(
-            "read", f"{read.variants} variants in {read.seconds:.1f} s, {read.changed} of them new or changed"
-        )
-    )
+    says = f"{read.variants} variants in {read.seconds:.1f} s, {read.changed} of them new or changed"
+    say(Line("read", says))
 
 
 def _preview(buffer: Buffer, shop: Shop, store: str, say: Say) -> None:

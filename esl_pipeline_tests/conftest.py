@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -20,6 +21,10 @@ from esl_pipeline_tests.gateway import create_supabase_roles
 from esl_pipeline_tests.scratch import scratch
 from esl_pipeline_tests.shared_data import SHARED
 from esl_pipeline_tests.stock import Pooling, pgbouncer, stock_postgres
+
+# In a fresh clone hypothesis builds its tables of characters first: seconds, which it takes for a slow strategy.
+hypothesis.settings.register_profile("any machine", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 _numbers = itertools.count(1)
 

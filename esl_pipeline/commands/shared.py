@@ -19,6 +19,9 @@ out = Console()
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Share = Annotated[bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")]
+
+MARKS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
 
 
 class CommandError(Exception):

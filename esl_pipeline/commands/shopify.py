@@ -7,18 +7,16 @@ import typer
 from rich.markup import escape
 
 from esl_pipeline.commands import shared
-from esl_pipeline.commands.shared import AsJson, CommandError
+from esl_pipeline.commands.shared import AsJson, CommandError, Share
 from esl_pipeline.printable import printable
 from esl_pipeline.shop_names import shop_named
 
 if TYPE_CHECKING:
-    from esl_pipeline.sources.shopify.connect import Line
+    from esl_pipeline.sources.shopify.connect import Kind, Line
 
 app = typer.Typer(help="Connect Shopify shops.", no_args_is_help=True)
 
 Shop = Annotated[str, typer.Argument(help="The shop's domain, e.g. demo.myshopify.com, or its name.")]
-
-_MARKS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
 
 
 @app.command()
@@ -37,9 +35,7 @@ def connect(
             "--toml/--api", help="The app's shopify.app.toml subscribes (prints the block), or we do."
         ),
     ] = None,
-    share: Annotated[
-        bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")
-    ] = False,
+    share: Share = False,
     as_json: AsJson = False,
 ) -> None:
     """Connect a shop: access, scopes, location, webhooks; with a store its first labels. May be repeated any time."""
@@ -50,8 +46,8 @@ def connect(
     if store is not None:
         named = {"source_system": "shopify", "source_store_id": domain, "hipoink_store_code": store}
         shared.checked_by(NewMapping, named)
-    kind = None if toml is None else "toml" if toml else "api"
-    wish = first_day.Wish(domain, kind, store, location, share)  # type: ignore[arg-type]
+    kind: Kind | None = None if toml is None else "toml" if toml else "api"
+    wish = first_day.Wish(domain, kind, store, location, share)
     told = _Told(as_json)
     with told, shared.buffer_here() as buffer, shared.said_of_refusals():
         done = first_day.connect(shared.settings_here(), buffer, wish, by=shared.cli_user(), say=told.say)
@@ -112,7 +108,9 @@ class _Told:
         self.lines.append(line)
         if not self._as_json:
             says = escape(printable(line.says))
-            shared.out.print(f"{_MARKS[line.state]} {line.what:<13} {says}", soft_wrap=True, highlight=False)
+            shared.out.print(
+                f"{shared.MARKS[line.state]} {line.what:<13} {says}", soft_wrap=True, highlight=False
+            )
 
     def __enter__(self) -> None:
         pass

@@ -11,7 +11,7 @@ from esl_pipeline.connections import drain_limits, open_admin, open_buffer, open
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.shopify.admin import AdminClient
-from esl_pipeline.stages.drain import DrainLimits
+from esl_pipeline.stages.drain import CONNECTIONS, DrainLimits
 from esl_pipeline.stages.push import PushRules
 
 HOW_TO_READ = "set SHOPIFY_API_KEY and SHOPIFY_API_SECRET, or SHOPIFY_ADMIN_TOKEN"
@@ -62,7 +62,7 @@ class BufferResource(dg.ConfigurableResource[Buffer]):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Buffer]:
         """Open for one run or tick."""
-        buffer = open_buffer(load_settings())
+        buffer = open_buffer(load_settings(), pool_size=CONNECTIONS)  # opened when needed
         try:
             yield buffer
         finally:

@@ -57,7 +57,9 @@ def create_app(
         if not settings.webhook_secrets:
             # 401 and not 503: without a secret nothing can be verified, and a stranger shall not learn from the
             # answer how the receiver is set up.
-            log.warning("SHOPIFY_WEBHOOK_SECRET is not set: every webhook is refused with 401 until it is.")
+            log.warning(
+                "No webhook secret is set, nor an app's: every webhook is refused with 401 until one is."
+            )
         app.include_router(webhook_router(settings, buffer, limits or Limits(), refusals))
     if only != "webhooks":
         app.include_router(mapping_router(Gate(settings.esl_admin_token, buffer, Lockout()), buffer))

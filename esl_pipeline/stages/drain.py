@@ -17,7 +17,7 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.stages.push import PushRules, claim_batch, push_claimed
-from esl_pipeline.stages.pusher import Pusher
+from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT, Pusher
 from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 from esl_pipeline.stages.shops import shop_key
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
+# What a drain may ask of the buffer at a time: who reads, who renews the lease, who refreshes, and who push.
+CONNECTIONS = 3 + CALLS_IN_FLIGHT
 _POLL_SECONDS = 0.25
 # What is read and evaluated of one shop keeps the news of another (a price rise) waiting: rounds are shorter while
 # several shops have work.
@@ -177,8 +179,9 @@ def drain(
                             failure = done.failure or failure
                             report(done)
                 finally:  # whatever ended it, what was pushed is reported
-                    for results in iter(pusher.take, []):
+                    if results := pusher.take():
                         report(Round(results=results))
+                pusher.check()
         finally:
             buffer.lease_release(name=LEASE, holder=holder)
     if failure is not None:
@@ -202,6 +205,7 @@ def _rounds(
     started = last_work = time.monotonic()
     portion = Portion()
     while not stop.is_set() and time.monotonic() - started < limits.age:
+        pusher.check()  # before a round, not after: what a round has done is reported
         done = read_round(buffer, run_id=run_id, stop=stop, portion=portion)
         if done.did_something:
             pusher.ask()

@@ -58,12 +58,16 @@ class Pusher:
             self._changed.notify_all()
 
     def take(self) -> list[pd.DataFrame]:
-        """The results since they were last taken. Raises what has ended the pushing (BufferError)."""
+        """The results since they were last taken."""
         with self._changed:
             results, self._results = self._results, []
-            if self._failure is not None and not results:
-                raise self._failure
             return results
+
+    def check(self) -> None:
+        """Raises what has ended the pushing (BufferError)."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
 
     def wait(self, seconds: float) -> bool:
         """Wait so long for results, or for what has ended the pushing; whether there is either."""
@@ -79,12 +83,9 @@ class Pusher:
     def _work(self) -> None:
         try:
             while (claim := self._next()) is not None:
-                try:
-                    results = self._push(claim)
-                finally:
-                    with self._changed:
-                        self._busy.remove(claim.store_code)
-                with self._changed:
+                results = self._push(claim)
+                with self._changed:  # at once, so that it never looks idle between
+                    self._busy.remove(claim.store_code)
                     self._results.append(results)
                     self._asked = True  # of this store, more may be due
                     self._changed.notify_all()

@@ -124,6 +124,7 @@ def test_an_uninstalled_app_ends_the_connection(pipeline: Pipeline, shopify: Sho
     mapping = map_shop(pipeline.buffer)
     pipeline.buffer.connection_set(OURS, "toml", "anna")
     pipeline.sql("update esl.store_mappings set activated_at = '2026-01-01'")
+    pipeline.sql("update esl.connections set connected_at = '2026-01-01'")
     arrive_lifecycle(pipeline)
     (row,) = pipeline.buffer.connection_list()
     assert row["subscriptions"] is None and row["ended_by"].startswith("app/uninstalled of 2026-03-01")

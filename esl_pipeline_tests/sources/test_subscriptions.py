@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from esl_pipeline.local.shopify.delivery import WebhookSender
 from esl_pipeline.local.shopify.sandbox import TOKEN
-from esl_pipeline.local.shopify.subscriptions import Subscriptions
+from esl_pipeline.local.shopify.subscriptions import RefusedError, Subscriptions
 from esl_pipeline.sources.shopify.admin import AdminClient, AdminQueryError
 from esl_pipeline.sources.shopify.subscriptions import (
     WANTED,
@@ -165,8 +165,28 @@ def test_removing_takes_ours_and_leaves_the_others(client: AdminClient, there: S
     all_at(there, HERE)
     there.add("products/update", ELSEWHERE)
     ours = compare(read_subscriptions(client), HERE).ours
-    assert len(list(remove(client, ours))) == len(list(remove(client, ours))) == len(WANTED)
+    assert len(ours) == len(WANTED)
+    remove(client, ours)
+    remove(client, ours)
     assert told(there) == [("products/update", ELSEWHERE)]
+
+
+def test_what_shopify_does_not_remove_is_told(
+    client: AdminClient, there: Subscriptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_at(there, HERE)
+    kept = there.of("products/update")[0].id
+
+    def delete(number: int) -> None:
+        if number == kept:
+            raise RefusedError("Not now")
+        there.remove(number)
+
+    monkeypatch.setattr(there, "delete", delete)  # Shopify's own will
+    ours = compare(read_subscriptions(client), HERE).ours
+    with pytest.raises(AdminQueryError, match=r"refused to remove.*\(Not now\): products/update$"):
+        remove(client, ours)
+    assert told(there) == [("products/update", HERE)]
 
 
 def test_more_than_a_page_is_read_whole(client: AdminClient, there: Subscriptions) -> None:

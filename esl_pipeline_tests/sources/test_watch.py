@@ -185,3 +185,10 @@ def test_the_sentence_on_wrong_signatures() -> None:
     assert said(ago(hours=20)) == said(None)
     assert "others were accepted" in said(ago(hours=2)) and "wrong secret" not in said(ago(hours=2))
     assert said(ago(minutes=1)).endswith("but the newest webhook was accepted")
+
+
+def test_times_are_told_in_utc_whatever_the_buffer_speaks() -> None:
+    (problem,) = judged(
+        None, subscriptions="toml", connected_at="2026-02-20T12:00:00+05:00", first_webhook_at=None
+    ).problems
+    assert "since it was connected at 2026-02-20 07:00Z" in problem

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+# pandera imports it with the first check that fails: seconds under pytest, in the midst of what a test measures.
+import hypothesis  # noqa: F401
 import pytest
 from pydantic import SecretStr
 

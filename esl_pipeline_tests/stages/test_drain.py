@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from time import monotonic
 
 import httpx
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -16,7 +18,7 @@ from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.drain import LEASE, DrainLimits, Round, drain
+from esl_pipeline.stages.drain import CONNECTIONS, LEASE, DrainLimits, Round, drain, read_round
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant, when
@@ -113,6 +115,31 @@ def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world:
     assert set(pushed) == {f"C-{n}" for n in range(1, 13)}
     assert pushed.index("C-12") <= 3, "the rise overtook what waited longer"
     assert world.prices()["C-12"] == "9.00"
+
+
+def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: World) -> None:
+    """The lease could not be renewed, and another drain would begin."""
+    stores = ["S1", "S2", "S3", "S4"]
+    for store in stores:
+        world.map(store=store)
+    world.update(product())
+    read_round(world.buffer, run_id=RUN)
+    buffer = Buffer(PsycopgTransport(SecretStr(world.dsn), pool_size=CONNECTIONS), label_server="labels")
+    labels = "hashtextextended('esl.labels', 0)"
+    with psycopg.connect(world.dsn, autocommit=True) as somebody:
+        somebody.execute(f"select pg_advisory_lock({labels})")
+        thread = threading.Thread(target=run, args=(replace(world, buffer=buffer), lambda _: None))
+        thread.start()
+        waiting = "select from pg_locks where locktype = 'advisory' and not granted"
+        eventually(lambda: len(world.sql(waiting)) == 4)
+        began = monotonic()
+        assert buffer.lease_take(name=LEASE, holder="h", seconds=20)["held"]
+        assert monotonic() - began < 3
+        somebody.execute(f"select pg_advisory_unlock({labels})")
+        thread.join(20)
+    assert not thread.is_alive()
+    buffer.close()
+    assert {store for store in stores if world.labels(store)} == set(stores)
 
 
 # --- another label server

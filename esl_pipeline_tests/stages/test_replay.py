@@ -291,6 +291,22 @@ def test_field_13_uninstalling_of_before_the_last_activation_is_void_and_a_secon
     assert active(world) == {"S1": False}
 
 
+def test_field_13_uninstalling_of_before_the_shop_was_connected_anew_is_void(world: World) -> None:
+    """Installed anew and connected at once, while the message was still on its way: its subscriptions are new ones."""
+    world.map()
+    shop = {"source_system": "shopify", "source_store_id": SHOP}
+    world.buffer.connection_set(shop, "api", "anna")
+    world.sql("update esl.store_mappings set activated_at = activated_at - interval '1 h'")
+    late, later = (datetime.now(UTC) + timedelta(seconds=s) for s in (-40, 3))
+    assert kept(world, "app/uninstalled", goodbye(late)) == 1
+    assert active(world) == {"S1": True}
+    assert "the shop was connected at" in str(states(world)[0][1])
+    assert world.buffer.connection_list()[0]["subscriptions"] == "api"
+    assert kept(world, "app/uninstalled", goodbye(later), id="later") == 1
+    assert active(world) == {"S1": False}
+    assert world.buffer.connection_list()[0]["subscriptions"] is None
+
+
 def test_field_13_what_a_message_switched_off_is_told_until_somebody_decides(world: World) -> None:
     mapping = world.map()
     at = datetime.now(UTC)
@@ -320,6 +336,7 @@ REDACTIONS: dict[str, tuple[bool | None, bool, str | None]] = {
     "it is active": (False, False, "has said something"),
     "it is active, and was silent for a week": (False, False, None),
     "it was activated after it": (False, False, "activated after"),
+    "it was connected after it": (False, False, "connected after"),
     "it has said something since": (False, False, "has said something"),
     "nobody uninstalled, it spoke yesterday": (False, False, "has said something"),
     "nobody uninstalled, it spoke last week": (False, True, None),
@@ -341,6 +358,8 @@ def test_field_13_a_shop_is_erased_only_when_all_says_that_it_has_left(world: Wo
     if case == "it was activated after it":
         world.buffer.mapping_update(mapping, {"is_active": True})
         world.buffer.mapping_update(mapping, {"is_active": False})
+    if case == "it was connected after it":
+        world.buffer.connection_set({"source_system": "shopify", "source_store_id": SHOP}, "api", "a test")
     if case == "it has said something since":
         said = datetime.now(UTC) + timedelta(seconds=2)
         world.update(product(2) | {"updated_at": said.isoformat()})

@@ -17,12 +17,12 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- A shop says that it has left (p_topic), in the delivery p_id. Uninstalling has a time of its own, the signed p_said_at,
--- and switches the shop's mappings off unless the shop has said something since, or the mapping was activated after it: a
--- message may come late, or again. An order to erase has no time of its own: see esl_redaction_list.
+-- and switches the shop's mappings off unless the shop has said something since, or was connected or its mapping activated
+-- after it: a message may come late, or again. An order to erase has no time of its own: see esl_redaction_list.
 create or replace function esl.shop_left(p_id bigint, p_system text, p_shop text, p_topic text, p_said_at timestamptz)
 returns void
 language plpgsql set search_path = '' as $$
-declare v_void text; v_mapping uuid; v_said timestamptz; v_activated timestamptz;
+declare v_void text; v_mapping uuid; v_said timestamptz; v_activated timestamptz; v_connected timestamptz;
 begin
     if p_topic = 'shop/redact' then
         insert into esl.redactions (source_system, source_store_id, inbox_id) values (p_system, p_shop, p_id);
@@ -31,12 +31,16 @@ begin
     v_said := esl.last_said(p_system, p_shop);
     select max(m.activated_at) into v_activated from esl.store_mappings m
     where m.source_system = p_system and m.source_store_id = p_shop and m.is_active;
+    select c.connected_at into v_connected from esl.connections c
+    where c.source_system = p_system and c.source_store_id = p_shop and c.ended_at is null;
     if p_said_at is null then
         v_void := 'void: it has no time of its own';
     elsif v_said > p_said_at then
         v_void := format('void: of %s, and the shop has said something of %s', esl.utc(p_said_at), esl.utc(v_said));
     elsif date_trunc('second', v_activated) > p_said_at then
         v_void := format('void: of %s, and its mapping was activated at %s', esl.utc(p_said_at), esl.utc(v_activated));
+    elsif date_trunc('second', v_connected) > p_said_at then
+        v_void := format('void: of %s, and the shop was connected at %s', esl.utc(p_said_at), esl.utc(v_connected));
     else
         for v_mapping in
             select m.id from esl.store_mappings m
@@ -52,8 +56,8 @@ begin
     update esl.webhook_inbox set state = 'superseded', reason = v_void where id = p_id and v_void is not null;
 end $$;
 
--- What speaks against an order to erase a shop, or null: the shop was activated after it, or has said something after it
--- uninstalled the app. Where that is not known: in the 48 h before the order, for Shopify sends it no earlier.
+-- What speaks against an order to erase a shop, or null: the shop was activated or connected after it, or has said something
+-- after it uninstalled the app. Where that is not known: in the 48 h before the order, for Shopify sends it no earlier.
 create or replace function esl.redaction_void(r esl.redactions) returns text
 language sql stable set search_path = '' as $$
     select case
@@ -61,6 +65,10 @@ language sql stable set search_path = '' as $$
                      where m.source_system = r.source_system and m.source_store_id = r.source_store_id
                        and m.activated_at > r.requested_at)
             then 'void: a mapping of the shop was activated after it'
+        when exists (select from esl.connections c
+                     where c.source_system = r.source_system and c.source_store_id = r.source_store_id
+                       and c.ended_at is null and c.connected_at > r.requested_at)
+            then 'void: the shop was connected after it'
         when said.last > coalesce(said.goodbye, r.requested_at - interval '48 hours')
             then format('void: the shop has said something of %s, after it left', esl.utc(said.last)) end
     from (select esl.last_said(r.source_system, r.source_store_id) as last,

@@ -11,6 +11,7 @@ from itertools import count
 from urllib.parse import urlsplit
 
 _FIRST_ID = 1_412_000_000_001
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class RefusedError(Exception):
@@ -112,6 +113,3 @@ class Subscriptions:
         # Not those of the app's configuration: a shop that has both is told twice.
         if any(one.uri == uri and one.by_api and one.id != number for one in self.of(topic)):
             raise RefusedError("Address for this topic has already been taken")
-
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -15,12 +15,15 @@ from esl_pipeline.sources.shopify.subscriptions import (
     Comparison,
     compare,
     mend,
+    read_ours,
     read_subscriptions,
     remove,
 )
 
 Kind = Literal["api", "toml"]
 """Who makes a shop's subscriptions: we, in the shop, or the app, by its shopify.app.toml."""
+
+_LEFT = "left to the app's shopify.app.toml; judged by the deliveries that arrive"
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,10 @@ def greet(client: AdminClient, shop: str, access: str, say: Say) -> Connection:
     if found.problem is not None:
         raise fail(say, "scopes", found.problem)
     say(Line("scopes", f"{', '.join(found.scopes)}: all that is needed"))
-    taxes = "with" if found.taxes_included else "without"
-    says = f"{found.name}: prices in {found.currency} {taxes} taxes, time zone {found.time_zone}"
-    say(
-        Line(
-            "shop", says if found.taxes_included else f"{says}: shelf prices must show them in most countries"
-        )
-    )
-    if found.falls_forward:
-        says = f"{found.version_asked} is retired, Shopify answers with {found.version_served}: update this program"
-        say(Line("Admin API", says, "warning"))
+    advice = "" if found.taxes_included else ": shelf prices must show them in most countries"
+    say(Line("shop", f"{found.name}: {found.prices}{advice}"))
+    if found.retired:
+        say(Line("Admin API", found.retired, "warning"))
     return found
 
 
@@ -101,14 +98,14 @@ def subscribe(client: AdminClient, address: str, say: Say) -> bool:
     return bool(done)
 
 
-def leave_to_the_app(client: AdminClient, address: str, *, known: bool, say: Say) -> None:
+def leave_to_the_app(client: AdminClient, *, known: bool, say: Say) -> None:
     """The app's own configuration subscribes. Ours go, once it was told before (known) and so may be released."""
-    ours = compare(read_subscriptions(client), address).ours
+    ours = read_ours(client)
     if not ours:
-        say(Line("subscriptions", "left to the app's shopify.app.toml; judged by the deliveries that arrive"))
+        say(Line("subscriptions", _LEFT))
     elif known:
-        removed = len(list(remove(client, ours)))
-        say(Line("subscriptions", f"left to the app's shopify.app.toml; {removed} made by API are removed"))
+        remove(client, ours)
+        say(Line("subscriptions", f"left to the app's shopify.app.toml; {len(ours)} made by API are removed"))
     else:
         says = (
             f"left to the app's shopify.app.toml; {len(ours)} made by API stay until it is released: then connect once "
@@ -120,19 +117,18 @@ def leave_to_the_app(client: AdminClient, address: str, *, known: bool, say: Say
 def unsubscribe(client: AdminClient, say: Say) -> None:
     """Remove what is ours."""
     found = compare(read_subscriptions(client), "")
-    removed = len(list(remove(client, found.ours)))
-    say(Line("subscriptions", f"{removed} removed{_foreign(found)}"))
+    remove(client, found.ours)
+    say(Line("subscriptions", f"{len(found.ours)} removed{_foreign(found)}"))
 
 
-def show_subscriptions(client: AdminClient, address: str, kind: Kind | None, say: Say) -> None:
+def show_subscriptions(client: AdminClient, address: str, kind: Kind, say: Say) -> None:
     """How the shop's subscriptions are, and nothing changed."""
     found = compare(read_subscriptions(client), address)
     if kind == "toml":
         doubled = f"; {len(found.ours)} made by API double them" if found.ours else ""
-        says = f"left to the app's shopify.app.toml; judged by the deliveries that arrive{doubled}"
-        say(Line("subscriptions", says, "warning" if doubled else "ok"))
+        say(Line("subscriptions", _LEFT + doubled, "warning" if doubled else "ok"))
     elif problems := found.problems():
-        say(Line("subscriptions", "; ".join(problems), "wrong" if kind == "api" else "warning"))
+        say(Line("subscriptions", "; ".join(problems), "wrong"))
     else:
         say(Line("subscriptions", f"{len(WANTED)} topics go to {address}{_foreign(found)}"))
 

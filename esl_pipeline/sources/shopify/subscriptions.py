@@ -106,6 +106,11 @@ def read_subscriptions(client: AdminClient) -> list[Subscription]:
         after = page["pageInfo"]["endCursor"]
 
 
+def read_ours(client: AdminClient) -> list[Subscription]:
+    """Those of them that are ours. Raises AdminError."""
+    return [one for one in read_subscriptions(client) if is_ours(one)]
+
+
 def compare(found: Iterable[Subscription], address: str) -> Comparison:
     """Hold what is there against what is wanted. Pure."""
     ours: dict[str, list[Subscription]] = {topic: [] for topic in WANTED}
@@ -169,11 +174,18 @@ def mend(client: AdminClient, found: Comparison) -> Iterator[str]:
         )
 
 
-def remove(client: AdminClient, ones: Sequence[Subscription]) -> Iterator[str]:
-    """Delete subscriptions; yields each in words. One that is gone already is no trouble. Raises AdminError."""
+def remove(client: AdminClient, ones: Sequence[Subscription]) -> None:
+    """Delete subscriptions. One that is gone already is no trouble.
+
+    Raises AdminError; AdminQueryError names what Shopify refused, when all else is done and some are still there.
+    """
+    refused: dict[str, None] = {}
     for one in ones:
-        client.execute(queries.UNSUBSCRIBE, {"id": one.id})
-        yield f"removed {one.topic} at {one.uri}"
+        said = client.execute(queries.UNSUBSCRIBE, {"id": one.id})["webhookSubscriptionDelete"]
+        refused.update((error["message"], None) for error in said["userErrors"])
+    if refused and (left := {one.id for one in read_subscriptions(client)} & {one.id for one in ones}):
+        topics = _topics([one for one in ones if one.id in left])
+        raise AdminQueryError(f"Shopify refused to remove subscriptions ({'; '.join(refused)}): {topics}")
 
 
 def as_toml(address: str, api_version: str) -> str:

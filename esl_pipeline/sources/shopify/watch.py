@@ -6,14 +6,14 @@ Subscriptions of the app itself (`toml`) are in no list that can be read, so the
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from esl_pipeline.refused import refused_sentence
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import AdminError
 from esl_pipeline.sources.shopify.connection import look
-from esl_pipeline.sources.shopify.subscriptions import address_at, compare, read_subscriptions
+from esl_pipeline.sources.shopify.subscriptions import address_at, compare, read_ours, read_subscriptions
 
 # The version of the Webhooks API whose bodies this code was written against; newer ones are read as well.
 WEBHOOKS_VERSION = "2026-04"
@@ -52,20 +52,12 @@ def watch(
     else:
         found = look(client, row["source_store_id"])
         (problems if found.problem else remarks).append(found.describe())
-        if found.falls_forward:
-            problems.append(
-                f"Shopify has retired Admin API {found.version_asked} and answers with {found.version_served}: "
-                "install a newer esl-pipeline, or set SHOPIFY_API_VERSION"
-            )
+        if found.retired:
+            problems.append(found.retired)
         if found.reachable and row["subscriptions"]:
             problems += _subscriptions(row, client, base_url)
     problems += arrivals(row, patience=patience, now=now)
-    if (
-        row["connected_at"]
-        and not row["ended_at"]
-        and not row["first_webhook_at"]
-        and not _is_late(row, patience, now)
-    ):
+    if _is_awaited(row) and not _is_late(row, patience, now):
         remarks.append(f"its first webhook since {_at(row['connected_at'])} is awaited")
     return Verdict(tuple(problems), tuple(remarks))
 
@@ -80,16 +72,14 @@ def _ended(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _subscriptions(row: Mapping[str, Any], client: AdminClient, base_url: str | None) -> Iterator[str]:
     connect = f"esl-pipeline shopify connect {row['source_store_id']}"
-    if row["subscriptions"] == "api" and base_url is None:
-        yield "APP_BASE_URL is not set, so nobody can tell whether its webhooks are sent here"
-        return
     try:
-        if row["subscriptions"] == "api":
-            address = address_at(base_url or "")
-            if said := compare(read_subscriptions(client), address).problems():
-                yield f"{'; '.join(said)}: {connect} mends it"
-        elif ours := compare(read_subscriptions(client), "").ours:
-            yield f"{len(ours)} subscriptions made by API double those of shopify.app.toml: {connect} removes them"
+        if row["subscriptions"] == "toml":
+            if ours := read_ours(client):
+                yield f"{len(ours)} subscriptions made by API double those of shopify.app.toml: {connect} removes them"
+        elif base_url is None:
+            yield "APP_BASE_URL is not set, so nobody can tell whether its webhooks are sent here"
+        elif said := compare(read_subscriptions(client), address_at(base_url)).problems():
+            yield f"{'; '.join(said)}: {connect} mends it"
     except (AdminError, ValueError) as error:
         yield str(error)
 
@@ -116,12 +106,12 @@ def arrivals(row: Mapping[str, Any], *, patience: timedelta, now: datetime) -> I
         )
 
 
+def _is_awaited(row: Mapping[str, Any]) -> bool:
+    return row["subscriptions"] is not None and row["first_webhook_at"] is None
+
+
 def _is_late(row: Mapping[str, Any], patience: timedelta, now: datetime) -> bool:
-    return bool(
-        row["subscriptions"]
-        and not row["first_webhook_at"]
-        and now - datetime.fromisoformat(row["connected_at"]) > patience
-    )
+    return _is_awaited(row) and now - datetime.fromisoformat(row["connected_at"]) > patience
 
 
 def _accepted_since(row: Mapping[str, Any]) -> bool:
@@ -130,4 +120,4 @@ def _accepted_since(row: Mapping[str, Any]) -> bool:
 
 
 def _at(time: str) -> str:
-    return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M}Z"
+    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M}Z"

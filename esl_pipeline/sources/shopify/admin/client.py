@@ -173,13 +173,16 @@ class AdminClient:
 
     def _admitted(self, call: str, body: bytes) -> tuple[httpx.Response, bytes]:
         """The answer to a token that Shopify takes, or the refusal when no other can be had."""
-        token = self._tokens.token()
-        for _ in range(self._renewals + 1):
+        self._sent = SecretStr(self._tokens.token())
+        response, answer = self._answer(call, body)
+        for _ in range(self._renewals):
+            if (
+                response.status_code != 401
+                or (token := self._tokens.renewed(self._sent.get_secret_value())) is None
+            ):
+                break
             self._sent = SecretStr(token)
             response, answer = self._answer(call, body)
-            if response.status_code != 401 or (other := self._tokens.renewed(token)) is None:
-                break
-            token = other
         return response, answer
 
     def _answer(self, call: str, body: bytes) -> tuple[httpx.Response, bytes]:
