@@ -201,14 +201,16 @@ def _rounds(
 ) -> Iterator[Round]:
     """The rounds that did something, until the drain is idle or old or shall stop."""
     refresher.ask()  # for what a run that has died left behind
-    pusher.ask()
     started = last_work = time.monotonic()
-    portion = Portion()
+    portion, is_first = Portion(), True
     while not stop.is_set() and time.monotonic() - started < limits.age:
         pusher.check()  # before a round, not after: what a round has done is reported
         done = read_round(buffer, run_id=run_id, stop=stop, portion=portion)
-        if done.did_something:
+        if (
+            done.did_something or is_first
+        ):  # not before the first: what was left behind may be old news by now
             pusher.ask()
+        is_first = False
         done.results = pusher.take()
         if done.did_something or pusher.is_busy:
             last_work = time.monotonic()
