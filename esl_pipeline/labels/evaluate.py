@@ -92,18 +92,13 @@ class Outcome(NamedTuple):
     label_hash: str | None = None
 
 
-def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Evaluate the variants of one shop for one store.
+def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Evaluate the variants of shops for stores of one and the same policy: whatever of them, the checks run once.
 
-    In: rows of the buffer's variants (read.VARIANT_COLUMNS: text as the source sent it, removed: bool, revision:
-    int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
+    In, of each shop: rows of the buffer's variants (read.VARIANT_COLUMNS: text as the source sent it, removed: bool,
+    revision: int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
     (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
     """
-    return evaluate_together([(variants, store)])
-
-
-def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """As evaluate, for several shops or stores of one and the same policy: whatever of them, the checks run once."""
     outcomes: list[Outcome] = []
     facts: dict[int, schema.Facts] = {}
     for part, store in parts:
@@ -158,7 +153,7 @@ def _frame_of(facts: Mapping[int, schema.Facts]) -> pd.DataFrame:
 def to_frames(
     variants: pd.DataFrame, store: Store, outcomes: Sequence[Outcome], found: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The frames that evaluate returns. In: what `read` and schema.findings returned; an error holds a variant back."""
+    """The frames of evaluate_together. In: what `read` and schema.findings returned; an error holds a variant back."""
     errors = found[found["level"] == "error"]
     held, codeless = set(errors["row"]), set(errors.loc[errors["check_name"].isin(schema.CODE_RULES), "row"])
     ends = [
@@ -174,7 +169,7 @@ def to_frames(
 
 
 def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What evaluate returns for variants that it could not judge; value: what stood in the way."""
+    """What evaluate_together returns for variants that it could not judge; value: what stood in the way."""
     found = pd.DataFrame({"row": range(len(variants))}).assign(
         check_name="not_judged",
         level="error",

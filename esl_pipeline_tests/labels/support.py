@@ -7,9 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from esl_pipeline.labels.evaluate import Store, evaluate
+from esl_pipeline.labels.evaluate import Store, evaluate_together
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.stages.read import VARIANT_COLUMNS
+
+
+def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The variants of one shop for one store."""
+    return evaluate_together([(variants, store)])
+
 
 MAPPING = "m"
 LOCATION = "7"

@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from esl_pipeline.labels.evaluate import evaluate
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.content import CONTENT
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline_tests.labels.support import (
     Judged,
+    evaluate,
     frame,
     judge_all,
     judge_each,
