@@ -408,13 +408,13 @@ _OF_DATABASES = {"ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVI
 MAY_KNOW = {
     "receiver": {"ESL_DATABASE_URL", "SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN"},
     "code server": {
-        *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "HIPOINK_API_SECRET", "SHOPIFY_ADMIN_TOKEN"),
+        *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "HIPOINK_API_SECRET", "SHOPIFY_APPS"),
         "AWS_SESSION_TOKEN",
     },
     "Dagster webserver": {"ESL_DAGSTER_DATABASE_URL"},
     "Dagster daemon": {"ESL_DAGSTER_DATABASE_URL"},
     "label server": {"HIPOINK_API_SECRET"},
-    "shop": {"SHOPIFY_ADMIN_TOKEN", "SHOPIFY_WEBHOOK_SECRET"},
+    "shop": {"SHOPIFY_API_KEY", "SHOPIFY_API_SECRET", "SHOPIFY_WEBHOOK_SECRET"},
     "Postgres": set[str](),
 }
 COMMANDS = PARTS | {
@@ -432,8 +432,14 @@ def test_s40_each_part_knows_only_what_it_needs(running: Running) -> None:
     home = running.up.home
     up = environment_of(running.up.process.pid)
     told = running_environment(home) | running.secrets | {"GITHUB_TOKEN": up["GITHUB_TOKEN"]}
-    secrets = {name for name in told if name.endswith(("_URL", "_TOKEN", "_SECRET", "_KEY"))}
-    secrets = secrets - {"HIPOINK_API_BASE_URL", "SHOPIFY_ADMIN_URL"} | {"AWS_SESSION_TOKEN"} | _OF_DATABASES
+    secrets = {name for name in told if name.endswith(("_URL", "_TOKEN", "_SECRET", "_KEY", "_APPS"))}
+    secrets -= {"HIPOINK_API_BASE_URL", "SHOPIFY_ADMIN_URL", "APP_BASE_URL"}
+    secrets |= {
+        "AWS_SESSION_TOKEN",
+        "SHOPIFY_ADMIN_TOKEN",
+        "SHOPIFY_API_KEY",
+        "SHOPIFY_API_SECRET",
+    } | _OF_DATABASES
     found = {name: dict[str, str]() for name in COMMANDS}
     for pid, command in processes_of(home).items():
         assert not any(value in command for name, value in told.items() if name in secrets), (
