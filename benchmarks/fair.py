@@ -33,7 +33,7 @@ import httpx
 import psycopg
 
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.webhooks import sign
+from esl_pipeline.sandbox.shopify.webhooks import sign
 
 SECRET, SIGN = "benchmark-webhook-secret", "benchmark-sign"
 SHOPS, PRODUCTS, VARIANTS, FLOOD_PRODUCTS = 20, 10, 100, 20
@@ -382,7 +382,7 @@ def main(seconds: float) -> int:
 
         server = stack.enter_context(
             _process(
-                *("-m", "esl_pipeline.local.label_server", "--port", "0", "--sign", SIGN),
+                *("-m", "esl_pipeline.sandbox.label_server.server", "--port", "0", "--sign", SIGN),
                 log=home / "labels.log",
             )
         )
@@ -399,7 +399,7 @@ def main(seconds: float) -> int:
         }
         receiver = stack.enter_context(
             _process(
-                *("-m", "esl_pipeline.cli", "receiver", "--only", "webhooks", "--port", str(port)),
+                *("-m", "esl_pipeline.commands.cli", "receiver", "--only", "webhooks", "--port", str(port)),
                 log=home / "receiver.log",
                 **variables,
             )

@@ -120,7 +120,7 @@ def main(variants: int) -> int:
     with tempfile.TemporaryDirectory() as home, EmbeddedPostgres.temporary() as postgres:
         os.chdir(home)
         os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
-        shopify, labels = "esl_pipeline.local.shopify.server", "esl_pipeline.local.label_server"
+        shopify, labels = "esl_pipeline.sandbox.shopify.server", "esl_pipeline.sandbox.label_server.server"
         with (
             _part(shopify, "--variants", str(PACED_LABELS), "--token", TOKEN) as shop,
             _part(labels, "--sign", SIGN) as server,

@@ -24,7 +24,7 @@ import pandas as pd
 from esl_pipeline.labels import schema
 from esl_pipeline.labels.evaluate import Store, read, to_frames
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.stages.read import VARIANT_COLUMNS
+from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
 
 SECONDS_PER_ROW = 10 / 100_000
 SHORTEST_BOUND = 1.0

@@ -12,8 +12,8 @@ import stamina.instrumentation
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.settings import Settings, SettingsError
-from esl_pipeline.shop_names import shop_domain
 from esl_pipeline.sources.shopify.apps import App
+from esl_pipeline.sources.shopify.shop_names import shop_domain
 
 if TYPE_CHECKING:
     from esl_pipeline.hipoink.client import HipoinkClient

@@ -4,25 +4,20 @@ from typing import Any
 
 import dagster as dg
 
+from esl_pipeline.orchestration.alarms import silence_sensor
 from esl_pipeline.orchestration.assets import hipoink_sync_results, shopify_products, validated_variants
+from esl_pipeline.orchestration.catch_up import catch_up, catch_up_schedule
 from esl_pipeline.orchestration.checks import asset_checks
 from esl_pipeline.orchestration.connection import (
     shopify_connection,
     shopify_connections,
     shopify_connections_schedule,
 )
-from esl_pipeline.orchestration.event_sync import event_sync_job
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.housekeeping import housekeeping, housekeeping_schedule
-from esl_pipeline.orchestration.reconciliation import (
-    catch_up,
-    catch_up_schedule,
-    full_reconciliation,
-    nightly_reconciliation,
-    silence_sensor,
-)
+from esl_pipeline.orchestration.near_real_time import event_sync_job, inbox_sensor
+from esl_pipeline.orchestration.nightly import full_reconciliation, nightly_reconciliation
 from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource, ShopifyAdminResource
-from esl_pipeline.orchestration.sensors import inbox_sensor
 from esl_pipeline.settings import load_settings
 
 

@@ -34,9 +34,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from esl_pipeline.addresses import Network, networks
-from esl_pipeline.shop_names import shop_named
 from esl_pipeline.sources.shopify.apps import App, app_for, read_apps, read_word, signing
-from esl_pipeline.webhook_secrets import WebhookSecret, read_secrets
+from esl_pipeline.sources.shopify.secrets import WebhookSecret, read_secrets
+from esl_pipeline.sources.shopify.shop_names import shop_named
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
 PUBLIC_SIGN = "80805d794841f1b4"

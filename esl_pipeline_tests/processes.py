@@ -13,7 +13,7 @@ from typing import Any
 
 # What the command lines of the parts of `esl-pipeline up` hold.
 PARTS = {
-    "receiver": "esl_pipeline.cli receiver",
+    "receiver": "esl_pipeline.commands.cli receiver",
     "Dagster daemon": "dagster._daemon run",
     "code server": "dagster api grpc",
     "Dagster webserver": "orchestration.dagster_ui",
@@ -116,7 +116,10 @@ class Up:
             own["PYTHONPATH"] = os.environ["PYTHONPATH"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "esl_pipeline.cli", "up", *ports, *arguments, "--json-ready", str(self.ready)],
+                [
+                    *(sys.executable, "-m", "esl_pipeline.commands.cli", "up", *ports, *arguments),
+                    *("--json-ready", str(self.ready)),
+                ],
                 env=own | variables,
                 cwd=home,
                 stdout=log,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, load_settings
-from esl_pipeline.shop_names import shop_named
+from esl_pipeline.sources.shopify.shop_names import shop_named
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name.upper() for name in Settings.model_fields]

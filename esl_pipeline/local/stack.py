@@ -27,19 +27,19 @@ import httpx
 import psycopg
 from psycopg import sql
 
-from esl_pipeline import first_day
 from esl_pipeline.buffer.migrate import migrate
+from esl_pipeline.commands import first_day
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.parts import Part, StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.oauth import CLIENT_ID
-from esl_pipeline.local.shopify.shop import DOMAIN
 from esl_pipeline.local.webserver import Webserver
+from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
+from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.shopify.admin.wire import is_loopback
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
-from esl_pipeline.webhook_secrets import keys_for
+from esl_pipeline.sources.shopify.secrets import keys_for
 
 _READY_SECONDS = 120.0
 # A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.
@@ -217,7 +217,7 @@ class Stack:
             data, client_id = str(self._home / "label-server.sqlite"), self._settings.hipoink_client_id
             self._run(
                 "label server",
-                *("esl_pipeline.local.label_server", "--port", str(labels)),
+                *("esl_pipeline.sandbox.label_server.server", "--port", str(labels)),
                 *("--data", data, "--client-id", client_id),
                 # The harder case: nothing is on a label before the pipeline says so.
                 "--no-auto-trigger",
@@ -228,7 +228,7 @@ class Stack:
         self._say("receiver")
         self._run(
             "receiver",
-            *("esl_pipeline.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver)),
+            *("esl_pipeline.commands.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver)),
             **(self._login(_RECEIVER) | self._signing()),
         )
         if shop is not None:
@@ -284,7 +284,7 @@ class Stack:
         secret = signing if re.fullmatch("[A-Za-z0-9_-]+", signing) else secrets.token_hex(24)
         self._run(
             "shop",
-            *("esl_pipeline.local.shopify.server", "--port", str(port)),
+            *("esl_pipeline.sandbox.shopify.server", "--port", str(port)),
             *("--data", str(self._home / "shop.json"), "--token", ""),
             SHOPIFY_API_KEY=CLIENT_ID,
             SHOPIFY_API_SECRET=secret,

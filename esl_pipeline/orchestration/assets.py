@@ -10,18 +10,19 @@ import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
+from esl_pipeline.model.shop import Shop, shop_key, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts
 from esl_pipeline.orchestration.resources import LabelServer, ShopifyAdmin
 from esl_pipeline.orchestration.shops import shops
-from esl_pipeline.shop_names import shop_domain, shop_named
+from esl_pipeline.sources.shopify.shop_names import shop_domain, shop_named
+from esl_pipeline.stages.drift import Drift, compare_store
+from esl_pipeline.stages.evaluate import VARIANT_COLUMNS, due_variants, stage, validate
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import RESULT_COLUMNS, push_batch
-from esl_pipeline.stages.read import VARIANT_COLUMNS, due_variants, read_inbox
-from esl_pipeline.stages.reconcile import Drift, compare_store, read_snapshot
 from esl_pipeline.stages.refresh import Refresher, RefreshRules
-from esl_pipeline.stages.shops import Shop, shop_key, shop_of
-from esl_pipeline.stages.validate import stage, validate
+from esl_pipeline.stages.snapshot import read_snapshot
 
 _LABEL_COLUMNS = {
     "mapping_id": "store mapping that the label belongs to (uuid)",

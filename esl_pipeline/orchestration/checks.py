@@ -10,11 +10,11 @@ import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
+from esl_pipeline.model.shop import shop_key, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.shops import shop_key, shop_of
 
 PRODUCTS, VARIANTS, RESULTS = "shopify_products", "validated_variants", "hipoink_sync_results"
 NOT_READABLE = "SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only"

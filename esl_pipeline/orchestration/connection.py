@@ -13,12 +13,12 @@ from typing import Any
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.model.shop import shop_key, shop_of
 from esl_pipeline.orchestration.checks import NOT_READABLE, PRODUCTS, as_event
 from esl_pipeline.orchestration.failures import reason_of, stop_retries
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.sources.shopify.watch import Verdict, watch
-from esl_pipeline.stages.shops import shop_key, shop_of
 
 NAME = "shopify_connection"
 _DESCRIPTION = (

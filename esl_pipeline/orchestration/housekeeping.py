@@ -11,13 +11,13 @@ import dagster as dg
 import psycopg
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.model.shop import Shop
 from esl_pipeline.orchestration.failures import several_failed, stop_retries
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.settings import Settings, load_settings, without_driver
 from esl_pipeline.sources.shopify.admin import takes_token
 from esl_pipeline.stages.redactions import judge_redactions
-from esl_pipeline.stages.shops import Shop
 
 _RUNS_AT_ONCE = 500
 # Why a run failed is looked for longer than what a good one did.

@@ -12,7 +12,8 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from esl_pipeline.stages.reconcile import Drift, Snapshot
+from esl_pipeline.stages.drift import Drift
+from esl_pipeline.stages.snapshot import Snapshot
 
 PREVIEW_ROWS = 20
 _MAX_CELL = 80

@@ -15,16 +15,16 @@ from fastapi import HTTPException, Request
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.body import read_body
-from esl_pipeline.receiver.deliveries import HeaderError, claimed_shop, delivery
 from esl_pipeline.receiver.held import vouch
 from esl_pipeline.receiver.large import LARGE_BYTES, one_at_a_time
 from esl_pipeline.receiver.pace import Backlog, Pace
 from esl_pipeline.receiver.places import Room
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
-from esl_pipeline.receiver.signature import verify
 from esl_pipeline.settings import Settings
-from esl_pipeline.webhook_secrets import keys_for, proves
+from esl_pipeline.sources.shopify.deliveries import HeaderError, claimed_shop, delivery
+from esl_pipeline.sources.shopify.secrets import keys_for, proves
+from esl_pipeline.sources.shopify.signature import verify
 
 RETRY_AFTER_SECONDS = 5
 REFUSED_SECONDS = 600

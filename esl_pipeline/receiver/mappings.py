@@ -27,7 +27,7 @@ from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.tokens import Gate, Scope
-from esl_pipeline.shop_names import SHOP, shop_domain
+from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain
 from esl_pipeline.storable import unstorable
 
 BODY_LIMIT_BYTES = 65_536

@@ -9,12 +9,12 @@ from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.receiver.intake import Intake, Limits
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.settings import Settings
-from esl_pipeline.shop_names import SHOP
+from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
+from esl_pipeline.sources.shopify.shop_names import SHOP
 from esl_pipeline.sources.shopify.topics import PATH, TOPICS
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.model.shop import shop_key
+from esl_pipeline.stages.evaluate import Evaluation, due_variants, stage, validate
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import PushRules, claim_batch, push_claimed
 from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT, Pusher
-from esl_pipeline.stages.read import due_variants, read_inbox
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
-from esl_pipeline.stages.shops import shop_key
-from esl_pipeline.stages.validate import Evaluation, stage, validate
 
 log = logging.getLogger(__name__)
 

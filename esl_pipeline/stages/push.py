@@ -13,8 +13,8 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError, TransientError
+from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.stages.outcomes import accepted, not_accepted
-from esl_pipeline.stages.shops import Shop, shop_key
 
 RESULT_COLUMNS = [
     "store_code",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.stages.shops import Shop
+from esl_pipeline.model.shop import Shop
 
 # Whether the shop takes our Admin token; None when that cannot be told now.
 TokenWorks = Callable[[Shop], bool | None]

@@ -16,8 +16,8 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError, RejectedError
+from esl_pipeline.model.shop import Shop
 from esl_pipeline.stages.outcomes import accepted, milliseconds_since, not_accepted
-from esl_pipeline.stages.shops import Shop
 
 _log = logging.getLogger(__name__)
 

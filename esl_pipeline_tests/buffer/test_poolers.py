@@ -13,7 +13,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline.doctor import examine
+from esl_pipeline.commands.doctor import examine
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.settings import load_settings
 from esl_pipeline_tests.reliability.chaos import ChaosProxy, Timeout

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from esl_pipeline.hipoink import HipoinkClient
-from esl_pipeline.local.label_server import SIGN, create_app, listen, server
-from esl_pipeline.local.label_store import LabelStore
+from esl_pipeline.sandbox.label_server.server import SIGN, create_app, listen, server
+from esl_pipeline.sandbox.label_server.store import LabelStore
 
 
 class FreeLimiter:

@@ -20,8 +20,8 @@ from esl_pipeline.hipoink import (
     TransientError,
     UnknownOutcomeError,
 )
-from esl_pipeline.local.label_server import create_app
-from esl_pipeline.local.label_store import LabelStore
+from esl_pipeline.sandbox.label_server.server import create_app
+from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline_tests.hipoink.servers import (
     FreeLimiter,
     Sandbox,

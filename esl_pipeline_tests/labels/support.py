@@ -9,7 +9,7 @@ import pandas as pd
 
 from esl_pipeline.labels.evaluate import Store, evaluate_together
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.stages.read import VARIANT_COLUMNS
+from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
 
 
 def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -418,8 +418,8 @@ MAY_KNOW = {
     "Postgres": set[str](),
 }
 COMMANDS = PARTS | {
-    "label server": "esl_pipeline.local.label_server",
-    "shop": "esl_pipeline.local.shopify.server",
+    "label server": "esl_pipeline.sandbox.label_server.server",
+    "shop": "esl_pipeline.sandbox.shopify.server",
 }
 
 

@@ -19,7 +19,6 @@ import httpx
 import pytest
 
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.shop import DOMAIN
 from esl_pipeline.local.stack import (
     Ports,
     Stack,
@@ -28,6 +27,7 @@ from esl_pipeline.local.stack import (
     prepare_database,
     running_environment,
 )
+from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.orchestration.world import SHOP, product
 from esl_pipeline_tests.processes import Up, eventually, part_of

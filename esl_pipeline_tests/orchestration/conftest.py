@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.local.label_server import SIGN
+from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_KEY
 

@@ -8,21 +8,21 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from esl_pipeline.commands.doctor import examine
 from esl_pipeline.connections import open_admin
-from esl_pipeline.doctor import examine
-from esl_pipeline.local.shopify.faults import FallForward
-from esl_pipeline.local.shopify.oauth import App, AppEdit
-from esl_pipeline.local.shopify.sandbox import ShopifySandbox
-from esl_pipeline.local.shopify.server import running_shopify
-from esl_pipeline.local.shopify.shop import Shop
+from esl_pipeline.sandbox.shopify.faults import FallForward
+from esl_pipeline.sandbox.shopify.oauth import App, AppEdit
+from esl_pipeline.sandbox.shopify.sandbox import ShopifySandbox
+from esl_pipeline.sandbox.shopify.server import running_shopify
+from esl_pipeline.sandbox.shopify.shop import Shop
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import AdminClient
 from esl_pipeline.sources.shopify.admin.tokens import forget_tokens
 from esl_pipeline.sources.shopify.connection import Connection, look
-from esl_pipeline_tests.local.shopify import START, small_shop
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_KEY, OTHER_SHOP, OTHER_STORE, SHOP, map_shop
-from esl_pipeline_tests.sources.admin.servers import Reply, Request, serving
+from esl_pipeline_tests.sandbox.shopify.support import START, small_shop
+from esl_pipeline_tests.sources.shopify.admin.servers import Reply, Request, serving
 
 
 @dataclass

@@ -6,16 +6,15 @@ import dagster as dg
 import pytest
 
 from esl_pipeline.connections import open_admin
-from esl_pipeline.local.shopify.oauth import CLIENT_ID, CLIENT_SECRET, SCOPES, AppEdit
-from esl_pipeline.local.shopify.sandbox import TOKEN, ShopifySandbox
-from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.orchestration.checks import NOT_READABLE
 from esl_pipeline.orchestration.connection import evaluate
 from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID, CLIENT_SECRET, SCOPES, AppEdit
+from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ShopifySandbox
+from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import AdminError
 from esl_pipeline.sources.shopify.subscriptions import WANTED
-from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import (
     KEY,
@@ -28,6 +27,7 @@ from esl_pipeline_tests.orchestration.world import (
     product,
 )
 from esl_pipeline_tests.receiver.support import LIFECYCLE_BODIES, deliver, make_app
+from esl_pipeline_tests.sandbox.shopify.support import small_shop
 
 pytestmark = pytest.mark.long
 

@@ -18,14 +18,14 @@ import pytest
 from starlette.datastructures import Headers
 
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.sandbox import TOKEN
-from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.orchestration import housekeeping
-from esl_pipeline.receiver.deliveries import delivery
-from esl_pipeline_tests.local.shopify import small_shop
+from esl_pipeline.sandbox.shopify.sandbox import TOKEN
+from esl_pipeline.sandbox.shopify.server import running_shopify
+from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_KEY, OTHER_SHOP, SHOP, arrive, map_shop, product
 from esl_pipeline_tests.receiver.support import signed
+from esl_pipeline_tests.sandbox.shopify.support import small_shop
 
 pytestmark = pytest.mark.long
 

@@ -11,9 +11,9 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.checks import label_accuracy
+from esl_pipeline.stages.drift import Drift
+from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
 from esl_pipeline.stages.push import RESULT_COLUMNS
-from esl_pipeline.stages.read import VARIANT_COLUMNS
-from esl_pipeline.stages.reconcile import Drift
 
 
 def results(*rows: tuple[str, str, str, str]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dagster as dg
 import pytest
 
-from esl_pipeline.orchestration import sensors
+from esl_pipeline.orchestration import near_real_time as sensors
 from esl_pipeline.stages.drain import LEASE
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, arrive, map_shop, product

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from esl_pipeline.local.shopify.faults import BulkSlow
-from esl_pipeline.local.shopify.oauth import App
-from esl_pipeline.local.shopify.sandbox import VariantEdit
-from esl_pipeline.local.shopify.server import RunningShopify, running_shopify
-from esl_pipeline.local.shopify.shop import DOMAIN, Shop, real_time, stocked_shop
+from esl_pipeline.sandbox.shopify.faults import BulkSlow
+from esl_pipeline.sandbox.shopify.oauth import App
+from esl_pipeline.sandbox.shopify.sandbox import VariantEdit
+from esl_pipeline.sandbox.shopify.server import RunningShopify, running_shopify
+from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop, real_time, stocked_shop
 from esl_pipeline.sources.shopify.admin.tokens import forget_tokens
-from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import STORE, map_shop
+from esl_pipeline_tests.sandbox.shopify.support import small_shop
 
 RENEWED_AFTER = 0.9
 KEY = f"shopify:{DOMAIN}"

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline_tests.receiver.support import signed
 
 SHOP = "corner-shop.myshopify.com"

@@ -241,7 +241,7 @@ def receiver(dsn: str, log: Path, *arguments: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {"ESL_DATABASE_URL": dsn, "SHOPIFY_WEBHOOK_SECRET": SECRET, "ESL_ADMIN_TOKEN": TOKEN}
-    command = [sys.executable, "-m", "esl_pipeline.cli", "receiver", "--port", str(port), *arguments]
+    command = [sys.executable, "-m", "esl_pipeline.commands.cli", "receiver", "--port", str(port), *arguments]
     url = f"http://127.0.0.1:{port}"
     with (
         log.open("w") as file,

@@ -14,7 +14,7 @@ from schemathesis.engine.recorder import ScenarioRecorder
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.receiver.app import create_app
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS
+from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import TOKEN, make_settings, signature
 

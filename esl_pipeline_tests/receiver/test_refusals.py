@@ -13,7 +13,7 @@ from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferUnavailable
-from esl_pipeline.console import print_status
+from esl_pipeline.commands.console import print_status
 from esl_pipeline.receiver import refusals as module
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.receiver.refusals import QUIET, TELL_SECONDS, Refusals

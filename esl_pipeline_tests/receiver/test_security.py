@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.pace import Pace
+from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
+from esl_pipeline.sources.shopify.secrets import keys_for, read_secrets
 from esl_pipeline.sources.shopify.topics import TOPICS
-from esl_pipeline.webhook_secrets import keys_for, read_secrets
 from esl_pipeline_tests.receiver.support import (
     BODIES,
     CANARY,

@@ -21,10 +21,11 @@ from uuid import uuid4
 
 import httpx
 
-from esl_pipeline import cli, connections
+from esl_pipeline import connections
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.local.label_server import SIGN
+from esl_pipeline.commands import cli
+from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages import drain
 from esl_pipeline_tests.hipoink.servers import Sandbox
@@ -38,9 +39,9 @@ _FORKS = multiprocessing.get_context("forkserver")
 # Not this module itself: the fork server does not look where pytest has found it.
 _FORKS.set_forkserver_preload(
     [
-        "esl_pipeline.cli",
+        "esl_pipeline.commands.cli",
         "esl_pipeline.connections",
-        "esl_pipeline.local.label_server",
+        "esl_pipeline.sandbox.label_server.server",
         "esl_pipeline.receiver.app",
         "psycopg",
         "pytest",
@@ -220,7 +221,7 @@ class Victim:
 @contextmanager
 def label_server(log: Path) -> Iterator[Sandbox]:
     """The sandbox in a process of its own."""
-    command = [sys.executable, "-m", "esl_pipeline.local.label_server", "--port", "0"]
+    command = [sys.executable, "-m", "esl_pipeline.sandbox.label_server.server", "--port", "0"]
     with ExitStack() as stack:
         errors = stack.enter_context(log.open("w"))
         process = stack.enter_context(

@@ -40,9 +40,9 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport, Transport
-from esl_pipeline.local.label_store import LabelStore
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.sandbox.label_server.store import LabelStore
+from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.stages import reconcile
 from esl_pipeline.stages.drain import Portion
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esl_pipeline.labels.lengths import LENGTHS, MOST_PARTS, MOST_VARIANTS
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS, TOPICS
+from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS, TOPICS
 from esl_pipeline_tests.world import level, product, variant, when
 
 Body = dict[str, Any]

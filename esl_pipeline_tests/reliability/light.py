@@ -16,8 +16,7 @@ from unittest import mock
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.labels.build import canonical_json, label_hash
 from esl_pipeline.stages import drain
-from esl_pipeline.stages.read import due_variants
-from esl_pipeline.stages.validate import Evaluation, stage, validate
+from esl_pipeline.stages.evaluate import Evaluation, due_variants, stage, validate
 
 _Row = dict[str, Any]
 _Call = tuple[str, _Row]

@@ -30,15 +30,15 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink import HipoinkClient
 from esl_pipeline.labels.lengths import MOST_PARTS, MOST_VARIANTS
-from esl_pipeline.local.label_store import LabelStore
-from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.admin import AdminError
+from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.stages import reconcile
 from esl_pipeline.stages.drain import Portion
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import PushRules
-from esl_pipeline.stages.read import read_inbox
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.reliability import model
 from esl_pipeline_tests.reliability.light import light_evaluation

@@ -21,13 +21,13 @@ import httpx
 import psycopg
 from psycopg.types.json import Jsonb
 
-from esl_pipeline.local.demo_day import Difference, Shelf, compare
+from esl_pipeline.demo.day import Difference, Shelf, compare
 from esl_pipeline.local.leash import Leashed
-from esl_pipeline.local.shopify.catalogue import Product
-from esl_pipeline.local.shopify.sandbox import TOKEN, ProductEdit, ShopifySandbox, VariantEdit
-from esl_pipeline.local.shopify.shop import CURRENCY, DOMAIN, Shop, real_time
-from esl_pipeline.local.shopify.webhooks import Delivery
 from esl_pipeline.local.stack import Ports
+from esl_pipeline.sandbox.shopify.catalogue import Product
+from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ProductEdit, ShopifySandbox, VariantEdit
+from esl_pipeline.sandbox.shopify.shop import CURRENCY, DOMAIN, Shop, real_time
+from esl_pipeline.sandbox.shopify.webhooks import Delivery
 from esl_pipeline_tests.processes import eventually, free_port
 
 STORE = "001"
@@ -98,7 +98,7 @@ class LabelServer:
         data = ("--port", str(self._port), "--data", str(self._folder / "labels.sqlite"), "--no-auto-trigger")
         self._running = Leashed.start(
             "label server",
-            [sys.executable, "-m", "esl_pipeline.local.label_server", *data],
+            [sys.executable, "-m", "esl_pipeline.sandbox.label_server.server", *data],
             env=os.environ | {"HIPOINK_API_SECRET": SIGN},
             log=self._folder / "label-server.log",
         )

@@ -20,12 +20,12 @@ import psycopg
 import psycopg.rows
 import typer
 
-from esl_pipeline.local.demo_day import Difference
-from esl_pipeline.local.shopify.delivery import Switches, WebhookSender
-from esl_pipeline.local.shopify.server import running_shopify
-from esl_pipeline.local.shopify.shop import DOMAIN, Shop, real_time
+from esl_pipeline.demo.day import Difference
 from esl_pipeline.local.stack import running_environment
 from esl_pipeline.local.webserver import Webserver
+from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
+from esl_pipeline.sandbox.shopify.server import running_shopify
+from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop, real_time
 from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,

@@ -29,12 +29,12 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_admin, open_buffer, open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.faults import BulkEndless
-from esl_pipeline.local.shopify.oauth import App
-from esl_pipeline.local.shopify.server import running_shopify
 from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.sandbox.shopify.faults import BulkEndless
+from esl_pipeline.sandbox.shopify.oauth import App
+from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.shopify.admin import AdminError, queries
 from esl_pipeline.sources.shopify.admin.bulk import run
@@ -42,11 +42,11 @@ from esl_pipeline.sources.shopify.admin.tokens import AppTokens, forget_tokens
 from esl_pipeline.sources.shopify.connection import look
 from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
-from esl_pipeline_tests.local.shopify import small_shop
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
 from esl_pipeline_tests.orchestration.world import OTHER_SHOP, OTHER_STORE, SHOP, STORE, product
 from esl_pipeline_tests.processes import Up, eventually
 from esl_pipeline_tests.receiver.support import signed
+from esl_pipeline_tests.sandbox.shopify.support import small_shop
 
 pytestmark = pytest.mark.long
 
@@ -192,7 +192,7 @@ class Command:
 
     def __call__(self, *arguments: str, **variables: str) -> int:
         done = subprocess.run(
-            [sys.executable, "-m", "esl_pipeline.cli", *arguments],
+            [sys.executable, "-m", "esl_pipeline.commands.cli", *arguments],
             # Without PYTHONPATH the installed copy would be started, which may be another one.
             env={**{k: v for k, v in os.environ.items() if k == "PYTHONPATH"}, **self.variables, **variables},
             cwd=self.home,

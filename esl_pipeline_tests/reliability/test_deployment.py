@@ -11,11 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from esl_pipeline import cli
-from esl_pipeline.doctor import Check, examine
-from esl_pipeline.local.label_server import SIGN
+from esl_pipeline.commands import cli
+from esl_pipeline.commands.doctor import Check, examine
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import running_environment
+from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.local.test_stack import Up, eventually, home, start  # noqa: F401 (fixtures)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from esl_pipeline import console as shown
+from esl_pipeline.commands import console as shown
+from esl_pipeline.commands.findings import CSV_COLUMNS, write_csv
 from esl_pipeline.connections import open_label_server
-from esl_pipeline.findings import CSV_COLUMNS, write_csv
 from esl_pipeline.printable import cell, printable
 from esl_pipeline.settings import load_settings
 from esl_pipeline_tests.receiver.support import MemoryBuffer, call, make_app, signed
@@ -112,7 +112,7 @@ def test_s25_hostile_headers_and_bodies_leave_one_log_line_each(caplog: pytest.L
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, buffer: Any, buffer_dsn: str) -> Any:
-    from esl_pipeline.local.label_server import SIGN
+    from esl_pipeline.sandbox.label_server.server import SIGN
     from esl_pipeline_tests.hipoink.servers import running_sandbox
 
     with running_sandbox() as sandbox:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import pytest
 from pydantic import SecretStr
 
-from esl_pipeline.local.shopify.sandbox import TOKEN
-from esl_pipeline.local.shopify.shop import DOMAIN, stocked_shop
+from esl_pipeline.sandbox.shopify.sandbox import TOKEN
+from esl_pipeline.sandbox.shopify.shop import DOMAIN, stocked_shop
 from esl_pipeline.sources.shopify.admin import AdminAuthenticationError, AdminClient
-from esl_pipeline.stages.reconcile import read_snapshot
+from esl_pipeline.stages.snapshot import read_snapshot
 from esl_pipeline_tests.hipoink.servers import client_of
-from esl_pipeline_tests.local.shopify import running as running_shop
 from esl_pipeline_tests.reliability.chaos import ChaosProxy, LimitData, ResetPeer, Timeout, Toxic
+from esl_pipeline_tests.sandbox.shopify.support import running as running_shop
 from esl_pipeline_tests.world import RUN, STORE, World, product, variant
 
 pytestmark = pytest.mark.long

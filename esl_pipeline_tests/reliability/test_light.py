@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from esl_pipeline.stages import read, validate
+from esl_pipeline.stages import evaluate as validate
+from esl_pipeline.stages import inbox as read
 from esl_pipeline_tests.reliability.light import Light
 
 MAPPINGS: list[dict[str, Any]] = [

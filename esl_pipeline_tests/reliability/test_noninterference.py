@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.receiver.deliveries import HeaderError, delivery
+from esl_pipeline.sources.shopify.deliveries import HeaderError, delivery
 from esl_pipeline.stages import reconcile
 from esl_pipeline_tests.reliability.breaks import BREAKS
 from esl_pipeline_tests.reliability.machine import (

@@ -25,8 +25,8 @@ from esl_pipeline.labels.policy import Policy
 from esl_pipeline.settings import PUBLIC_SIGN, load_settings
 from esl_pipeline.sources.shopify.admin.errors import AdminTooLargeError
 from esl_pipeline_tests.hipoink.servers import client_of
-from esl_pipeline_tests.sources.admin.servers import Reply, in_turn, serving
-from esl_pipeline_tests.sources.admin.servers import client_of as admin_client_of
+from esl_pipeline_tests.sources.shopify.admin.servers import Reply, in_turn, serving
+from esl_pipeline_tests.sources.shopify.admin.servers import client_of as admin_client_of
 
 PRODUCT = {"pc": "1", "pn": "Tea", "pp": "1.00"}
 

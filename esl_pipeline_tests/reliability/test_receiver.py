@@ -95,7 +95,7 @@ def running(dsn: str, folder: Path, secrets: str = SECRET) -> Iterator[Receiver]
         "SHOPIFY_WEBHOOK_SECRET": secrets,
         "LOG_LEVEL": "DEBUG",
     }
-    command = [sys.executable, "-m", "esl_pipeline.cli", "receiver", "--port", str(port)]
+    command = [sys.executable, "-m", "esl_pipeline.commands.cli", "receiver", "--port", str(port)]
     process = Leashed.start("receiver", command, env=environment, cwd=folder, log=log, grace=8)
     found = Receiver(f"http://127.0.0.1:{port}", dsn, log, process)
 

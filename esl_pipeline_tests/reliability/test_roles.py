@@ -17,9 +17,9 @@ from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_admin
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import make_logins
-from esl_pipeline.receiver.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.settings import load_settings
-from esl_pipeline.shop_names import SHOP
+from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
+from esl_pipeline.sources.shopify.shop_names import SHOP
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.orchestration.world import STORE, arrive, map_shop, product

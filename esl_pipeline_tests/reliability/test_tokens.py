@@ -20,21 +20,21 @@ from fastapi import FastAPI
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.connections import open_admin
-from esl_pipeline.local.label_server import listen, server
-from esl_pipeline.local.shopify.delivery import WebhookSender
-from esl_pipeline.local.shopify.faults import BulkSlow
-from esl_pipeline.local.shopify.oauth import App, AppEdit
-from esl_pipeline.local.shopify.sandbox import ProductEdit
-from esl_pipeline.local.shopify.server import RunningShopify, running_shopify
-from esl_pipeline.local.shopify.shop import DOMAIN, Shop, stocked_shop
 from esl_pipeline.receiver.app import create_app
+from esl_pipeline.sandbox.label_server.server import listen, server
+from esl_pipeline.sandbox.shopify.delivery import WebhookSender
+from esl_pipeline.sandbox.shopify.faults import BulkSlow
+from esl_pipeline.sandbox.shopify.oauth import App, AppEdit
+from esl_pipeline.sandbox.shopify.sandbox import ProductEdit
+from esl_pipeline.sandbox.shopify.server import RunningShopify, running_shopify
+from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop, stocked_shop
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import AdminClient, read_catalogue
 from esl_pipeline.sources.shopify.admin.tokens import Grant, forget_tokens
 from esl_pipeline.sources.shopify.apps import App as OurApp
-from esl_pipeline_tests.local.shopify import START, small_shop
 from esl_pipeline_tests.orchestration.world import map_shop
 from esl_pipeline_tests.reliability.token_reader import digest
+from esl_pipeline_tests.sandbox.shopify.support import START, small_shop
 
 LIFE = 5.0
 RENEWED_AFTER = 0.9

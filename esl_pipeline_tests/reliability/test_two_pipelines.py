@@ -15,11 +15,11 @@ import pytest
 
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.delivery import WebhookSender
-from esl_pipeline.local.shopify.sandbox import ProductEdit, ShopifySandbox
-from esl_pipeline.local.shopify.server import running_shopify
-from esl_pipeline.local.shopify.shop import DOMAIN
 from esl_pipeline.local.webserver import Webserver, WebserverError
+from esl_pipeline.sandbox.shopify.delivery import WebhookSender
+from esl_pipeline.sandbox.shopify.sandbox import ProductEdit, ShopifySandbox
+from esl_pipeline.sandbox.shopify.server import running_shopify
+from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     STORE,

@@ -24,8 +24,8 @@ import pytest
 from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.shopify.delivery import WebhookSender
-from esl_pipeline.local.shopify.server import running_shopify
+from esl_pipeline.sandbox.shopify.delivery import WebhookSender
+from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline_tests.processes import eventually, free_port
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,
@@ -147,7 +147,7 @@ def _version(dsn: str) -> int:
 
 @contextmanager
 def _receiver(release: Release, port: int) -> Iterator[Leashed]:
-    running = release.start("receiver", "esl_pipeline.cli", "receiver", "--port", str(port))
+    running = release.start("receiver", "esl_pipeline.commands.cli", "receiver", "--port", str(port))
 
     def answers() -> bool:
         assert running.poll() is None, running.log_tail(20)
@@ -210,7 +210,7 @@ def test_f37_old_code_works_while_new_code_migrates_and_nothing_is_lost(
         def log(release_run: str) -> list[Row]:
             return _sql(dsn, "select * from esl.sync_log where run_id = %s order by id", release_run)
 
-        assert "applied 0008" in old.run("esl_pipeline.cli", "migrate").stdout
+        assert "applied 0008" in old.run("esl_pipeline.commands.cli", "migrate").stdout
         map_shop(dsn)
         for product in products.values():
             sent.send(shopify.sandbox.webhooks.created(product))
@@ -225,7 +225,7 @@ def test_f37_old_code_works_while_new_code_migrates_and_nothing_is_lost(
         with _stream(traffic.change):
             time.sleep(5)
             began = time.monotonic()
-            migrated = new.run("esl_pipeline.cli", "migrate")
+            migrated = new.run("esl_pipeline.commands.cli", "migrate")
             took = time.monotonic() - began
             assert migrated.returncode == 0 and _version(dsn) > PREVIOUS_VERSION, migrated.stderr
             by_then = len(log(old_run))
@@ -283,14 +283,14 @@ def test_f37_old_code_refuses_to_start_on_a_newer_buffer(
     server.create_database("newer")
     settings = pipeline_settings("http://127.0.0.1:1", "http://127.0.0.1:1")
     old, new = (Release(tree, settings).on(server.dsn("newer")) for tree in trees)
-    assert new.run("esl_pipeline.cli", "migrate").returncode == 0
+    assert new.run("esl_pipeline.commands.cli", "migrate").returncode == 0
     version = _version(server.dsn("newer"))
     sentence = f"the buffer is at version {version}, newer than this code (8): update esl_pipeline"
 
     for arguments in (
-        ("esl_pipeline.cli", "receiver", "--port", "0"),
-        ("esl_pipeline.cli", "up", "--receiver-port", "0", "--ui-port", "0", "--labels-port", "0"),
-        ("esl_pipeline.cli", "status"),
+        ("esl_pipeline.commands.cli", "receiver", "--port", "0"),
+        ("esl_pipeline.commands.cli", "up", "--receiver-port", "0", "--ui-port", "0", "--labels-port", "0"),
+        ("esl_pipeline.commands.cli", "status"),
         ("dagster", "job", "execute", "-m", "esl_pipeline.definitions", "-j", "event_sync"),
     ):
         said = old.run(*arguments)
@@ -299,11 +299,11 @@ def test_f37_old_code_refuses_to_start_on_a_newer_buffer(
     print(sentence)
 
     # Its `migrate` does not know better yet and puts its own functions there: the newer code notices, and mends it.
-    assert "applied functions" in old.run("esl_pipeline.cli", "migrate").stdout
-    said = new.run("esl_pipeline.cli", "status")
+    assert "applied functions" in old.run("esl_pipeline.commands.cli", "migrate").stdout
+    said = new.run("esl_pipeline.commands.cli", "status")
     assert said.returncode == 1 and "run `esl-pipeline migrate`" in said.stderr, said
-    assert new.run("esl_pipeline.cli", "migrate").returncode == 0
-    assert new.run("esl_pipeline.cli", "status").returncode == 0
+    assert new.run("esl_pipeline.commands.cli", "migrate").returncode == 0
+    assert new.run("esl_pipeline.commands.cli", "status").returncode == 0
 
 
 def test_f37_new_code_refuses_an_older_buffer_until_it_is_migrated(
@@ -312,19 +312,19 @@ def test_f37_new_code_refuses_an_older_buffer_until_it_is_migrated(
     server.create_database("older")
     settings = pipeline_settings("http://127.0.0.1:1", "http://127.0.0.1:1")
     old, new = (Release(tree, settings).on(server.dsn("older")) for tree in trees)
-    assert old.run("esl_pipeline.cli", "migrate").returncode == 0
+    assert old.run("esl_pipeline.commands.cli", "migrate").returncode == 0
 
     for arguments in (
-        ("esl_pipeline.cli", "receiver", "--port", "0"),
-        ("esl_pipeline.cli", "up", "--receiver-port", "0", "--ui-port", "0", "--labels-port", "0"),
+        ("esl_pipeline.commands.cli", "receiver", "--port", "0"),
+        ("esl_pipeline.commands.cli", "up", "--receiver-port", "0", "--ui-port", "0", "--labels-port", "0"),
         ("dagster", "job", "execute", "-m", "esl_pipeline.definitions", "-j", "event_sync"),
     ):
         said = new.run(*arguments)
         assert said.returncode == 1, said
         assert "the buffer is at version 8, this code needs" in said.stdout + said.stderr, said
         assert "run `esl-pipeline migrate`" in said.stdout + said.stderr, said
-    assert new.run("esl_pipeline.cli", "migrate").returncode == 0
-    assert new.run("esl_pipeline.cli", "status").returncode == 0
+    assert new.run("esl_pipeline.commands.cli", "migrate").returncode == 0
+    assert new.run("esl_pipeline.commands.cli", "status").returncode == 0
 
 
 def test_field_38_of_two_builds_of_one_version_the_older_touches_nothing_and_goes_on(
@@ -342,12 +342,12 @@ def test_field_38_of_two_builds_of_one_version_the_older_touches_nothing_and_goe
         with (newer.tree / "esl_pipeline/buffer/functions/push.sql").open("a") as functions:
             functions.write("-- A later build.\n")
         assert newer.run("esl_pipeline.buffer.build").returncode == 0
-        assert older.run("esl_pipeline.cli", "migrate").returncode == 0
+        assert older.run("esl_pipeline.commands.cli", "migrate").returncode == 0
         map_shop(dsn)
 
         port = free_port()
         stack.enter_context(_receiver(older, port))
-        assert "applied functions" in newer.run("esl_pipeline.cli", "migrate").stdout
+        assert "applied functions" in newer.run("esl_pipeline.commands.cli", "migrate").stdout
         (build,) = _sql(dsn, "select obj_description('esl'::regnamespace, 'pg_namespace') as of")
 
         # What runs goes on; what starts again, or is told to migrate, says what to do and leaves the functions alone.
@@ -357,9 +357,9 @@ def test_field_38_of_two_builds_of_one_version_the_older_touches_nothing_and_goe
             assert sender.wait(30), sender.state(5)
         assert len(_sql(dsn, "select 1 from esl.webhook_inbox")) == 1
         for arguments in (
-            ("esl_pipeline.cli", "receiver", "--port", "0"),
-            ("esl_pipeline.cli", "migrate"),
-            ("esl_pipeline.cli", "status"),
+            ("esl_pipeline.commands.cli", "receiver", "--port", "0"),
+            ("esl_pipeline.commands.cli", "migrate"),
+            ("esl_pipeline.commands.cli", "status"),
             ("dagster", "job", "execute", "-m", "esl_pipeline.definitions", "-j", "event_sync"),
         ):
             said = older.run(*arguments)
@@ -368,4 +368,4 @@ def test_field_38_of_two_builds_of_one_version_the_older_touches_nothing_and_goe
             assert "update esl_pipeline here" in said.stdout + said.stderr, said
             assert "run `esl-pipeline migrate`" not in said.stdout + said.stderr, said
         assert _sql(dsn, "select obj_description('esl'::regnamespace, 'pg_namespace') as of") == [build]
-        assert newer.run("esl_pipeline.cli", "status").returncode == 0
+        assert newer.run("esl_pipeline.commands.cli", "status").returncode == 0

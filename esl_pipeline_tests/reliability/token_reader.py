@@ -13,7 +13,7 @@ import time
 from datetime import UTC, datetime
 
 from esl_pipeline.connections import open_admin
-from esl_pipeline.local.shopify.shop import DOMAIN
+from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import (
     read_catalogue,

@@ -16,8 +16,8 @@ import httpx
 import psycopg
 from psycopg.types.json import Jsonb
 
-from esl_pipeline.local.shopify.shop import DOMAIN, Shop
-from esl_pipeline.local.shopify.webhooks import Delivery, Webhooks
+from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop
+from esl_pipeline.sandbox.shopify.webhooks import Delivery, Webhooks
 from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     MAPPING,

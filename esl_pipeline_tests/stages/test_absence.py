@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from esl_pipeline.local.shopify.catalogue import LOCATION_ID
-from esl_pipeline.local.shopify.shop import stocked_shop
-from esl_pipeline.local.shopify.webhooks import Webhooks
-from esl_pipeline.receiver.deliveries import delivery
-from esl_pipeline.stages.read import read_inbox
+from esl_pipeline.sandbox.shopify.catalogue import LOCATION_ID
+from esl_pipeline.sandbox.shopify.shop import stocked_shop
+from esl_pipeline.sandbox.shopify.webhooks import Webhooks
+from esl_pipeline.sources.shopify.deliveries import delivery
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.stages.test_reconcile import DOMAIN, KEY, Market, open_market
 from esl_pipeline_tests.world import (
     LOCATION,

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline.console import print_status
+from esl_pipeline.commands.console import print_status
+from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration.checks import webhooks_arrive
-from esl_pipeline.stages.shops import shop_key
 from esl_pipeline_tests.stages.test_budgets import HUNDRED
 from esl_pipeline_tests.stock import through
 from esl_pipeline_tests.world import SHOP, STORE, World, level, product, variant, when

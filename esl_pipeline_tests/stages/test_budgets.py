@@ -1,8 +1,8 @@
 """Calls counted: what one event, one push and one unchanged product cost."""
 
+from esl_pipeline.stages.evaluate import due_variants, stage, validate
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import push_batch
-from esl_pipeline.stages.read import due_variants, read_inbox
-from esl_pipeline.stages.validate import stage, validate
 from esl_pipeline_tests.world import ASSET, RUN, STORE, World, product, variant
 
 HUNDRED = [variant(n) for n in range(1, 101)]

@@ -151,7 +151,7 @@ def sandbox_process(sign: str) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "esl_pipeline.local.label_server",
+        "esl_pipeline.sandbox.label_server.server",
         "--port",
         "0",
         "--client-id",

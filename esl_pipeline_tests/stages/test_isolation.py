@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from esl_pipeline.labels.evaluate import Store, evaluate_together
-from esl_pipeline.stages import validate
+from esl_pipeline.stages import evaluate as validate
 from esl_pipeline_tests.world import World, product
 
 

@@ -13,15 +13,15 @@ from rich.console import Console
 from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.console import print_status
+from esl_pipeline.commands.console import print_status
 from esl_pipeline.labels.lengths import CUT, LENGTHS
-from esl_pipeline.receiver.deliveries import delivery
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify import ShopifySource
+from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
-from esl_pipeline.stages import read
-from esl_pipeline.stages.read import due_variants, read_inbox
-from esl_pipeline.stages.validate import stage, validate
+from esl_pipeline.stages import inbox as read
+from esl_pipeline.stages.evaluate import due_variants, stage, validate
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.memory import peak_memory
 from esl_pipeline_tests.world import RUN, SHOP, STORE, World, product, variant, when
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from esl_pipeline.stages.evaluate import due_variants, stage, validate
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import push_batch
-from esl_pipeline.stages.read import due_variants, read_inbox
-from esl_pipeline.stages.validate import stage, validate
 from esl_pipeline_tests.hipoink.servers import client_of
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant
 

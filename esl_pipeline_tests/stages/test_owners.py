@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.console import print_status
+from esl_pipeline.commands.console import print_status
 from esl_pipeline.orchestration.checks import backlog
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.sources.shopify.content import CONTENT
@@ -52,7 +52,7 @@ def taken(world: World) -> None:
 
 
 def read(world: World, number: int = 1, version: int = 2, *, shop: str = SHOP, exists: bool = True) -> None:
-    """What a shop's own API says of one product, asked for by its id (see stages/reconcile.py)."""
+    """What a shop's own API says of one product, asked for by its id (see stages/catch_up.py)."""
     key = {"source_system": "shopify", "source_store_id": shop, "product_id": str(number)}
     said = key | {"version_at": when(version), "triggered_at": when(version), "body_sha256": "read"}
     content = {"title": f"Product {number}", "status": "active", "published_at": when(0)}

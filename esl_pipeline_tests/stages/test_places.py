@@ -16,8 +16,9 @@ from esl_pipeline.labels.policy import Policy
 from esl_pipeline.orchestration.checks import label_accuracy
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.stages import drain
-from esl_pipeline.stages.read import due_variants, read_inbox
-from esl_pipeline.stages.reconcile import compare_store
+from esl_pipeline.stages.drift import compare_store
+from esl_pipeline.stages.evaluate import due_variants
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.receiver.support import TOKEN, call, make_settings
 from esl_pipeline_tests.world import ASSET, RUN, SHOP, STORE, World, product, variant, when
 

@@ -7,7 +7,7 @@ import pytest
 
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify import ShopifySource
-from esl_pipeline.stages import read
+from esl_pipeline.stages import inbox as read
 from esl_pipeline_tests.world import World, product
 
 GOOD = 60

@@ -13,8 +13,8 @@ from psycopg.types.json import Jsonb
 from rich.console import Console
 
 from esl_pipeline.buffer.migrate import migrate
-from esl_pipeline.console import print_status, print_trace
-from esl_pipeline.local.label_store import LabelStore
+from esl_pipeline.commands.console import print_status, print_trace
+from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.stages.drain import DrainLimits, drain
 from esl_pipeline.stages.push import push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules, refresh_stores

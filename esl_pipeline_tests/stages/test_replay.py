@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from starlette.datastructures import Headers
 
-from esl_pipeline.console import print_status
-from esl_pipeline.receiver.deliveries import delivery
+from esl_pipeline.commands.console import print_status
+from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.stages.redactions import judge_redactions
 from esl_pipeline_tests.world import SHOP, World, level, product, variant, when
 

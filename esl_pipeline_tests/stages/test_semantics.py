@@ -15,8 +15,8 @@ import regex
 
 from esl_pipeline.labels.lengths import LENGTHS, fitted
 from esl_pipeline.labels.text import clean
-from esl_pipeline.stages.read import due_variants, read_inbox
-from esl_pipeline.stages.validate import stage, validate
+from esl_pipeline.stages.evaluate import due_variants, stage, validate
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant, when
 

@@ -8,9 +8,10 @@ import pytest
 
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify import ShopifySource
-from esl_pipeline.stages import read
+from esl_pipeline.stages import inbox as read
 from esl_pipeline.stages.drain import DrainLimits, Portion, Round, drain
-from esl_pipeline.stages.read import due_variants, read_inbox
+from esl_pipeline.stages.evaluate import due_variants
+from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.world import ASSET, RULES, RUN, Body, World, drain_round, product, variant
 
 FLOOD, BUSY, SMALL, QUIET = "flood.myshopify.com", "S-flood", "small.myshopify.com", "S-small"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from esl_pipeline.shop_names import shop_named
+from esl_pipeline.sources.shopify.shop_names import shop_named
 
 _WORD = re.compile("[!-~]+")
 _FORM = "write shop.myshopify.com=id:secret"

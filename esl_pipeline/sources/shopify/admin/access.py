@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import httpx
 
-from esl_pipeline.shop_names import shop_domain
 from esl_pipeline.sources.shopify.admin.errors import AdminAuthenticationError
+from esl_pipeline.sources.shopify.shop_names import shop_domain
 
 NEEDED_SCOPES = ("read_products", "read_inventory", "read_locations")
 """The access scopes without which no label is right."""

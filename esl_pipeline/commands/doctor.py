@@ -1,0 +1,228 @@
+"""What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import psycopg
+from pydantic import SecretStr
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.migrate import code_version
+from esl_pipeline.connections import open_admin, open_buffer, open_label_server
+from esl_pipeline.hipoink.errors import HipoinkError
+from esl_pipeline.settings import ENV_FILE, Settings, SettingsError, is_unprotected, without_driver
+from esl_pipeline.sources.shopify.connection import look
+from esl_pipeline.sources.shopify.secrets import keys_for
+from esl_pipeline.sources.shopify.shop_names import shop_domain
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: ok, warning or wrong, and what to know or do."""
+
+    what: str
+    state: Literal["ok", "warning", "wrong"]
+    says: str
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Every check, in the order of the data's way. Raises nothing for what is wrong; that is a Check."""
+    return [
+        *(Check("settings", "warning", warning) for warning in settings.warnings()),
+        *_secret_file_checks(settings),
+        *_buffer_checks(settings),
+        _receiver_check(settings),
+        _dagster_check(settings.esl_dagster_database_url),
+    ]
+
+
+def _secret_file_checks(settings: Settings) -> Iterator[Check]:
+    for file in (Path(ENV_FILE), *sorted(settings.esl_home.glob("*.env"))):
+        if file.is_file() and file.stat().st_mode & 0o077:
+            yield Check(
+                str(file),
+                "warning",
+                "can be read by other users of this machine; chmod 600 it: it holds secrets",
+            )
+
+
+def _buffer_checks(settings: Settings) -> Iterator[Check]:
+    try:
+        buffer = open_buffer(settings, attempts=1)
+    except SettingsError as error:
+        yield Check("buffer", "wrong", error.problems[0])
+        return
+    try:
+        buffer.check_version()
+        yield Check("buffer", "ok", f"{buffer.transport.describe()}, version {code_version()}")
+        yield _login_check(settings)
+        mappings = buffer.mapping_list()
+    except BufferError as error:
+        if error.code == "42501":
+            yield Check("stores", "ok", "not asked: this login may not see the mappings, and need not")
+        else:
+            yield Check("buffer", "wrong", str(error))
+        return
+    else:
+        if not mappings:
+            yield Check(
+                "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
+            )
+        shops = sorted({mapping["source_store_id"] for mapping in mappings if mapping["is_active"]})
+        yield from _shop_checks(settings, mappings, shops)
+        yield from _connection_checks(settings, shops)
+        active = {mapping["hipoink_store_code"] for mapping in mappings if mapping["is_active"]}
+        yield from _label_server_checks(settings, buffer, sorted(active))
+    finally:
+        buffer.close()
+
+
+def _shop_checks(
+    settings: Settings, mappings: Sequence[Mapping[str, Any]], active: Sequence[str]
+) -> Iterator[Check]:
+    """Whether tokens, apps and secrets are those of the shops that are mapped."""
+    mapped = {mapping["source_store_id"] for mapping in mappings}
+    for shop in settings.not_readable(active):
+        yield Check(
+            f"shop {shop}",
+            "warning",
+            "cannot be read: SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only",
+        )
+    now, secrets = datetime.now(UTC), settings.webhook_secrets
+    signers = "SHOPIFY_WEBHOOK_SECRET" if settings.shopify_webhook_secret else "SHOPIFY_APPS"
+    for shop in active if secrets else ():
+        if not keys_for(secrets, shop, now):
+            yield Check(
+                f"shop {shop}",
+                "warning",
+                f"cannot send webhooks: {signers} has no valid secret for it",
+            )
+    for name, shops in {
+        "SHOPIFY_ADMIN_TOKEN": settings.admin_tokens.keys(),
+        "SHOPIFY_APPS": {app.shop for app in settings.apps},
+        "SHOPIFY_WEBHOOK_SECRET": {secret.shop for secret in secrets if settings.shopify_webhook_secret},
+    }.items():
+        for shop in sorted(shop for shop in shops if shop is not None and shop not in mapped):
+            yield Check(
+                f"shop {shop}", "warning", f"has an entry in {name}, but feeds no store: is it misspelt?"
+            )
+
+
+def _connection_checks(settings: Settings, shops: Sequence[str]) -> Iterator[Check]:
+    """What each shop's Admin API says, in one sentence; a shop without token and app has been told of already."""
+    for shop in shops:
+        try:
+            client = open_admin(settings, shop, patient=False) if shop_domain(shop) == shop else None
+        except ValueError as error:
+            yield Check(f"shop {shop}", "wrong", f"is not asked: {error} (SHOPIFY_ADMIN_URL)")
+            continue
+        if client is None:
+            continue
+        with client:
+            found = look(client, shop)
+        if found.retired:
+            yield Check(f"shop {shop}", "warning", found.retired)
+        yield Check(f"shop {shop}", "wrong" if found.problem else "ok", found.describe())
+
+
+_LOGIN = """
+select r.rolname, r.rolsuper, pg_catalog.pg_has_role(r.oid, n.nspowner, 'usage'),
+       array(select g.rolname::text from pg_catalog.pg_roles g where g.rolname like 'esl\\_%'
+             and g.oid <> r.oid and pg_catalog.pg_has_role(r.oid, g.oid, 'usage') order by 1)
+from pg_catalog.pg_roles r, pg_catalog.pg_namespace n where r.rolname = current_user and n.nspname = 'esl'"""
+
+
+def _login_check(settings: Settings) -> Check:
+    """Whether the buffer's login may do more than its process needs."""
+    if settings.esl_database_url is None:
+        return Check(
+            "buffer login",
+            "ok",
+            "service_role, which may call every function; ESL_DATABASE_URL with a login per process may do less: "
+            "see SECURITY.md",
+        )
+    try:
+        with psycopg.connect(settings.esl_database_url.get_secret_value(), connect_timeout=10) as connection:
+            row = connection.execute(_LOGIN.encode()).fetchone()
+    except psycopg.Error as error:
+        return Check("buffer login", "wrong", f"cannot be looked at: {_reason(error)}")
+    login, is_superuser, is_owner, groups = row or ("?", False, False, [])
+    if is_superuser or is_owner:
+        state = "a superuser" if is_superuser else "the owner of the buffer's tables"
+        return Check(
+            "buffer login",
+            "warning",
+            f"{login} is {state}: whoever gets hold of this process can change everything. That is for migrations; "
+            "give each process a login of its own: see SECURITY.md",
+        )
+    return Check("buffer login", "ok", f"{login}, a member of {', '.join(groups) or 'none of our groups'}")
+
+
+def _label_server_checks(settings: Settings, buffer: Buffer, stores: list[str]) -> Iterator[Check]:
+    try:
+        client = open_label_server(settings, buffer)
+    except SettingsError as error:
+        yield Check("label server", "wrong", error.problems[0])
+        return
+    with client:
+        if not stores:
+            yield Check("label server", "warning", "not asked: no store is mapped yet")
+        for store in stores:
+            what = f"label server, store {store}"
+            try:
+                yield Check(what, "ok", f"holds {client.query_count(store)} labels")
+            except HipoinkError as error:
+                yield Check(what, "wrong", str(error))
+            except BufferError as error:
+                refused = error.code == "42501"
+                says = "not asked: this login may not, only esl_pipeline's" if refused else str(error)
+                yield Check(what, "warning" if refused else "wrong", says)
+
+
+def _receiver_check(settings: Settings) -> Check:
+    if settings.app_base_url is None:
+        return Check("receiver", "warning", "not asked: APP_BASE_URL is not set")
+    try:
+        answer = httpx.get(f"{settings.app_base_url}/health", timeout=10)
+    except httpx.HTTPError as error:
+        return Check("receiver", "wrong", f"{settings.app_base_url} does not answer: {type(error).__name__}")
+    if answer.status_code == httpx.codes.OK and is_unprotected(settings.app_base_url):
+        return Check(
+            "receiver", "warning", f"{settings.app_base_url} is http://: put TLS before it, see SECURITY.md"
+        )
+    if answer.status_code == httpx.codes.OK:
+        return Check("receiver", "ok", f"{settings.app_base_url} keeps webhooks")
+    return Check("receiver", "wrong", f"{settings.app_base_url}/health answers {answer.status_code}")
+
+
+def _reason(error: psycopg.Error) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _dagster_check(url: SecretStr | None) -> Check:
+    if url is None:
+        return Check("Dagster's storage", "ok", "the embedded Postgres of `esl-pipeline up`")
+    try:
+        dsn = without_driver(url)
+        with psycopg.connect(dsn, connect_timeout=10) as connection:
+            row = connection.execute("select current_schema()").fetchone()
+    except psycopg.Error as error:
+        return Check("Dagster's storage", "wrong", f"cannot be reached: {_reason(error)}")
+    schema = row[0] if row else None
+    if schema == "public":
+        return Check(
+            "Dagster's storage",
+            "wrong",
+            "its tables would be in schema public, which Supabase exposes: give Dagster a role with a "
+            "search_path of its own",
+        )
+    if schema is None:
+        return Check(
+            "Dagster's storage", "wrong", "no schema of its role's search_path exists: create one for it"
+        )
+    return Check("Dagster's storage", "ok", f"schema {schema}")

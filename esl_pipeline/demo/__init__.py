@@ -1,0 +1,1 @@
+"""`esl-pipeline demo`: a day and a night in a shop, judged label by label."""

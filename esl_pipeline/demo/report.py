@@ -1,0 +1,329 @@
+"""What happened in a demo: its figures, and how they are shown."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from esl_pipeline.commands.console import print_trace
+from esl_pipeline.demo.day import Difference, Label
+
+_WRONG_SHOWN = 20
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class WaveReport:
+    """What became of one wave. Seconds count from its first webhook."""
+
+    name: str
+    answers: Counter[str] = field(default_factory=Counter)
+    labels: int = 0
+    first_label_seconds: float | None = None
+    right_seconds: float | None = None
+    wrong: list[Difference] = field(default_factory=list)
+    not_shown: list[Difference] = field(default_factory=list)
+    """Of the physical labels, those that show something else."""
+
+
+@dataclass
+class NightReport:
+    """What the reconciliation had to do, found and left."""
+
+    labels: int
+    outdated: int
+    """Labels that were not as the shop says now, for want of a webhook."""
+    drift: dict[str, int]
+    """What was done to the labels behind the pipeline's back, by kind: missing, different, foreign."""
+    drift_in_dagster: dict[str, int]
+    """What the run has told of it."""
+    repaired: dict[str, int]
+    """What it has put right: all but the foreign ones."""
+    seconds: float
+    wrong: list[Difference] = field(default_factory=list)
+    not_shown: list[Difference] = field(default_factory=list)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the run has told exactly what was done."""
+        return self.drift == self.drift_in_dagster == self.repaired | {"foreign": self.foreign}
+
+    @property
+    def foreign(self) -> int:
+        """Labels that are not ours, and stay."""
+        return self.drift["foreign"]
+
+
+@dataclass
+class Report:
+    """What happened in the whole demo, as figures."""
+
+    waves: list[WaveReport]
+    night: NightReport | None
+    """None when the day went wrong."""
+    inbox: Row
+    held_back: int
+    expected_held_back: int
+    findings: list[Row]
+    """Open findings by check: check_name, level, n, reason."""
+    sandbox: Row
+    traced_code: str
+    trace: list[dict[str, Any]]
+    start_seconds: float
+    total_seconds: float
+
+    @property
+    def wrong(self) -> list[Difference]:
+        """Labels that were not what the shop had said, each time that they were compared."""
+        night = self.night.wrong if self.night else []
+        return [difference for wave in self.waves for difference in wave.wrong] + night
+
+    @property
+    def not_shown(self) -> list[Difference]:
+        """Physical labels that did not show what they must, each time that they were compared."""
+        night = self.night.not_shown if self.night else []
+        return [difference for wave in self.waves for difference in wave.not_shown] + night
+
+    @property
+    def right(self) -> bool:
+        """Whether every label was right and on the shelf each time, and the drift was told exactly."""
+        return not (self.wrong or self.not_shown) and self.night is not None and self.night.is_exact
+
+    def figures(self) -> dict[str, Any]:
+        """Plain data for --json."""
+        answers = sum((wave.answers for wave in self.waves), Counter[str]())
+        night = self.night
+        held, shown = (
+            sum(len(codes) for codes in self.sandbox[name].values()) for name in ("labels", "shown")
+        )
+        foreign = night.foreign if night else 0
+        pushed = pushes_of(self.sandbox)
+        if night:
+            # To write a label again that was changed or taken away is no needless write.
+            pushed["written_unchanged"] -= sum(night.repaired.values())
+        return {
+            "right": self.right,
+            "wrong": [asdict(difference) | {"kind": difference.kind} for difference in self.wrong],
+            "not_shown": [asdict(difference) | {"kind": difference.kind} for difference in self.not_shown],
+            "webhooks": {
+                "sent": answers.total(),
+                "kept": answers["accepted"],
+                "dropped": answers["dropped"],
+                "duplicates": answers["duplicate"],
+                "refused": answers["refused"],
+                "superseded": self.inbox["superseded"],
+                "unusable": self.inbox["unusable"],
+                "dead": self.inbox["dead"],
+            },
+            "labels": {
+                "on_server": held - foreign,
+                "on_shelf": shown - foreign,
+                "expected": night.labels if night else self.waves[-1].labels,
+                **pushed,
+                "refreshes": self.sandbox["calls"].get("bind_task", 0),
+            },
+            "night": night
+            and {
+                "outdated": night.outdated,
+                "drift": night.drift,
+                "drift_in_dagster": night.drift_in_dagster,
+                "repaired": night.repaired,
+            },
+            "held_back": {
+                "variants": self.held_back,
+                "expected": self.expected_held_back,
+                "findings": {row["check_name"]: row["n"] for row in self.findings if row["level"] == "error"},
+            },
+            "warnings": {row["check_name"]: row["n"] for row in self.findings if row["level"] == "warning"},
+            "seconds": {
+                "start": self.start_seconds,
+                "first_label": self.waves[0].first_label_seconds,
+                **{f"{wave.name}_right": wave.right_seconds for wave in self.waves},
+                "night": night.seconds if night else None,
+                "total": self.total_seconds,
+            },
+        }
+
+
+def pushes_of(sandbox: Row) -> dict[str, Any]:
+    """From the label server's memory: labels written and removed, the calls that took, and needless pushes."""
+    histories = [history for codes in sandbox["history"].values() for history in codes.values()]
+    calls = sum(
+        n for action, n in sandbox["calls"].items() if action in ("create", "create_multiple", "del_multiple")
+    )
+    named = sum(n for codes in sandbox["pushes"].values() for n in codes.values())
+    return {
+        "written": sum(entry["record"] is not None for history in histories for entry in history),
+        "removed": sum(entry["record"] is None for history in histories for entry in history),
+        "written_unchanged": sum(
+            earlier["record"] == later["record"]
+            for history in histories
+            for earlier, later in pairwise(history)
+        ),
+        "calls": calls,
+        "labels_per_call": round(named / calls, 1) if calls else None,
+    }
+
+
+def by_check(findings: Iterable[Row]) -> list[Row]:
+    """Findings counted by check, errors first; the reason where it is one for all, else an example."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for finding in findings:
+        groups.setdefault((finding["level"], finding["check_name"]), []).append(finding)
+    rows = []
+    for (level, check), found in groups.items():
+        reasons = sorted({row["reason"] for row in found})
+        reason = reasons[0] if len(reasons) == 1 else f"e.g. {reasons[0]}"
+        rows.append({"check_name": check, "level": level, "n": len(found), "reason": reason})
+    return sorted(rows, key=lambda row: (row["level"], -row["n"], row["check_name"]))
+
+
+def print_failure(console: Console, sentence: str, logs: Path | None, *, as_json: bool) -> None:
+    """Why there is no report; `logs` is where the parts' logs are."""
+    told = Text.from_ansi(sentence, style="red")  # it may end with lines of a part's log, colours and all
+    if as_json:
+        _print_json(console, {"right": False, "error": told.plain, "logs": str(logs) if logs else None})
+        return
+    console.print("\n[red]The demo could not be finished:[/]", told, soft_wrap=True)
+    if logs:
+        console.print(f"The logs of all parts are in {escape(str(logs))}", soft_wrap=True, highlight=False)
+
+
+def print_report(console: Console, report: Report, *, as_json: bool) -> None:
+    """The whole report: what was sent, written and held back, one trace, and what is wrong."""
+    figures = report.figures()
+    if as_json:
+        _print_json(console, figures)
+        return
+    webhooks, labels, held, seconds = (
+        figures[part] for part in ("webhooks", "labels", "held_back", "seconds")
+    )
+    shown = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    shown.add_column(no_wrap=True)
+    shown.add_column(justify="right", no_wrap=True)
+    shown.add_column(style="dim", overflow="fold")
+
+    def group(title: str, *rows: tuple[str, object, str]) -> None:
+        shown.add_row(f"\n[bold]{title}[/]", "", "")
+        for what, figure, note in rows:
+            shown.add_row(f"  {escape(what)}", str(figure), escape(note))
+
+    group(
+        "Webhooks",
+        ("sent", webhooks["sent"], "over several connections"),
+        ("dropped", webhooks["dropped"], "on purpose, on the way: the receiver never saw them"),
+        ("kept", webhooks["kept"], "one row each in the inbox"),
+        ("duplicates", webhooks["duplicates"], "same delivery or same body again: answered 200, kept once"),
+        ("refused", webhooks["refused"], "wrong signature: answered 401"),
+        ("superseded", webhooks["superseded"], "an older state than one already known"),
+        ("unusable", webhooks["unusable"], "signed, but not readable: kept with the reason"),
+    )
+    group(
+        "Labels",
+        ("at the label server", labels["on_server"], "compared in both directions"),
+        ("wrong", len(report.wrong), ""),
+        ("physical labels", labels["on_shelf"], "what they show: compared in both directions"),
+        ("not shown", len(report.not_shown), ""),
+        ("written", labels["written"], f"{labels['written_unchanged']} of them needlessly"),
+        ("removed", labels["removed"], ""),
+        ("label-server calls", labels["calls"], f"{labels['labels_per_call']} labels a call"),
+        (
+            "refreshes",
+            labels["refreshes"],
+            "no physical label changes before one: one a burst (esl/bind_task)",
+        ),
+    )
+    if night := report.night:
+        group(
+            "Night: full_reconciliation",
+            ("outdated labels", night.outdated, "their webhook was dropped: set right"),
+            *(
+                (f"drift: {kind}", night.drift_in_dagster[kind], f"of {night.drift[kind]} that were {what}")
+                for kind, what in (
+                    ("missing", "taken away at the label server: written again"),
+                    ("different", "changed at the label server: written again"),
+                    ("foreign", "hung up by somebody else: left alone"),
+                )
+            ),
+            ("drift repaired", sum(night.repaired.values()), ""),
+        )
+    group(
+        "Held back",
+        ("variants", held["variants"], "their labels, if any, stay as they were"),
+        *((row["check_name"], row["n"], row["reason"]) for row in report.findings if row["level"] == "error"),
+    )
+    warnings = [
+        (row["check_name"], row["n"], row["reason"]) for row in report.findings if row["level"] == "warning"
+    ]
+    if warnings:
+        group("Warnings", *warnings)
+    group(
+        "Seconds",
+        ("parts started", seconds["start"], ""),
+        ("first label", seconds["first_label"], "on the shelf, after the first webhook: a run had to start"),
+        *(
+            (
+                f"{wave.name} done",
+                wave.right_seconds,
+                f"from its first webhook until the last of {wave.labels} labels was on the shelf",
+            )
+            for wave in report.waves
+        ),
+        *([("night", seconds["night"], "the run, until every label was right")] if night else []),
+        ("in all", seconds["total"], "with starting and stopping"),
+    )
+    console.print(shown)
+    if report.trace:
+        console.print("\n[bold]One price change, from the label back to the webhook[/]")
+        console.print(f"esl-pipeline trace {report.traced_code}\n", style="dim", highlight=False)
+        print_trace(console, report.trace)
+    if report.wrong:
+        _print_wrong(console, report.wrong)
+    elif report.not_shown:
+        _print_wrong(console, report.not_shown, where=" on the shelf")
+    elif night and not night.is_exact:
+        told = f"It was {night.drift}, in Dagster {night.drift_in_dagster}, repaired {night.repaired}."
+        console.print("\n[bold red]The drift was not told exactly.[/]", escape(told), highlight=False)
+    else:
+        console.print(
+            f"\n[bold green]Every label is right, and on the shelf: {labels['on_shelf']} of {labels['expected']}.[/]",
+            highlight=False,
+        )
+
+
+def _print_wrong(console: Console, wrong: list[Difference], *, where: str = "") -> None:
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("label", "is", "must show", "shows"):
+        shown.add_column(column, overflow="fold")
+    for difference in wrong[:_WRONG_SHOWN]:
+        expected, found = _only_different(difference)
+        shown.add_row(escape(f"{difference.store} {difference.code}"), difference.kind, expected, found)
+    count = len(wrong)
+    console.print(
+        f"\n[bold red]{'1 label is' if count == 1 else f'{count} labels are'} wrong{where}.[/]\n", shown
+    )
+    if count > _WRONG_SHOWN:
+        console.print(f"and {count - _WRONG_SHOWN} more")
+
+
+def _only_different(difference: Difference) -> tuple[str, str]:
+    """The fields in which the two labels differ."""
+    expected, shown = difference.expected or {}, difference.shown or {}
+    names = [name for name in sorted(expected.keys() | shown.keys()) if expected.get(name) != shown.get(name)]
+
+    def text(label: Label) -> str:
+        return escape(", ".join(f"{name} {label[name]!r}" for name in names if name in label)) or "nothing"
+
+    return text(expected), text(shown)
+
+
+def _print_json(console: Console, value: Any) -> None:
+    console.print_json(data=value, ensure_ascii=False)

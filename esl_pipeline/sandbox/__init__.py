@@ -1,0 +1,1 @@
+"""Stand-ins for the world outside, served over real HTTP on loopback: for `up`, `demo` and the tests."""

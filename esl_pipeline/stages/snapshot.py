@@ -1,0 +1,157 @@
+"""A whole shop read into the buffer: what it does not have any more is gone."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.labels.policy import Policy
+from esl_pipeline.model.shop import Shop, shop_key
+from esl_pipeline.sources.facts import Facts
+from esl_pipeline.sources.shopify.admin import (
+    AdminClient,
+    read_catalogue,
+    read_shop,
+    read_stock,
+)
+from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, OnPoll, Sleep
+
+SNAPSHOT_ROWS = 2_500
+
+
+class SnapshotLostError(Exception):
+    """A snapshot that was read to its end concludes nothing: another one began meanwhile, or its notes are gone."""
+
+
+@dataclass
+class Snapshot:
+    """How far the read of a whole shop is, or how it ended.
+
+    started_at: of the read, by the shop's clock. variants, levels: read. changed, unchanged, newer: of the variants;
+    newer were left alone, because the buffer holds something newer than this read. removed: variants of the buffer that
+    the complete catalogue does not have; levels_gone: levels that the stock, where it was read, does not have.
+    """
+
+    shop: Shop
+    snapshot_id: str
+    started_at: datetime
+    variants: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    newer: int = 0
+    levels: int = 0
+    levels_gone: int = 0
+    seconds: float = 0
+    complete: bool = False
+
+
+OnProgress = Callable[[Snapshot], None]
+
+
+def read_snapshot(
+    buffer: Buffer,
+    client: AdminClient,
+    *,
+    shop: Shop,
+    run_id: str,
+    on_progress: OnProgress | None = None,
+    sleep: Sleep = time.sleep,
+) -> Snapshot:
+    """Read the whole shop into the buffer: currency and taxes, catalogue, and stock where a label shows it.
+
+    on_progress sees the same Snapshot after each part. What the catalogue and the stock do not have is gone when all
+    was read (stock that was not read concludes nothing); after any exception (AdminError, BufferError,
+    SnapshotLostError) nothing is, and esl.snapshots says why. A repeated call begins anew.
+    """
+    snapshot = Snapshot(dict(shop), str(uuid4()), datetime.now(UTC))
+    buffer.snapshot_begin(snapshot_id=snapshot.snapshot_id, shop=shop, run_id=run_id)
+    try:
+        _read_all(buffer, client, snapshot, on_progress or (lambda _: None), sleep)
+    except BaseException as error:
+        with suppress(BufferError):
+            buffer.snapshot_abandon(
+                snapshot_id=snapshot.snapshot_id, reason=f"{type(error).__name__}: {error}"
+            )
+        raise
+    return snapshot
+
+
+def _read_all(
+    buffer: Buffer, client: AdminClient, snapshot: Snapshot, on_progress: OnProgress, sleep: Sleep
+) -> None:
+    began, store_id = time.monotonic(), snapshot.shop["source_store_id"]
+
+    def merge(facts: Facts) -> None:
+        done = buffer.snapshot_merge(
+            snapshot_id=snapshot.snapshot_id,
+            products=facts.products,
+            variants=facts.variants,
+            levels=facts.levels,
+            details=facts.details,
+            shops=facts.shops,
+        )
+        if not done["open"]:
+            raise SnapshotLostError("a newer snapshot of this shop has begun: this one removes nothing")
+        snapshot.variants += len(facts.variants)
+        snapshot.levels += len(facts.levels)
+        snapshot.changed += done["changed"]
+        snapshot.unchanged += done["unchanged"]
+        snapshot.newer += done["newer"]
+        snapshot.seconds = time.monotonic() - began
+        on_progress(snapshot)
+
+    merge(read_shop(client, store_id))
+    started: list[datetime] = []
+    catalogue = read_catalogue(
+        client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(started), sleep=sleep
+    )
+    for facts in catalogue:
+        snapshot.started_at = started[0]
+        merge(facts)
+    stock_started: list[datetime] = []
+    if _shows_stock(buffer, snapshot.shop):
+        for facts in read_stock(
+            client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(stock_started), sleep=sleep
+        ):
+            merge(facts)
+    snapshot.started_at = started[0]
+    done = buffer.snapshot_finish(
+        snapshot_id=snapshot.snapshot_id,
+        as_of=started[0].isoformat(),
+        stock_as_of=stock_started[0].isoformat() if stock_started else None,
+        counts={
+            name: getattr(snapshot, name) for name in ("variants", "changed", "unchanged", "newer", "levels")
+        },
+    )
+    if not done["finished"]:
+        raise SnapshotLostError(f"the snapshot removes nothing: {done['reason']}")
+    snapshot.removed, snapshot.levels_gone = done["removed"], done["levels_gone"]
+    snapshot.seconds = time.monotonic() - began
+    snapshot.complete = True
+
+
+def _start_of(started: list[datetime]) -> OnPoll:
+    """Note when a bulk operation began, by Shopify's clock."""
+
+    def note(operation: BulkOperation) -> None:
+        started[:] = [operation.created_at]
+
+    return note
+
+
+def _shows_stock(buffer: Buffer, shop: Shop) -> bool:
+    """Whether a label of the shop shows stock anywhere."""
+    for mapping in buffer.mapping_list():
+        if mapping["is_active"] and shop_key(mapping) == shop_key(shop):
+            with suppress(ValidationError):  # such a mapping's labels stay as they are
+                policy = Policy.model_validate(mapping["settings"])
+                if policy.stock_field != "none" or "stock" in policy.used_attributes:
+                    return True
+    return False
