@@ -123,7 +123,7 @@ def _peak_mib() -> float:
 
 
 def catalogue(rows: int) -> pd.DataFrame:
-    """A frame of read.VARIANT_COLUMNS, the same for the same number; four variants to a product."""
+    """A frame of evaluate.VARIANT_COLUMNS, the same for the same number; four variants to a product."""
     chance = random.Random(SEED)  # noqa: S311
     titles = [_title(chance) for _ in range(rows // 4 + 1)]
     return pd.DataFrame(

@@ -95,7 +95,7 @@ class Outcome(NamedTuple):
 def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate the variants of shops for stores of one and the same policy: whatever of them, the checks run once.
 
-    In, of each shop: rows of the buffer's variants (read.VARIANT_COLUMNS: text as the source sent it, removed: bool,
+    In, of each shop: rows of the buffer's variants (VARIANT_COLUMNS: text as the source sent it, removed: bool,
     revision: int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
     (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
     """

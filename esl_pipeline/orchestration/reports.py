@@ -43,7 +43,7 @@ def oldest_age(received_at: Iterable[str]) -> float | None:
 
 
 def products_report(events: Sequence[Mapping[str, Any]], variants: Iterable[pd.DataFrame]) -> Metadata:
-    """For shopify_products: deliveries read and the variants (read.VARIANT_COLUMNS, in parts) they changed."""
+    """For shopify_products: deliveries read and the variants (evaluate.VARIANT_COLUMNS, in parts) they changed."""
     changed = gone = 0
     shown = _Head()
     for part in variants:

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import LABEL_SERVER_TIMEOUT_SECONDS
-from esl_pipeline.orchestration import event_sync, reports
+from esl_pipeline.orchestration import near_real_time, reports
 from esl_pipeline.stages.drain import LEASE, drain
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
@@ -93,15 +93,15 @@ def test_what_comes_while_it_runs_is_done_by_the_same_run(
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
     seen: list[int] = []
-    add = event_sync.Journal.add
+    add = near_real_time.Journal.add
 
-    def arrive_once_more(journal: event_sync.Journal, done: Any) -> None:
+    def arrive_once_more(journal: near_real_time.Journal, done: Any) -> None:
         add(journal, done)
         seen.append(len(done.events))
         if len(seen) == 1:
             arrive(pipeline.buffer, product(2))
 
-    monkeypatch.setattr(event_sync.Journal, "add", arrive_once_more)
+    monkeypatch.setattr(near_real_time.Journal, "add", arrive_once_more)
 
     result = pipeline.drain()
 
@@ -281,7 +281,7 @@ def test_field_39_nothing_waits_beyond_the_age(pipeline: Pipeline, monkeypatch: 
     arrive(pipeline.buffer, product(1))
     monkeypatch.setenv("ESL_DRAIN_IDLE_SECONDS", "3600")
     monkeypatch.setenv("ESL_DRAIN_MAX_AGE_SECONDS", "3600")
-    monkeypatch.setattr(event_sync, "drain", partial(_drain_of_age, 1.5))
+    monkeypatch.setattr(near_real_time, "drain", partial(_drain_of_age, 1.5))
 
     started = time.monotonic()
     assert pipeline.drain().success
@@ -295,10 +295,10 @@ def _drain_of_age(age: float, *args: Any, **options: Any) -> bool:
 
 
 def _after_a_round(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    add = event_sync.Journal.add
+    add = near_real_time.Journal.add
 
-    def add_and_act(journal: event_sync.Journal, done: Any) -> None:
+    def add_and_act(journal: near_real_time.Journal, done: Any) -> None:
         add(journal, done)
         act()
 
-    monkeypatch.setattr(event_sync.Journal, "add", add_and_act)
+    monkeypatch.setattr(near_real_time.Journal, "add", add_and_act)

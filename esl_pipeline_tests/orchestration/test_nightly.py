@@ -10,7 +10,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration import assets, reconciliation
+from esl_pipeline.orchestration import assets
+from esl_pipeline.orchestration import catch_up as catch_up_module
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.sandbox.shopify.faults import CutDownload
@@ -247,14 +248,14 @@ def test_field_03_a_shop_that_cannot_be_read_keeps_no_other_from_its_turn(
     reconciled = datetime.now(UTC)
     for found in shopify.shop.products.values():
         found.updated_at = reconciled
-    read = reconciliation.read_changes
+    read = catch_up_module.read_changes
 
     def read_changes(*args: Any, shop: dict[str, str], **rest: Any) -> dict[str, Any]:
         if shop["source_store_id"] == broken:
             raise KeyError("not thought of")
         return read(*args, shop=shop, **rest)
 
-    monkeypatch.setattr(reconciliation, "read_changes", read_changes)
+    monkeypatch.setattr(catch_up_module, "read_changes", read_changes)
     job = pipeline.definitions.resolve_job_def("catch_up")
     for _ in range(3):  # whoever comes first
         failed = job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
@@ -273,7 +274,7 @@ def test_field_03_a_shop_that_cannot_be_read_keeps_no_other_from_its_turn(
     assert {code: label["pp"] for code, label in pipeline.labels("S2").items()} == wanted(shopify)
 
     # The token is renewed: the check passes again by itself.
-    monkeypatch.setattr(reconciliation, "read_changes", read)
+    monkeypatch.setattr(catch_up_module, "read_changes", read)
     monkeypatch.setenv(
         "SHOPIFY_ADMIN_TOKEN", ",".join(f"{name}={TOKEN}" for name in (revoked, broken, healthy))
     )

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dagster as dg
 import pytest
 
-from esl_pipeline.orchestration import near_real_time as sensors
+from esl_pipeline.orchestration import near_real_time
 from esl_pipeline.stages.drain import LEASE
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, arrive, map_shop, product
@@ -13,8 +13,8 @@ from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, arrive, map_
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "HOLD_SECONDS", 0.6)
-    monkeypatch.setattr(sensors, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(near_real_time, "HOLD_SECONDS", 0.6)
+    monkeypatch.setattr(near_real_time, "_POLL_SECONDS", 0.05)
 
 
 def tick(pipeline: Pipeline) -> dg.SensorResult:

@@ -43,7 +43,7 @@ from esl_pipeline.buffer.transports import PsycopgTransport, Transport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.sources.shopify.deliveries import delivery
-from esl_pipeline.stages import reconcile
+from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline.stages.drain import Portion
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.memory import Peak, peak_memory
@@ -220,7 +220,7 @@ class Side:
     def night(self, store: str) -> None:
         """The nightly comparison, what people look at, and housekeeping."""
         buffer = self.world.buffer
-        reconcile.compare_store(buffer, self.world.client, store=store, run_id="night")
+        drift_stage.compare_store(buffer, self.world.client, store=store, run_id="night")
         for look in (buffer.accuracy, buffer.findings, buffer.status):
             look()
         buffer.housekeep(keep_bodies_days=30)

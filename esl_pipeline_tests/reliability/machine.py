@@ -35,7 +35,8 @@ from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.admin import AdminError
 from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
-from esl_pipeline.stages import reconcile
+from esl_pipeline.stages import drift as drift_stage
+from esl_pipeline.stages import snapshot as snapshot_stage
 from esl_pipeline.stages.drain import Portion
 from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import PushRules
@@ -911,8 +912,8 @@ class Machine(RuleBasedStateMachine):
         def job(buffer: Buffer, _: HipoinkClient) -> None:
             source: Any = catalogue
             try:
-                reconcile.read_snapshot(buffer, source, shop=shop.key, run_id="read")
-            except reconcile.SnapshotLostError:
+                snapshot_stage.read_snapshot(buffer, source, shop=shop.key, run_id="read")
+            except snapshot_stage.SnapshotLostError:
                 return
             except AdminError:  # it broke off, as the model says
                 pass
@@ -929,7 +930,7 @@ class Machine(RuleBasedStateMachine):
 
         def job(buffer: Buffer, client: HipoinkClient) -> None:
             lists = Slipping.of(client) if slips else client
-            reconcile.compare_store(buffer, lists, store=store, run_id="worker", page_size=2)
+            drift_stage.compare_store(buffer, lists, store=store, run_id="worker", page_size=2)
 
         return job
 
@@ -1214,7 +1215,9 @@ class Machine(RuleBasedStateMachine):
         if edited and not self.standing:
             for store in sorted(edited):
                 for _ in range(2):  # a doubt may need a second look
-                    reconcile.compare_store(self.world.buffer, self.world.client, store=store, run_id="quiet")
+                    drift_stage.compare_store(
+                        self.world.buffer, self.world.client, store=store, run_id="quiet"
+                    )
                     self._settle(approve=approve)
             # What a mapping does not write, nobody puts right.
             writing = [mapping for mapping in self.mappings if not mapping.is_frozen and not mapping.unsure]
@@ -1597,7 +1600,7 @@ def _moment(at: str | None) -> str:
 @contextmanager
 def _model_is_the_source() -> Iterator[None]:
     with mock.patch.multiple(
-        reconcile,
+        snapshot_stage,
         read_shop=lambda catalogue, shop: Facts(),
         read_catalogue=lambda catalogue, **options: catalogue.read(options["on_poll"]),
         read_stock=lambda catalogue, **options: catalogue.read_stock(options["on_poll"]),

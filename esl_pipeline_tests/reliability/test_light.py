@@ -5,8 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from esl_pipeline.stages import evaluate as validate
-from esl_pipeline.stages import inbox as read
+from esl_pipeline.stages import evaluate
 from esl_pipeline_tests.reliability.light import Light
 
 MAPPINGS: list[dict[str, Any]] = [
@@ -57,7 +56,7 @@ class _Heard:
 def _due() -> dict[str, Any]:
     rows = []
     for number, content in enumerate(ROWS, start=101):
-        row = dict.fromkeys(read.VARIANT_COLUMNS)
+        row = dict.fromkeys(evaluate.VARIANT_COLUMNS)
         row |= {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com", "status": "active"}
         row |= {"variant_id": f"{number}1", "product_id": str(number), "inventory_item_id": f"9{number}"}
         row |= {
@@ -80,8 +79,8 @@ def _sorted(told: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("times", [1, 2])  # anew, and from what is remembered
 def test_the_light_evaluation_tells_the_buffer_what_the_stages_tell_it(times: int) -> None:
     real: Any = _Heard(_due())
-    frame, mappings = read.due_variants(real)
-    validate.stage(real, frame, validate.validate(pd.DataFrame(frame), mappings))
+    frame, mappings = evaluate.due_variants(real)
+    evaluate.stage(real, frame, evaluate.validate(pd.DataFrame(frame), mappings))
     light, evaluation = Light(), None
 
     for _ in range(times):

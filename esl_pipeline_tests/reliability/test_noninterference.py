@@ -25,7 +25,7 @@ from starlette.datastructures import Headers
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.sources.shopify.deliveries import HeaderError, delivery
-from esl_pipeline.stages import reconcile
+from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline_tests.reliability.breaks import BREAKS
 from esl_pipeline_tests.reliability.machine import (
     ABSURD,
@@ -238,7 +238,7 @@ class Play:
                 world.buffer.mapping_update(mapping, {"hipoink_store_code": values[0]})
             case "list":
                 lists = Slipping.of(world.client) if values[0] and FAULTS.page_slips else world.client
-                reconcile.compare_store(world.buffer, lists, store="A1", run_id="list", page_size=2)
+                drift_stage.compare_store(world.buffer, lists, store="A1", run_id="list", page_size=2)
             case "labels by hand":
                 code, away = values
                 if away:

@@ -13,7 +13,7 @@ from esl_pipeline.sandbox.shopify.shop import stocked_shop
 from esl_pipeline.sandbox.shopify.webhooks import Webhooks
 from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline_tests.stages.test_reconcile import DOMAIN, KEY, Market, open_market
+from esl_pipeline_tests.stages.test_snapshot_and_drift import DOMAIN, KEY, Market, open_market
 from esl_pipeline_tests.world import (
     LOCATION,
     SHOP,

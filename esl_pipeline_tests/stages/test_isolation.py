@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from esl_pipeline.labels.evaluate import Store, evaluate_together
-from esl_pipeline.stages import evaluate as validate
+from esl_pipeline.stages import evaluate
 from esl_pipeline_tests.world import World, product
 
 
@@ -22,7 +22,7 @@ def test_field_03_a_variant_that_cannot_be_judged_holds_up_no_other(
             raise ZeroDivisionError
         return evaluate_together(parts)
 
-    monkeypatch.setattr(validate, "evaluate_together", fragile)
+    monkeypatch.setattr(evaluate, "evaluate_together", fragile)
     world.update(*(product(number) for number in range(1, 6)))
     world.update(product(9), shop="other.myshopify.com")
 

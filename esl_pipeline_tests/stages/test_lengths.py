@@ -19,7 +19,7 @@ from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify import ShopifySource
 from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
-from esl_pipeline.stages import inbox as read
+from esl_pipeline.stages import inbox
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.memory import peak_memory
@@ -174,7 +174,7 @@ def test_s30_thousands_of_images_are_no_matter_of_minutes(world: World) -> None:
 
 def test_s30_merges_are_split_by_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.map()
-    monkeypatch.setattr(read, "MERGE_BYTES", 5_000)
+    monkeypatch.setattr(inbox, "MERGE_BYTES", 5_000)
     world.update(*[product(n, vendor="v" * 200) for n in range(1, 21)])
     sizes = []
     call = world.buffer.variants_merge
@@ -226,7 +226,7 @@ def test_s30_a_shop_whose_deliveries_cannot_be_read_holds_up_no_other(
                 raise KeyError("a defect that one shop brings out")
             return super().read_deliveries(deliveries)
 
-    monkeypatch.setitem(read.SOURCES, "shopify", Breaks())  # type: ignore[arg-type]
+    monkeypatch.setitem(inbox.SOURCES, "shopify", Breaks())  # type: ignore[arg-type]
     world.map(shop=HOSTILE, store="S9")
     world.map()
     world.update(product(1), shop=HOSTILE)

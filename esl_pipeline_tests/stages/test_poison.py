@@ -7,7 +7,7 @@ import pytest
 
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify import ShopifySource
-from esl_pipeline.stages import inbox as read
+from esl_pipeline.stages import inbox
 from esl_pipeline_tests.world import World, product
 
 GOOD = 60
@@ -32,7 +32,7 @@ def test_f11_a_poison_delivery_dies_alone_and_can_be_sent_again(
     world.map()
     bodies = [product(number) for number in range(1, GOOD + 1)]
     bodies.insert(37, product(999, title="poison"))
-    monkeypatch.setitem(read.SOURCES, "shopify", _Poisoned())  # type: ignore[arg-type]
+    monkeypatch.setitem(inbox.SOURCES, "shopify", _Poisoned())  # type: ignore[arg-type]
     world.update(*bodies)
     failed = 0
     for _ in range(80):

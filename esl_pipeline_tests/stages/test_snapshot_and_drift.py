@@ -32,7 +32,7 @@ from esl_pipeline.sources.shopify.admin import (
     IncompleteDownloadError,
 )
 from esl_pipeline.sources.shopify.deliveries import delivery
-from esl_pipeline.stages import reconcile
+from esl_pipeline.stages import snapshot as snapshot_stage
 from esl_pipeline.stages.catch_up import read_changes
 from esl_pipeline.stages.drift import Drift, compare_store, differing_fields
 from esl_pipeline.stages.snapshot import Snapshot, SnapshotLostError, read_snapshot
@@ -300,7 +300,7 @@ def error_name(failed: pytest.ExceptionInfo[Exception]) -> str:
 
 
 def test_an_event_that_arrives_during_the_read_wins(stocked: Market, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "SNAPSHOT_ROWS", 20)
+    monkeypatch.setattr(snapshot_stage, "SNAPSHOT_ROWS", 20)
     world, first = stocked.world, stocked.products()[0]
     lost = stocked.products()[-1]
     stocked.change_prices([first, lost])  # both webhooks are lost
@@ -1050,7 +1050,7 @@ def _die() -> NoReturn:
 
 def _nightly(dsn: str, shopify_url: str, label_url: str, point: tuple[str, str, int]) -> None:
     """A run in a process of its own."""
-    reconcile.SNAPSHOT_ROWS = 20
+    snapshot_stage.SNAPSHOT_ROWS = 20
     buffer = _Doomed(dsn, point)
     with (
         AdminClient(shopify_url, SecretStr(TOKEN), "2026-10", sleep=nap) as admin,
