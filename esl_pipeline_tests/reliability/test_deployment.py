@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from esl_pipeline.commands import cli
+from esl_pipeline.commands import running
 from esl_pipeline.commands.doctor import Check, examine
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import running_environment
@@ -116,7 +116,7 @@ def test_s27_everything_of_up_listens_on_this_machine_only(start: Callable[..., 
 
 
 def test_s27_the_receiver_listens_on_this_machine_unless_told() -> None:
-    assert inspect.signature(cli.receiver).parameters["host"].default == "127.0.0.1"
+    assert inspect.signature(running.receiver).parameters["host"].default == "127.0.0.1"
 
 
 # --- doctor
