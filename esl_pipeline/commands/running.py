@@ -103,7 +103,7 @@ def receiver(
 
 def postgres() -> None:
     """Run the embedded Postgres alone until Ctrl-C, e.g. for `dagster dev`; prints the variables it needs."""
-    from esl_pipeline.local.stack import run_postgres
+    from esl_pipeline.local.databases import run_postgres
 
     with _terminable(), run_postgres(load_settings()) as variables:
         for name, value in variables.items():
