@@ -24,7 +24,7 @@ from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.settings import Settings
 from esl_pipeline.sources.shopify.deliveries import HeaderError, claimed_shop, delivery
 from esl_pipeline.sources.shopify.secrets import keys_for, proves
-from esl_pipeline.sources.shopify.signature import verify
+from esl_pipeline.sources.signature import verify
 
 RETRY_AFTER_SECONDS = 5
 REFUSED_SECONDS = 600
