@@ -55,7 +55,9 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> 
     topic = _topic(topic, headers)
     shop = claimed_shop(headers)
     if shop is None:
-        raise DeliveryError("X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain.")
+        raise DeliveryError(
+            "X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain."
+        )
     digest = _sha256(raw)
     order_key, said_at, bad_body = _read_body(topic, shop, raw, now)
     triggered_at, bad_time = _read_time(headers, now)

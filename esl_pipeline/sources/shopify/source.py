@@ -90,7 +90,10 @@ class ShopifySource(Source[ShopifySettings]):
 
         if shop_domain(shop) != shop:
             raise ValueError(f"{shop!a} is no shop's domain: no token is sent there")
-        access, address = self.settings.admin_access(shop), self.settings.shopify_admin_url or f"https://{shop}"
+        access, address = (
+            self.settings.admin_access(shop),
+            self.settings.shopify_admin_url or f"https://{shop}",
+        )
         if access is None:
             return None
         tokens = AppTokens(address, access, shop) if isinstance(access, App) else access
@@ -99,7 +102,7 @@ class ShopifySource(Source[ShopifySettings]):
         return AdminClient(address, tokens, version, shop=shop, retries=retries, renewals=renewals)
 
     def checks(self, mapped: Sequence[str], active: Sequence[str]) -> Iterator[Check]:
-        """Whether tokens, apps and secrets are those of the shops that are mapped, and what each shop's Admin API says."""
+        """Whether tokens, apps and secrets are those of the mapped shops, and what each shop's Admin API says."""
         yield from self._secret_checks(active)
         yield from self._misspelt(mapped)
         for shop in active:
