@@ -1,180 +1,51 @@
-"""Every environment variable of the pipeline, typed, in one class.
+"""Every environment variable of the pipeline, typed: those of one class, and those of each source in the source's own.
 
-A field's name in capitals is the variable's name. What is wrong is reported all at once, by that name and
-without the values; what is allowed but worth saying comes from `Settings.warnings`.
+What is allowed but worth saying comes from `Settings.warnings`.
 """
 
-import difflib
 import ipaddress
-import os
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-import psycopg
-from dotenv import dotenv_values
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     PrivateAttr,
     SecretStr,
-    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
 
 from esl_pipeline.addresses import Network, networks
-from esl_pipeline.sources.shopify.apps import App, app_for, read_apps, read_word, signing
-from esl_pipeline.sources.shopify.secrets import WebhookSecret, read_secrets
-from esl_pipeline.sources.shopify.shop_names import shop_named
+from esl_pipeline.environment import (
+    ENV_FILE,
+    Environment,
+    HttpUrl,
+    SettingsError,
+    did_you_mean,
+    folded,
+    is_unprotected,
+    misspelt,
+    problem,
+)
+from esl_pipeline.postgres_urls import DagsterUrl, PostgresUrl, may_be_overheard, ports
+from esl_pipeline.sources.registry import SOURCES
+from esl_pipeline.sources.source import Source, SourceSettings
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
 PUBLIC_SIGN = "80805d794841f1b4"
-ENV_FILE = ".env"
 TRANSACTION_POOLER_PORT = "6543"
-_SAID_BEFORE_EXPIRY = timedelta(days=14)
 
 _PRIVATE_NETWORKS = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 )
-
-
-class SettingsError(ValueError):
-    """The settings cannot be used. `problems` holds one sentence per setting, without its value."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        heading = "1 setting is wrong:" if len(problems) == 1 else f"{len(problems)} settings are wrong:"
-        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in problems)]))
-
-
-def _http_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or re.search(r"\s", value):
-        raise ValueError(
-            "is not a web address; write http:// or https:// and a host, e.g. https://labels.example.com"
-        )
-    if parts.query or parts.fragment or value.endswith(("?", "#")):
-        raise ValueError("has a query or a fragment; leave out everything from the first '?' or '#'")
-    if "@" in parts.netloc:
-        raise ValueError("has a user name or password in it; leave out everything up to the '@'")
-    return value.rstrip("/")
-
-
-def _postgres_url(value: SecretStr) -> SecretStr:
-    dsn = value.get_secret_value()
-    if not dsn.startswith(("postgresql://", "postgres://")):
-        raise ValueError("is not a Postgres address; write postgresql://user:password@host:5432/database")
-    try:
-        conninfo_to_dict(dsn)
-    except (psycopg.Error, UnicodeError):
-        if unknown := _unknown_parameters(dsn):
-            raise ValueError(
-                f"has {' and '.join(unknown)} after the '?', which Postgres does not know as a parameter; leave it out "
-                "(a pooler needs none of its own)"
-            ) from None
-        raise ValueError(
-            "cannot be read as a Postgres address; write postgresql://user:password@host:5432/database and"
-            " percent-encode special characters in the password (@ is %40, / is %2F, # is %23, % is %25)"
-        ) from None
-    return value
-
-
-def _unknown_parameters(dsn: str) -> list[str]:
-    """The names of parameters that libpq does not have; none where what follows a '?' may be part of a password."""
-    place, _, query = dsn.partition("?")
-    authority = place.partition("://")[2].partition("/")[0]
-    if "@" in query or not ("@" in authority or re.fullmatch(r"[^:]*(:[0-9]+)?", authority)):
-        return []
-    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
-    names = [part.partition("=")[0] for part in query.split("&")]
-    return [name for name in names if name not in known and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)]
-
-
-def _dagster_url(value: SecretStr) -> SecretStr:
-    _postgres_url(SecretStr(without_driver(value)))
-    return value
-
-
-def without_driver(dsn: SecretStr) -> str:
-    """A Postgres address as libpq reads it. SQLAlchemy's form, which Dagster's may have, names a driver too."""
-    return re.sub(r"^postgresql\+psycopg2://", "postgresql://", dsn.get_secret_value())
-
-
-def _webhook_secrets(value: SecretStr) -> SecretStr:
-    entries = _split(value)
-    if not entries:
-        raise ValueError("holds only commas; write the app's client secret, or remove it")
-    read_secrets(entries)
-    return value
-
-
-def _app_id(value: SecretStr) -> SecretStr:
-    read_word(value.get_secret_value())
-    return value
-
-
-def _app_secrets(value: SecretStr) -> SecretStr:
-    secrets = _split(value)
-    if not secrets:
-        raise ValueError("holds only commas; write the app's client secret, or remove it")
-    for secret in secrets:
-        read_word(secret)
-    return value
-
-
-def _apps(value: SecretStr) -> SecretStr:
-    entries = _split(value)
-    if not entries:
-        raise ValueError("holds only commas; write shop.myshopify.com=id:secret, or remove it")
-    read_apps(entries)
-    return value
-
-
-def _split(value: SecretStr) -> tuple[str, ...]:
-    return tuple(part.strip() for part in value.get_secret_value().split(",") if part.strip())
-
-
-def _shop_tokens(value: SecretStr) -> SecretStr:
-    parts = _split(value)
-    if not parts:
-        raise ValueError("holds only commas; write the Admin API token, or remove it")
-    if len(parts) > 1 and not all("=" in part for part in parts):
-        raise ValueError("has several tokens; write each as shop=token, e.g. demo.myshopify.com=shpat_…")
-    shops = set[str | None]()
-    for number, (shop, token) in enumerate(map(_shop_and_token, parts), 1):
-        if shop == "":
-            raise ValueError(f"entry {number} names its shop wrongly; write shop.myshopify.com=token")
-        if not token:
-            raise ValueError(f"entry {number} holds no token; write shop.myshopify.com=token, or remove it")
-        if not re.fullmatch("[!-~]+", token):
-            raise ValueError(f"entry {number} holds a token with characters that no token has; copy it anew")
-        if shop in shops:
-            raise ValueError(f"entry {number} is a second token for {shop}; remove one of them")
-        shops.add(shop)
-    return value
-
-
-def _shop_and_token(part: str) -> tuple[str | None, str]:
-    """`[shop=]token`: the shop's domain, None without one, "" for what is no shop's name; and the token."""
-    before, separator, token = part.partition("=")
-    if not separator:
-        return None, part
-    return shop_named(before) or "", token.strip()
 
 
 def _cron(value: str) -> str:
@@ -243,10 +114,6 @@ def _frames_url(value: str) -> str:
     return value
 
 
-def _folded(fold: Callable[[str], str]) -> BeforeValidator:
-    return BeforeValidator(lambda value: fold(value) if isinstance(value, str) else value)
-
-
 def _host_names(value: str) -> str:
     if not all(re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]+)?", name) for name in host_names_in(value)):
         raise ValueError(
@@ -260,45 +127,15 @@ def host_names_in(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-DagsterUrl = Annotated[SecretStr, AfterValidator(_dagster_url)]
-
-
 def _misspelt_names() -> list[str]:
-    """One sentence for each variable that is nearly, but not, the name of a setting."""
-    set_names = {name.upper() for name in [*os.environ, *dotenv_values(ENV_FILE, encoding="utf-8")]}
-    return [
-        f"{name} is no setting of this program{hint}"
-        for name in sorted(set_names)
-        if name.startswith(("ESL_", "HIPOINK_"))
-        and name.lower() not in Settings.model_fields
-        and (hint := _did_you_mean(name))
-    ]
+    return misspelt(("ESL_", "HIPOINK_"), every_field())
 
 
-def _did_you_mean(name: str) -> str:
-    close = difflib.get_close_matches(
-        name.upper(), [known.upper() for known in Settings.model_fields], 1, 0.8
-    )
-    return f": did you mean {close[0]}?" if close else ""
+Part = TypeVar("Part", bound=SourceSettings)
 
 
-class Settings(BaseSettings):
-    """What the environment and the file `.env` in the working directory say; the environment wins.
-
-    Build it with `load_settings`. An empty or blank variable counts as not set.
-    """
-
-    model_config = SettingsConfigDict(
-        env_file=ENV_FILE,
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-        allow_inf_nan=False,
-    )
+class Settings(Environment):
+    """What the environment says. Build it with `load_settings`: it brings the sources with their own settings."""
 
     allow_insecure_label_server: bool = Field(
         False,
@@ -348,35 +185,6 @@ class Settings(BaseSettings):
     esl_dagster_database_url: DagsterUrl | None = Field(
         None, description="Postgres address where Dagster keeps its own storage (runs, events, schedules)."
     )
-    shopify_webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
-        None,
-        description="Client secret that signs the webhooks; default: the secrets of the apps below. Several, separated "
-        "by commas, are all accepted. Each may be bound to a shop and end: [shop.myshopify.com=]secret[@2026-12-31].",
-    )
-    shopify_api_key: Annotated[SecretStr, AfterValidator(_app_id)] | None = Field(
-        None,
-        description="Client id of the app, from the Dev Dashboard; for all shops without an app of their own.",
-    )
-    shopify_api_secret: Annotated[SecretStr, AfterValidator(_app_secrets)] | None = Field(
-        None,
-        validate_default=True,
-        description="Client secret of that app; while it is being replaced both, the newest first, by a comma.",
-    )
-    shopify_apps: Annotated[SecretStr, AfterValidator(_apps)] | None = Field(
-        None,
-        description="Shops with an app of their own: shop.myshopify.com=id:secret[:older secret], by commas.",
-    )
-    shopify_admin_token: Annotated[SecretStr, AfterValidator(_shop_tokens)] | None = Field(
-        None,
-        description="Lasting Admin API access token of an app made before 2026, instead of id and secret; for several "
-        "shops shop=token pairs, separated by commas. With neither there is no reconciliation with Shopify.",
-    )
-    shopify_admin_url: HttpUrl | None = Field(
-        None, description="Address of the Admin API, instead of each shop's own; for the sandbox."
-    )
-    shopify_api_version: Annotated[str, StringConstraints(pattern="^20[0-9]{2}-(01|04|07|10)$")] = Field(
-        "2026-10", description="Version of the Admin API."
-    )
     app_base_url: HttpUrl | None = Field(
         None, description="Public address of the webhook function, e.g. https://hooks.example.com."
     )
@@ -385,14 +193,12 @@ class Settings(BaseSettings):
         description="Host names, by commas, under which people reach the pages and the store-mapping API, beside "
         "localhost, plain addresses and that of APP_BASE_URL. Under another name they answer 421.",
     )
-    app_environment: Annotated[Literal["development", "staging", "production"], _folded(str.lower)] = Field(
+    app_environment: Annotated[Literal["development", "staging", "production"], folded(str.lower)] = Field(
         "development", description="development, staging or production. Production shows no OpenAPI page."
     )
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], _folded(str.upper)] = (
-        Field(
-            "INFO",
-            description="Least severe message that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
-        )
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], folded(str.upper)] = Field(
+        "INFO",
+        description="Least severe message that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
     )
     sync_worker_interval_seconds: int = Field(
         5, ge=1, le=3600, description="Seconds between two looks of the sensor for new work."
@@ -418,11 +224,11 @@ class Settings(BaseSettings):
     esl_nightly_time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
         "UTC", description="Time zone of ESL_NIGHTLY_CRON, e.g. Europe/Berlin."
     )
+    esl_housekeeping_cron: Annotated[str, AfterValidator(_cron)] = Field(
+        "30 4 * * *", description="When what is no longer kept is deleted, in the same time zone."
+    )
     esl_catch_up_minutes: int = Field(
-        15,
-        ge=1,
-        le=59,
-        description="Minutes between two reads of what has changed at Shopify lately.",
+        15, ge=1, le=59, description="Minutes between two reads of what has changed at the shops lately."
     )
     esl_silence_hours: float = Field(
         24, gt=0, le=720, description="Hours without a webhook after which a shop that sent some is reported."
@@ -470,22 +276,7 @@ class Settings(BaseSettings):
     )
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        stripped = {
-            name: value.strip() if isinstance(value, str) else value for name, value in values.items()
-        }
-        return {name: value for name, value in stripped.items() if value != ""}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _printable(cls, value: object) -> object:
-        # Bytes that are no UTF-8, and what slips in when copying from a web page, would only fail much later.
-        if isinstance(value, str) and not value.isprintable():
-            raise ValueError("holds a character that cannot be printed; type the value anew")
-        return value
+    _sources: dict[str, Source[Any]] = PrivateAttr(default_factory=dict)
 
     # The cross-checks are field validators, because a model validator would be skipped whenever a single
     # field is wrong, and the reader would meet the problems in turns. `info.data` lacks the fields that are.
@@ -518,16 +309,6 @@ class Settings(BaseSettings):
                 )
         return key
 
-    @field_validator("shopify_api_secret")
-    @classmethod
-    def _app_comes_in_pairs(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if "shopify_api_key" in info.data:
-            if secret and not info.data["shopify_api_key"]:
-                raise ValueError("is set without SHOPIFY_API_KEY; set both, or neither")
-            if info.data["shopify_api_key"] and not secret:
-                raise ValueError("is missing while SHOPIFY_API_KEY is set; set both, or neither")
-        return secret
-
     @field_validator("esl_drain_max_age_seconds")
     @classmethod
     def _idle_fits_into_age(cls, age: float, info: ValidationInfo) -> float:
@@ -559,61 +340,34 @@ class Settings(BaseSettings):
         return (*host_names_in(self.esl_host_names or ""), *public)
 
     @property
-    def apps(self) -> tuple[App, ...]:
-        """The apps whose id and secret are set: those of SHOPIFY_APPS, then the one of all other shops."""
-        own = read_apps(_split(self.shopify_apps)) if self.shopify_apps else ()
-        if self.shopify_api_key is None or self.shopify_api_secret is None:
-            return own
-        return (*own, App(self.shopify_api_key.get_secret_value(), _split(self.shopify_api_secret)))
+    def sources(self) -> Mapping[str, Source[Any]]:
+        """Every registered source by its system, with its settings."""
+        return self._sources
 
     @property
-    def webhook_secrets(self) -> tuple[WebhookSecret, ...]:
-        """Every secret that may have signed a webhook, expired ones included; empty when none is set."""
-        if self.shopify_webhook_secret is None:
-            return tuple(WebhookSecret(secret.encode(), shop) for secret, shop in signing(self.apps))
-        return read_secrets(_split(self.shopify_webhook_secret))
+    def sources_in_use(self) -> list[Source[Any]]:
+        """Those of which anything is set; where nothing is, the first one registered."""
+        every = list(self._sources.values())
+        return [source for source in every if source.is_set_up] or every[:1]
 
-    @property
-    def signing_entries(self) -> SecretStr | None:
-        """SHOPIFY_WEBHOOK_SECRET, or the same of the apps' secrets: for a process that need not know their ids."""
-        if self.shopify_webhook_secret is not None or not self.apps:
-            return self.shopify_webhook_secret
-        return SecretStr(
-            ",".join(f"{shop}={secret}" if shop else secret for secret, shop in signing(self.apps))
-        )
+    def not_readable(self, shops: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """Of these shops (rows with source_system and source_store_id) those that nothing opens although others of
+        their source can be read: shop to the reason."""
+        found: dict[str, str] = {}
+        for row in shops:
+            source = self._sources.get(row["source_system"])
+            if source and source.not_readable([row["source_store_id"]]):
+                found[row["source_store_id"]] = source.opens_others
+        return dict(sorted(found.items()))
+
+    def of(self, kind: type[Part]) -> Part:
+        """The settings of one source."""
+        return next(source.settings for source in self._sources.values() if type(source.settings) is kind)
 
     @property
     def trusted_proxies(self) -> tuple[Network, ...]:
         """Whose X-Forwarded-For is believed."""
         return networks(self.esl_trusted_proxies or "")
-
-    @property
-    def admin_tokens(self) -> Mapping[str | None, SecretStr]:
-        """Admin API tokens by their shop's domain; None is every shop (there is one token then, or none)."""
-        if self.shopify_admin_token is None:
-            return {}
-        pairs = map(_shop_and_token, _split(self.shopify_admin_token))
-        return {shop: SecretStr(token) for shop, token in pairs}
-
-    def admin_access(self, shop: str) -> SecretStr | App | None:
-        """What opens the Admin API of a shop's domain: a token or an app; None when there is neither.
-
-        What is set for the shop goes before what is set for all, and a token before an app.
-        """
-        tokens, app = self.admin_tokens, app_for(self.apps, shop)
-        own = app if app is not None and app.shop is not None else None
-        return tokens.get(shop) or own or tokens.get(None) or app
-
-    @property
-    def reads_shops(self) -> bool:
-        """Whether any shop's Admin API can be read at all."""
-        return bool(self.admin_tokens or self.apps)
-
-    def not_readable(self, shops: Iterable[str]) -> list[str]:
-        """Those of these shops (domains) that have no token and no app although others do; sorted, each once."""
-        if not self.reads_shops:
-            return []  # then there is no reconciliation at all, on purpose
-        return sorted({shop for shop in shops if self.admin_access(shop) is None})
 
     @property
     def frames_url(self) -> str:
@@ -634,37 +388,29 @@ class Settings(BaseSettings):
                 "network can read the sign and change labels. Use https:// (HIPOINK_CA_FILE for an authority of your "
                 "own)."
             )
-        if not self.webhook_secrets:
-            said.append(
-                "SHOPIFY_WEBHOOK_SECRET is not set, nor SHOPIFY_API_KEY and SHOPIFY_API_SECRET: no webhook can be "
-                "verified, so all are refused (401)."
-            )
-        said += self._ending_secrets(datetime.now(UTC))
-        if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in _ports(self.esl_dagster_database_url):
+        if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in ports(self.esl_dagster_database_url):
             said.append(
                 f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
                 "LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
             )
         for name in ("esl_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)
-            if dsn and _may_be_overheard(dsn):
+            if dsn and may_be_overheard(dsn):
                 said.append(
                     f"{name.upper()} reaches another machine without sslmode: who sits between can pretend to be the "
                     "database. Add sslmode=verify-full, and sslrootcert=FILE when its authority is no public one."
                 )
+        for source in self.sources_in_use:
+            said += source.settings.warnings()
         return said + self._misspelt
 
-    def _ending_secrets(self, now: datetime) -> Iterator[str]:
-        for number, secret in enumerate(self.webhook_secrets, 1):
-            if secret.not_after is None or secret.not_after > now + _SAID_BEFORE_EXPIRY:
-                continue
-            whose = (
-                f"entry {number} of SHOPIFY_WEBHOOK_SECRET (for {secret.shop or 'shops without their own'})"
-            )
-            if secret.expired(now):
-                yield f"{whose} expired at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused; remove it."
-            else:
-                yield f"{whose} expires at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused from then on."
+
+def every_field() -> dict[str, FieldInfo]:
+    """Every setting by its name, those of the sources included, in the order in which they are told."""
+    fields = dict(Settings.model_fields)
+    for source in SOURCES.values():
+        fields |= source.settings_class.model_fields
+    return fields
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -676,53 +422,35 @@ def load_settings(**overrides: Any) -> Settings:
     given: dict[str, Any] = {
         name.lower(): "" if value is None else value for name, value in overrides.items()
     }
+    known = every_field()
     problems = [
-        f"{name.upper()}: is no setting of this program{_did_you_mean(name) or '; remove it'}"
+        f"{name.upper()}: is no setting of this program{did_you_mean(name, known) or '; remove it'}"
         for name in given
-        if name not in Settings.model_fields
+        if name not in known
     ]
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if name in Settings.model_fields})
-    except ValidationError as error:
-        problems += [_problem(str(wrong["loc"][0]), wrong["type"], wrong["msg"]) for wrong in error.errors()]
-    except (OSError, UnicodeError) as error:
-        problems.append(
-            f"{ENV_FILE}: cannot be read ({type(error).__name__}); make it a readable UTF-8 text file"
-        )
+    settings = _read(Settings, given, problems)
+    sources = {system: _read(source.settings_class, given, problems) for system, source in SOURCES.items()}
     if problems:
-        raise SettingsError(problems) from None
+        raise SettingsError(problems)
+    assert settings is not None
+    settings._sources.update({system: SOURCES[system](part) for system, part in sources.items()})
     return settings
 
 
-def _problem(field: str, kind: str, message: str) -> str:
-    if kind == "value_error":
-        return f"{field.upper()}: {message.removeprefix('Value error, ')}"
-    return f"{field.upper()}: is not {_expected(field)}; correct it, or remove it for the default"
+AnyEnvironment = TypeVar("AnyEnvironment", bound=Environment)
 
 
-def _expected(field: str) -> str:
-    schema = Settings.model_json_schema()["properties"][field]
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if schema.get("type") == "boolean":
-        return "true or false"
-    if "maximum" in schema:
-        number = "a whole number" if schema["type"] == "integer" else "a number"
-        return f"{number} from {schema['minimum']} to {schema['maximum']}"
-    return "text"
-
-
-def is_unprotected(url: str) -> bool:
-    """Whether what is sent to the address can be overheard: http:// to another machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not _is_local(parts.hostname or "")
-
-
-def _is_local(host: str) -> bool:
+def _read(kind: type[AnyEnvironment], given: dict[str, Any], problems: list[str]) -> AnyEnvironment | None:
+    """What the environment and `given` say; None where there is a problem, which is added to those of others."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
+    except ValidationError as error:
+        problems += [problem(kind, wrong) for wrong in error.errors()]
+    except (OSError, UnicodeError) as error:
+        unread = f"{ENV_FILE}: cannot be read ({type(error).__name__}); make it a readable UTF-8 text file"
+        if unread not in problems:
+            problems.append(unread)
+    return None
 
 
 def _is_private(url: str) -> bool:
@@ -732,14 +460,3 @@ def _is_private(url: str) -> bool:
     except ValueError:
         return False
     return any(address in network for network in _PRIVATE_NETWORKS)
-
-
-def _ports(dsn: SecretStr) -> list[str]:
-    return str(conninfo_to_dict(without_driver(dsn)).get("port", "")).split(",")
-
-
-def _may_be_overheard(dsn: SecretStr) -> bool:
-    parameters = conninfo_to_dict(without_driver(dsn))
-    hosts = str(parameters.get("hostaddr") or parameters.get("host") or "").split(",")
-    there = [host for host in hosts if host and not host.startswith(("/", "@")) and not _is_local(host)]
-    return bool(there) and not (parameters.get("sslmode") or os.environ.get("PGSSLMODE"))

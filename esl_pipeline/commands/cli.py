@@ -10,10 +10,12 @@ import typer
 from rich.markup import escape
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands import installation, labels, running, shopify, stores, tokens
+from esl_pipeline.commands import installation, labels, running, stores, tokens
 from esl_pipeline.commands.shared import CommandError, err
+from esl_pipeline.commands.shopify import app as shopify
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.printable import printable
-from esl_pipeline.settings import SettingsError, load_settings
+from esl_pipeline.settings import load_settings
 from esl_pipeline.storable import unstorable
 
 app = typer.Typer(

@@ -11,13 +11,14 @@ from esl_pipeline.commands import console as shown
 from esl_pipeline.commands.shared import (
     AsJson,
     CommandError,
+    SourceOption,
     buffer_here,
     out,
     print_json,
     settings_here,
+    shop_named,
     user,
 )
-from esl_pipeline.sources.shopify.shop_names import shop_named
 
 
 def preview(
@@ -60,15 +61,17 @@ def reconcile(
     approve_removals: Annotated[
         bool, typer.Option("--approve-removals", help="Let drastic changes go on that were too many at once.")
     ] = False,
+    source: SourceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the label server's own list with what it accepted; queue again what is missing or different."""
     from esl_pipeline.connections import open_label_server
+    from esl_pipeline.model.shop import shop_key
     from esl_pipeline.stages.drift import compare_store
 
-    settings, shop = settings_here(), shop_named(shop) or shop
+    settings, named = settings_here(), shop_named(shop, source)
     with buffer_here() as buffer:
-        mappings = [m for m in buffer.mapping_list() if m["source_store_id"] == shop and m["is_active"]]
+        mappings = [m for m in buffer.mapping_list() if shop_key(m) == shop_key(named) and m["is_active"]]
         if not mappings:
             raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
         stores = {mapping["hipoink_store_code"]: mapping for mapping in mappings}
@@ -98,10 +101,9 @@ def status(as_json: AsJson = False) -> None:
     """Inbox, queue, labels and dead letters per store."""
     with buffer_here() as buffer:
         found = buffer.status()
-    active = [store["source_store_id"] for store in found["stores"] if store["is_active"]]
-    not_readable = settings_here().not_readable(active)
+    not_readable = settings_here().not_readable(store for store in found["stores"] if store["is_active"])
     if as_json:
-        print_json(found | ({"not_readable": not_readable} if not_readable else {}))
+        print_json(found | ({"not_readable": list(not_readable)} if not_readable else {}))
     else:
         shown.print_status(out, found, not_readable=not_readable)
 

@@ -10,15 +10,16 @@ from esl_pipeline.commands.shared import (
     AsJson,
     CommandError,
     Share,
+    SourceOption,
     buffer_here,
     checked_by,
     cli_user,
     out,
     print_json,
     said_of_refusals,
+    shop_named,
     user,
 )
-from esl_pipeline.sources.shopify.shop_names import shop_named
 
 app = typer.Typer(help="Which shop feeds which store.", no_args_is_help=True)
 
@@ -41,14 +42,13 @@ def add(
     policy: PolicyChanges = None,
     dry_run: DryRun = None,
     share: Share = False,
-    source: Annotated[str, typer.Option(help="The source system.")] = "shopify",
+    source: SourceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Map a shop to a store; its labels follow at once, or after a preview (--dry-run)."""
     from esl_pipeline.receiver.mappings import NewMapping
 
-    shop = shop_named(shop) or shop
-    fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
+    fields: dict[str, Any] = {**shop_named(shop, source), "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     fields |= {"shared": share}
     given = checked_by(NewMapping, fields)
@@ -125,10 +125,11 @@ def owner(
     thing: Annotated[
         str | None, typer.Argument(help="E.g. product:123; without it all that this shop claims.")
     ] = None,
+    source: SourceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Say that what several shops claim (see `status`) is this shop's; what waited is read again."""
-    named = {"source_system": "shopify", "source_store_id": shop_named(shop) or shop}
+    named = shop_named(shop, source)
     with buffer_here() as buffer:
         things = buffer.owner_settle(shop=named, thing=thing, by=cli_user())
     if not things:

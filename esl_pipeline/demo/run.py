@@ -24,6 +24,7 @@ from esl_pipeline.connections import open_buffer
 from esl_pipeline.demo.day import DemoDay
 from esl_pipeline.demo.report import Report, by_check, print_failure, print_report
 from esl_pipeline.demo.scenes import STORE, DemoError, Stage
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.stack import Ports, Stack
@@ -32,7 +33,7 @@ from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID, App
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline.settings import Settings, SettingsError, load_settings
+from esl_pipeline.settings import Settings, every_field, load_settings
 
 CONNECTIONS = 8
 # What goes wrong between shop and receiver. Retries come as Shopify's do, within a minute instead of four hours.
@@ -163,7 +164,7 @@ def _own_settings(home: Path, shopify: str, secret: str) -> Iterator[None]:
     """
     kept = dict(os.environ)
     for name in kept:
-        if name.lower() in Settings.model_fields:
+        if name.lower() in every_field():
             del os.environ[name]
     os.environ |= {
         "ESL_HOME": str(home),

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.commands import first_day
+from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.demo.day import DemoDay, Difference, Label, Shelf, Wave, compare
 from esl_pipeline.demo.night import drift_in_dagster, meddle, reconcile, repaired_in_buffer
 from esl_pipeline.demo.report import NightReport, Row, WaveReport

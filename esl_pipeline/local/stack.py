@@ -25,7 +25,7 @@ import httpx
 import psycopg
 
 from esl_pipeline.buffer.migrate import migrate
-from esl_pipeline.commands import first_day
+from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.local.databases import (
     DATABASE,
@@ -35,7 +35,10 @@ from esl_pipeline.local.databases import (
     make_logins,
     prepare_database,
 )
-from esl_pipeline.local.environment import (
+from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.parts import Part, StackError
+from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.variables import (
     CONNECTIONS,
     DEVELOPMENT_ENV,
     RUNNING,
@@ -44,16 +47,14 @@ from esl_pipeline.local.environment import (
     read_variables,
     write_private,
 )
-from esl_pipeline.local.leash import Leashed
-from esl_pipeline.local.parts import Part, StackError
-from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.settings import Settings, every_field, load_settings
 from esl_pipeline.sources.shopify.admin.wire import is_loopback
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 from esl_pipeline.sources.shopify.secrets import keys_for
+from esl_pipeline.sources.shopify.settings import ShopifySettings
 
 _READY_SECONDS = 120.0
 # A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.
@@ -62,7 +63,6 @@ _ADDRESS = "127.0.0.1"
 # Where the sandbox shop's labels hang, until somebody maps it elsewhere.
 _STORE = "001"
 _BY = "esl-pipeline up"
-_DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
 _HEALTH = {
     "receiver": "/health",
     "ui": "/server_info",
@@ -109,7 +109,7 @@ class Stack:
     @property
     def settings(self) -> Settings:
         """The settings that the parts see."""
-        names = {name.upper() for name in Settings.model_fields}
+        names = {name.upper() for name in every_field()}
         return load_settings(**{name: value for name, value in self.environment.items() if name in names})
 
     def __enter__(self) -> Self:
@@ -127,7 +127,7 @@ class Stack:
 
     def signing_key(self) -> str:
         """What the sandbox shop signs its webhooks with. Raises StackError when none may sign for it."""
-        keys = keys_for(self.settings.webhook_secrets, DOMAIN, datetime.now(UTC))
+        keys = keys_for(self.settings.of(ShopifySettings).webhook_secrets, DOMAIN, datetime.now(UTC))
         if not keys:
             raise StackError(
                 f"SHOPIFY_WEBHOOK_SECRET has no valid secret for the sandbox shop: add {DOMAIN}=secret, "
@@ -169,7 +169,9 @@ class Stack:
         own_labels = self._settings.hipoink_api_base_url is None
         labels = _port("labels", self._ports.labels) if own_labels else None
         # In production a shop that nobody asked for would only be in the way.
-        own_shop = not self._settings.reads_shops and self._settings.app_environment != "production"
+        own_shop = (
+            not self._settings.sources["shopify"].reads_any and self._settings.app_environment != "production"
+        )
         shop = _port("shop", self._ports.shop) if own_shop else None
         self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
         self._tell_sandboxes_where(receiver, own_shop=own_shop)
@@ -233,7 +235,7 @@ class Stack:
 
     def _tell_sandboxes_where(self, receiver: int, *, own_shop: bool) -> None:
         """A shop on this machine sends its webhooks to our receiver, unless another address is set."""
-        url = self._settings.shopify_admin_url
+        url = self._settings.of(ShopifySettings).shopify_admin_url
         if self._settings.app_base_url is None and (own_shop or (url is not None and is_loopback(url))):
             self.environment["APP_BASE_URL"] = f"http://{_ADDRESS}:{receiver}"
 
@@ -311,7 +313,7 @@ class Stack:
 
     def _signing(self) -> dict[str, str]:
         """What the receiver verifies with: also where that is an app's secret it does not learn the app's id."""
-        entries = self.settings.signing_entries
+        entries = self.settings.of(ShopifySettings).signing_entries
         return {"SHOPIFY_WEBHOOK_SECRET": entries.get_secret_value()} if entries else {}
 
     def _login(self, name: str) -> dict[str, str]:
@@ -358,9 +360,11 @@ class Stack:
 
     def _development_secrets(self) -> Mapping[str, str]:
         """Random ones for what is not set, kept in ESL_HOME/dev.env; none in production."""
-        missing = [n for n in _DEVELOPMENT_SECRETS if getattr(self._settings, n.lower()) is None]
-        if self._settings.webhook_secrets and "SHOPIFY_WEBHOOK_SECRET" in missing:
-            missing.remove("SHOPIFY_WEBHOOK_SECRET")  # the apps' secrets sign
+        missing = list[str]()
+        if not self._settings.of(ShopifySettings).webhook_secrets:  # else the apps' secrets sign
+            missing.append("SHOPIFY_WEBHOOK_SECRET")
+        if self._settings.esl_admin_token is None:
+            missing.append("ESL_ADMIN_TOKEN")
         if self._settings.hipoink_api_base_url is None and self._settings.hipoink_api_secret is None:
             missing.append("HIPOINK_API_SECRET")  # of the sandbox
         if not missing or self._settings.app_environment == "production":

@@ -1,8 +1,8 @@
-"""What a source says, in the buffer's words; and the protocol of a source."""
+"""What a source says, in the buffer's words."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 Row = dict[str, Any]
 
@@ -54,13 +54,3 @@ def _less(row: Row, product: Row) -> Row:
         for name, value in row.items()
         if name in _KEYS or name not in product or product[name] != value
     }
-
-
-class Source(Protocol):
-    """A place that products come from."""
-
-    system: str
-
-    def read_deliveries(self, deliveries: Sequence[Mapping[str, Any]]) -> Facts:
-        """Facts of webhook deliveries, folded to the newest state per product. Never raises for a body."""
-        ...

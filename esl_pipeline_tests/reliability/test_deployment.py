@@ -13,8 +13,8 @@ import pytest
 
 from esl_pipeline.commands import running
 from esl_pipeline.commands.doctor import Check, examine
-from esl_pipeline.local.environment import running_environment
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.hipoink.servers import running_sandbox

@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.sources.shopify.deliveries import HeaderError, delivery
+from esl_pipeline.sources.shopify.deliveries import DeliveryError, delivery
 from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline_tests.reliability.breaks import BREAKS
 from esl_pipeline_tests.reliability.machine import (
@@ -255,7 +255,7 @@ class Play:
             "x-shopify-webhook-id": f"{domain}-{number}",
             "x-shopify-triggered-at": at,
         }
-        with suppress(HeaderError):
+        with suppress(DeliveryError):
             kept = delivery(topic, Headers(headers), raw.encode(), datetime.now(UTC))
             kept["proven"] = True  # each shop has a secret of its own
             self.parts.world.buffer.inbox_add([kept])

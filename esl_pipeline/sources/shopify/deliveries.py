@@ -20,6 +20,7 @@ from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, par
 from esl_pipeline.sources.shopify.content import instant
 from esl_pipeline.sources.shopify.shop_names import shop_domain
 from esl_pipeline.sources.shopify.topics import TOPICS
+from esl_pipeline.sources.source import DeliveryError
 
 # The field of the signed body that names the shop, and what becomes of the delivery.
 LIFECYCLE_TOPICS = {
@@ -43,22 +44,20 @@ _VERSION = re.compile(r"[0-9A-Za-z-]{1,32}")
 _MAX_INT64 = 2**63 - 1
 
 
-class HeaderError(ValueError):
-    """The headers do not say what the delivery is, so it cannot be kept."""
-
-
 def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> dict[str, Any]:
     """The inbox delivery of one webhook whose signature is already verified.
 
     `topic` is the route's, None for the one that takes all of them; `now` an aware time. A missing or odd webhook id
     is replaced by one derived from shop, topic, body and trigger time, so that copies still meet in one inbox row.
-    said_at: the time in the signed body, which judges messages that come late or again. Raises `HeaderError` when the
+    said_at: the time in the signed body, which judges messages that come late or again. Raises `DeliveryError` when the
     topic or shop header is missing, doubled or wrong.
     """
     topic = _topic(topic, headers)
     shop = claimed_shop(headers)
     if shop is None:
-        raise HeaderError("X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain.")
+        raise DeliveryError(
+            "X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain."
+        )
     digest = _sha256(raw)
     order_key, said_at, bad_body = _read_body(topic, shop, raw, now)
     triggered_at, bad_time = _read_time(headers, now)
@@ -88,9 +87,9 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> 
 def _topic(of_route: str | None, headers: Headers) -> str:
     named = _single(headers, "x-shopify-topic")
     if of_route is not None and named != of_route:
-        raise HeaderError(f"X-Shopify-Topic must be given once and be {of_route} on this address.")
+        raise DeliveryError(f"X-Shopify-Topic must be given once and be {of_route} on this address.")
     if named not in TOPICS and named not in LIFECYCLE_TOPICS:
-        raise HeaderError("X-Shopify-Topic must be given once and be a topic that is taken here.")
+        raise DeliveryError("X-Shopify-Topic must be given once and be a topic that is taken here.")
     return named
 
 

@@ -5,7 +5,6 @@ Subscriptions of the app itself (`toml`) are in no list that can be read, so the
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,19 +13,12 @@ from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import AdminError
 from esl_pipeline.sources.shopify.connection import look
 from esl_pipeline.sources.shopify.subscriptions import address_at, compare, read_ours, read_subscriptions
+from esl_pipeline.sources.source import Verdict
 
 # The version of the Webhooks API whose bodies this code was written against; newer ones are read as well.
 WEBHOOKS_VERSION = "2026-04"
 
 _VERSION = re.compile(r"20[0-9]{2}-[0-9]{2}")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """problems: a sentence for each thing that is wrong. remarks: what else was seen."""
-
-    problems: tuple[str, ...]
-    remarks: tuple[str, ...]
 
 
 def watch(

@@ -13,7 +13,7 @@ from esl_pipeline.sandbox.shopify.catalogue import Catalogue, Product, check_dig
 from esl_pipeline.sandbox.shopify.shop import Shop
 from esl_pipeline.sandbox.shopify.webhooks import Delivery, Webhooks, as_double, sign
 from esl_pipeline.sources.shopify.deliveries import delivery
-from esl_pipeline.sources.shopify.signature import verify
+from esl_pipeline.sources.signature import verify
 from esl_pipeline_tests.shared_data import DATA
 
 SAMPLES = DATA / "shopify-webhooks"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from esl_pipeline.sources.shopify.deliveries import HeaderError, delivery, shop_domain
+from esl_pipeline.sources.shopify.deliveries import DeliveryError, delivery, shop_domain
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import BODIES, LEVEL, LIFECYCLE_BODIES, PRODUCT, SHOP
 from esl_pipeline_tests.shared_data import DATA
@@ -85,7 +85,7 @@ def test_every_topic_has_its_order_key(topic: str, order_key: str) -> None:
 
 @pytest.mark.parametrize("topic", [None, "", "products/update", "Products/Delete", "products/delete,x"])
 def test_the_topic_header_must_agree_with_the_route(topic: str | None) -> None:
-    with pytest.raises(HeaderError, match="X-Shopify-Topic"):
+    with pytest.raises(DeliveryError, match="X-Shopify-Topic"):
         delivery("products/delete", headers("products/delete", topic=topic), b'{"id":1}', NOW)
 
 
@@ -108,7 +108,7 @@ def test_the_topic_header_must_agree_with_the_route(topic: str | None) -> None:
     ],
 )
 def test_s06_the_shop_header_must_be_a_myshopify_domain(shop: str | None) -> None:
-    with pytest.raises(HeaderError, match="X-Shopify-Shop-Domain"):
+    with pytest.raises(DeliveryError, match="X-Shopify-Shop-Domain"):
         made("products/delete", {"id": 1}, shop_domain=shop)
 
 
@@ -123,7 +123,7 @@ def test_the_shop_is_kept_in_lower_case() -> None:
 @pytest.mark.parametrize("name", ["x-shopify-topic", "x-shopify-shop-domain"])
 def test_a_doubled_header_is_refused(name: str) -> None:
     doubled = Headers(raw=[*headers("products/delete").raw, (name.encode(), b"other")])
-    with pytest.raises(HeaderError, match="once"):
+    with pytest.raises(DeliveryError, match="once"):
         delivery("products/delete", doubled, b'{"id":1}', NOW)
 
 

@@ -16,6 +16,8 @@ A new leaf means a new decision for the caller. After any of them the reader kno
 
 from typing import Literal
 
+from esl_pipeline.sources.source import SourceError, SourceRefusedError
+
 Problem = Literal[
     "wrong_secret",
     "not_installed",
@@ -28,7 +30,7 @@ Problem = Literal[
 """Why a shop does not let us in."""
 
 
-class AdminError(Exception):
+class AdminError(SourceError):
     """Reading failed. The text is for a reader: what, where, what to do; never with the token or a signed URL.
 
     `http_status` is Shopify's, where it answered; `retry_after` the seconds after which another try makes sense.
@@ -59,7 +61,7 @@ class AdminAuthenticationError(AdminError):
         self.problem = problem
 
 
-class AdminQueryError(AdminError):
+class AdminQueryError(AdminError, SourceRefusedError):
     """A GraphQL error, a mutation's user error, or an HTTP status that names this request.
 
     `codes` are Shopify's error codes.

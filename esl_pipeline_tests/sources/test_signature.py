@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esl_pipeline.sources.shopify import signature
-from esl_pipeline.sources.shopify.signature import verify
+from esl_pipeline.sources.signature import verify
 from esl_pipeline_tests.shared_data import DATA
 
 RAW = b'{"id":632910392,"title":"a"}'

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from esl_pipeline.settings import Settings
+from esl_pipeline.settings import every_field
+from esl_pipeline.sources.registry import SOURCES
 
 # Filled in for a first run, when the settings leave them out.
 DEVELOPMENT_ENV = "dev.env"
@@ -30,25 +31,28 @@ _DAGSTER = (*_ANY_PROGRAM, *_DATABASE_CLIENT, "DAGSTER_*", "ESL_DAGSTER_DATABASE
 _FRAMES = ("AWS_*", "AZURE_*", "GOOGLE_*", "GCSFS_*", "S3FS_*", "FSSPEC_*")
 _BUFFER = ("ESL_DATABASE_URL", "SUPABASE_SERVICE_KEY")
 _PLAIN_SETTINGS = tuple(
-    name.upper() for name, field in Settings.model_fields.items() if "SecretStr" not in str(field.annotation)
+    name.upper() for name, field in every_field().items() if "SecretStr" not in str(field.annotation)
 )
+# What signs a source's webhooks is the receiver's, what opens its shops the runs'.
+_OF_SOURCES = [
+    name.upper()
+    for source in SOURCES.values()
+    for name, field in source.settings_class.model_fields.items()
+    if "SecretStr" in str(field.annotation)
+]
+_SIGNING = tuple(name for name in _OF_SOURCES if name.endswith("_WEBHOOK_SECRET"))
+_OPENING = tuple(name for name in _OF_SOURCES if name not in _SIGNING)
 _GIVEN = {
     "label server": _ANY_PROGRAM,
     "shop": _ANY_PROGRAM,
     "receiver": (
         *(*_ANY_PROGRAM, *_CALLS_OUT, *_DATABASE_CLIENT, *_PLAIN_SETTINGS, *_BUFFER),
-        *("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN", "FORWARDED_ALLOW_IPS"),
+        *(*_SIGNING, "ESL_ADMIN_TOKEN", "FORWARDED_ALLOW_IPS"),
     ),
     # It starts the runs, and answers for schedules and sensors.
     "code server": (
         *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
-        *(
-            "HIPOINK_API_SECRET",
-            "SHOPIFY_API_KEY",
-            "SHOPIFY_API_SECRET",
-            "SHOPIFY_APPS",
-            "SHOPIFY_ADMIN_TOKEN",
-        ),
+        *("HIPOINK_API_SECRET", *_OPENING),
     ),
     "Dagster webserver": _DAGSTER,
     "Dagster daemon": _DAGSTER,
