@@ -2,8 +2,7 @@
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from esl_pipeline.stages.drain import Portion, Round, read_round
 from esl_pipeline.stages.push import PushRules, push_batch
 from esl_pipeline.stages.refresh import refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox
+from esl_pipeline_tests.waiting import eventually
 
 SHOP = "corner-shop.myshopify.com"
 STORE = "S1"
@@ -252,11 +252,3 @@ class World:
     def inbox(self) -> list[str]:
         """States of all deliveries, oldest first."""
         return [row["state"] for row in self.sql("select state from esl.webhook_inbox order by id")]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)

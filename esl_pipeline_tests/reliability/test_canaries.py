@@ -45,9 +45,10 @@ from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
 from esl_pipeline_tests.orchestration.world import OTHER_SHOP, OTHER_STORE, SHOP, STORE, product
-from esl_pipeline_tests.processes import Up, eventually
+from esl_pipeline_tests.processes import Up
 from esl_pipeline_tests.receiver.support import signed
 from esl_pipeline_tests.sandbox.shopify.support import small_shop
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 
