@@ -102,6 +102,28 @@ def level(number: int = 1, available: int | None = 5, version: int = 1, location
     }
 
 
+def kept(topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> dict[str, Any]:
+    """One delivery with an id of its own, as the receiver keeps it."""
+    raw = json.dumps(body).encode()
+    headers = Headers(
+        {
+            "x-shopify-topic": topic,
+            "x-shopify-shop-domain": shop,
+            "x-shopify-webhook-id": f"delivery-{next(_numbers)}",
+            "x-shopify-triggered-at": at or str(body.get("updated_at") or when(1)),
+        }
+    )
+    found = delivery(topic, headers, raw, datetime.now(UTC))
+    assert found["state"] == "ready", found["reason"]
+    return found
+
+
+def map_shop(buffer: Buffer, shop: str = SHOP, store: str = STORE, **fields: Any) -> dict[str, Any]:
+    """Map a shop to a store. Where several shops feed one, the tests mean it."""
+    named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store, "shared": True}
+    return buffer.mapping_create(named | fields)
+
+
 def drain_round(
     buffer: Buffer,
     client: HipoinkClient,
@@ -136,25 +158,12 @@ class World:
     rules: PushRules = RULES
 
     def map(self, shop: str = SHOP, store: str = STORE, **fields: Any) -> str:
-        """Map a shop to a store; the mapping's id. Where several shops feed one, the tests mean it."""
-        named: dict[str, Any] = {"source_system": "shopify", "source_store_id": shop}
-        named |= {"hipoink_store_code": store, "shared": True}
-        return str(self.buffer.mapping_create(named | fields)["id"])
+        """Map a shop to a store; the mapping's id."""
+        return str(map_shop(self.buffer, shop, store, **fields)["id"])
 
     def send(self, topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> None:
         """One delivery with an id of its own, as the receiver keeps it."""
-        raw = json.dumps(body).encode()
-        headers = Headers(
-            {
-                "x-shopify-topic": topic,
-                "x-shopify-shop-domain": shop,
-                "x-shopify-webhook-id": f"delivery-{next(_numbers)}",
-                "x-shopify-triggered-at": at or str(body.get("updated_at") or when(1)),
-            }
-        )
-        kept = delivery(topic, headers, raw, datetime.now(UTC))
-        assert kept["state"] == "ready", kept["reason"]
-        self.buffer.inbox_add([kept])
+        self.buffer.inbox_add([kept(topic, body, shop=shop, at=at)])
 
     def update(self, *bodies: Body, shop: str = SHOP) -> None:
         """Deliver products/update for each body."""
