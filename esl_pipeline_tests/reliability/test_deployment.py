@@ -20,9 +20,10 @@ from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.local.test_stack import Up, home, start  # noqa: F401 (fixtures)
 from esl_pipeline_tests.orchestration.world import SHOP, STORE
-from esl_pipeline_tests.receiver.support import MemoryBuffer, make_app, served
+from esl_pipeline_tests.receiver.support import make_app, served
 from esl_pipeline_tests.reliability.test_roles import GROUPS, login
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-local.lock", "requirements-dev.lock", "requirements-tools.lock")
@@ -174,8 +175,10 @@ def test_s16_doctor_finds_secrets_that_others_can_read(
     assert ".env" not in deployed()
 
 
-def test_s22_doctor_finds_a_receiver_without_tls(deployed: Callable[..., dict[str, Check]]) -> None:
-    with served(make_app(MemoryBuffer())) as url:
+def test_s22_doctor_finds_a_receiver_without_tls(
+    deployed: Callable[..., dict[str, Check]], watched: WatchedBuffer
+) -> None:
+    with served(make_app(watched)) as url:
         assert deployed(APP_BASE_URL=url)["receiver"].state == "ok"  # this machine itself
         elsewhere = deployed(APP_BASE_URL=url.replace("127.0.0.1", "0.0.0.0"))["receiver"]
         assert elsewhere.state == "warning" and "put TLS before it" in elsewhere.says
