@@ -51,6 +51,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that every user may enter (as root, pytest's own are not), by a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="esl-test-", dir="/tmp") as name:
+        found = Path(name)
+        found.chmod(0o755)
+        yield found
+
+
 @pytest.fixture(scope="session")
 def start_postgres() -> Iterator[Callable[[int], EmbeddedPostgres]]:
     """Servers by major version, started when first asked for, with Supabase's roles and a migrated template."""

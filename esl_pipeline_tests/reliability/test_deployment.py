@@ -4,6 +4,7 @@ import inspect
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def test_s26_what_is_tested_is_what_is_installed() -> None:
         "--strict" in audit and "exit 1" in audit
     )  # without --strict it passes when it could ask about nothing
     assert all(f"-r {lock}" in audit for lock in (PRODUCTION, LOCAL, DEV))
+
+
+def test_dagster_and_dg_load_the_same_module_under_the_same_name() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    module, name = tools["dagster"]["module_name"], tools["dagster"]["code_location_name"]
+    project = tools["dg"]["project"]
+    assert (project["code_location_target_module"], project["code_location_name"]) == (module, name)
+    workspace = (ROOT / "workspace.yaml").read_text()
+    assert f"module_name: {module}\n" in workspace and f"location_name: {name}\n" in workspace
 
 
 # --- S27
