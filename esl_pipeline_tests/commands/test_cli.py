@@ -261,7 +261,7 @@ def test_field_29_a_shop_is_mapped_and_reconciled_under_its_domain(
 
 
 def test_field_29_a_name_that_is_no_shop_is_refused(refused: Callable[..., str], configured: None) -> None:
-    assert "must be the shop's domain" in refused("stores", "add", "www.corner-shop.example", STORE)
+    assert "must be the shop's id, like " in refused("stores", "add", "www.corner-shop.example", STORE)
 
 
 def test_field_29_shops_that_cannot_be_read_are_said(
@@ -344,10 +344,10 @@ def test_no_store_yet(run: Run, configured: None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("add", "corner-shop.example.com", "S1"), "source_store_id: must be the shop's domain"),
-        (("add", "", "S1"), "source_store_id: must be the shop's domain"),
+        (("add", "corner-shop.example.com", "S1"), "source_store_id: must be the shop's id, like "),
+        (("add", "", "S1"), "source_store_id: must be the shop's id, like "),
         (("add", SHOP, "S/1"), "hipoink_store_code: must be 1 to 32 letters"),
-        (("add", SHOP, "S1", "--source", "other"), "source_system: Input should be 'shopify'"),
+        (("add", SHOP, "S1", "--source", "other"), "no source is called "),
         (("add", SHOP, "S1", "--settings", "{currency: EUR}"), "settings: not JSON: "),
         (("add", SHOP, "S1", "--settings", "[]"), "settings: not a JSON object; write for example "),
         (
