@@ -2,7 +2,10 @@
 
 import functools
 import random
+import re
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
@@ -20,6 +23,9 @@ JSON_HEADERS = {
 }
 
 
+_LONGEST_PAUSE = 3_600.0
+
+
 @functools.cache
 def trusted(ca_file: Path | None = None) -> ssl.SSLContext:
     """The certificates we trust: the public ones (SSL_CERT_FILE names others), or those of `ca_file` alone.
@@ -27,6 +33,24 @@ def trusted(ca_file: Path | None = None) -> ssl.SSLContext:
     Loaded once: that takes 50 ms. Raises OSError for a file without certificates.
     """
     return ssl.create_default_context(cafile=ca_file) if ca_file else httpx.create_ssl_context()
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds to wait by a Retry-After header, at most one hour; None where it says nothing usable.
+
+    Takes seconds (whole or decimal) and HTTP dates; a date in the past is 0. Negative numbers and
+    anything else are None.
+    """
+    text = (value or "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        return min(float(text), _LONGEST_PAUSE)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    if moment.tzinfo is None:  # "-0000" and the old asctime form: UTC by RFC 9110
+        moment = moment.replace(tzinfo=UTC)
+    return min(max((moment - now).total_seconds(), 0.0), _LONGEST_PAUSE)
 
 
 def pause_before_retry(retry_after: float | None, longest: float) -> bool | float:

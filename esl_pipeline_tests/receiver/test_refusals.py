@@ -25,8 +25,8 @@ from esl_pipeline_tests.receiver.support import (
     make_settings,
     served,
     signed,
-    wait_until,
 )
+from esl_pipeline_tests.waiting import eventually
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
@@ -145,7 +145,7 @@ def test_a_wrong_secret_is_shown_by_status(buffer: Buffer, monkeypatch: pytest.M
             headers = signed("products/update", raw, **({"secret": secret} if secret else {}), **changes)
             return client.post(UPDATE, content=raw, headers=headers).status_code
 
-        wait_until(lambda: send("wrong") == 401 and buffer.status()["refused"])
+        eventually(lambda: send("wrong") == 401 and buffer.status()["refused"])
         count = -1
         while (
             now := buffer.status()["refused"][0]["refused"]
@@ -157,7 +157,7 @@ def test_a_wrong_secret_is_shown_by_status(buffer: Buffer, monkeypatch: pytest.M
         assert send("wrong", hmac_sha256=None) == 401  # who signs nothing has no wrong secret
         for _ in range(4):
             assert send("wrong") == 401
-        wait_until(lambda: sum(row["refused"] for row in buffer.status()["refused"]) == count + 4)
+        eventually(lambda: sum(row["refused"] for row in buffer.status()["refused"]) == count + 4)
         assert f"{SHOP}: {count + 4} refused since " in shown(buffer)
         assert ": wrong secret?" in shown(buffer) and "stranger" not in shown(buffer)
         raw = json.dumps(PRODUCT).encode()

@@ -27,8 +27,8 @@ from esl_pipeline_tests.receiver.support import (
     make_settings,
     served,
     signed,
-    wait_until,
 )
+from esl_pipeline_tests.waiting import eventually
 
 OTHER = "other-shop.myshopify.com"
 UPDATE = "/webhooks/shopify/products/update"
@@ -158,9 +158,9 @@ def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: MemoryBuff
     with served(make_app(buffer, Limits(storing=8, threads=8))) as url, ThreadPoolExecutor(8) as pool:
         buffer.release.clear()
         hanging = [pool.submit(post, url, b'{"id":%d}' % n) for n in range(6)]
-        wait_until(lambda: sum(one.done() for one in hanging) == 2)
+        eventually(lambda: sum(one.done() for one in hanging) == 2)
         other = pool.submit(post, url, b'{"id":1}', OTHER)
-        wait_until(lambda: len(buffer.calls) == 5)
+        eventually(lambda: len(buffer.calls) == 5)
         buffer.release.set()
         assert other.result().status_code == 200
         assert sorted(one.result().status_code for one in hanging) == [200] * 4 + [503] * 2

@@ -28,8 +28,8 @@ from psycopg import sql
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_buffer, open_label_server
+from esl_pipeline.local.databases import dagster_url, prepare_database
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.sandbox.shopify.faults import BulkEndless
@@ -45,9 +45,10 @@ from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
 from esl_pipeline_tests.orchestration.world import OTHER_SHOP, OTHER_STORE, SHOP, STORE, product
-from esl_pipeline_tests.processes import Up, eventually
+from esl_pipeline_tests.processes import Up
 from esl_pipeline_tests.receiver.support import signed
 from esl_pipeline_tests.sandbox.shopify.support import small_shop
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 

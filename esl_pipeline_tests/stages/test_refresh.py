@@ -19,6 +19,7 @@ from esl_pipeline.stages.drain import DrainLimits, drain
 from esl_pipeline.stages.push import push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules, refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of, running_sandbox
+from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import (
     ASSET,
     RULES,
@@ -27,7 +28,6 @@ from esl_pipeline_tests.world import (
     STORE,
     World,
     drain_round,
-    eventually,
     product,
     variant,
 )

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +14,8 @@ import orjson
 import stamina
 from pydantic import SecretStr
 
-from esl_pipeline.http import JSON_HEADERS, trusted
+from esl_pipeline.addresses import is_loopback
+from esl_pipeline.http import JSON_HEADERS, parse_retry_after, trusted
 from esl_pipeline.sources.shopify.admin import access, queries
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
@@ -26,13 +28,11 @@ from esl_pipeline.sources.shopify.admin.tokens import LastingToken, Tokens
 from esl_pipeline.sources.shopify.admin.wire import (
     CONNECT_SECONDS,
     RETRY_SECONDS,
-    is_loopback,
     is_safe,
     one_line,
     passes,
     pause_before_another_try,
     reason,
-    retry_after,
 )
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class AdminClient:
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
             headers=JSON_HEADERS,
-            trust_env=not is_loopback(url),
+            trust_env=not is_loopback(httpx.URL(url).host),
             verify=trusted(),
         )
 
@@ -215,7 +215,8 @@ class AdminClient:
                 http_status=status,
             )
         if passes(status):
-            raise AdminUnavailableError(f"{said}.", http_status=status, retry_after=retry_after(response))
+            pause = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+            raise AdminUnavailableError(f"{said}.", http_status=status, retry_after=pause)
         if status == 404:
             raise AdminQueryError(
                 f"{said}. There is no such shop or no Admin API version {self.version}; "

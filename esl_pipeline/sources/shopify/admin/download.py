@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 import orjson
 
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.http import USER_AGENT, trusted
 from esl_pipeline.sources.shopify.admin import bulk
 from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import IncompleteDownloadError
-from esl_pipeline.sources.shopify.admin.wire import is_loopback, is_safe, reason
+from esl_pipeline.sources.shopify.admin.wire import is_safe, reason
 
 _READ_SECONDS = 60.0
 _BROKEN_IN_A_ROW = 5
@@ -135,7 +136,7 @@ class _Result:
             httpx.Client(
                 timeout=_READ_SECONDS,
                 headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
-                trust_env=not is_loopback(self._url),
+                trust_env=not is_loopback(httpx.URL(self._url).host),
                 verify=trusted(),
             ) as http,
             http.stream("GET", self._url, headers=self._range()) as response,

@@ -1,10 +1,8 @@
 """What every request to Shopify minds: where a secret may go, what passes by itself, and no text without a bound."""
 
-import ipaddress
-import re
-
 import httpx
 
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.http import pause_before_retry
 from esl_pipeline.printable import printable
 from esl_pipeline.sources.shopify.admin.errors import AdminUnavailableError
@@ -24,18 +22,7 @@ def is_safe(url: str) -> bool:
         return False
     if parsed.userinfo or not parsed.host:
         return False
-    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(url))
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine."""
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(parsed.host))
 
 
 def reason(error: Exception) -> str:
@@ -60,11 +47,3 @@ def pause_before_another_try(error: Exception) -> bool | float:
     if not isinstance(error, AdminUnavailableError):
         return False
     return pause_before_retry(error.retry_after, _LONGEST_PAUSE_HERE)
-
-
-def retry_after(answer: httpx.Response) -> float | None:
-    """The seconds that the server asks to wait, when it says so in seconds."""
-    said = answer.headers.get("Retry-After")
-    if said is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", said.strip()):
-        return None
-    return float(said)
