@@ -44,7 +44,7 @@ WITHOUT_SEARCH_PATH = {
     "written",
 }
 # Where text is put together to SQL, with what is put in: names of our own files and tables only.
-COMPOSED = {"buffer/migrate.py": 1, "sandbox/label_server/store.py": 1}
+COMPOSED = {"buffer/migrate.py": 2, "sandbox/label_server/store.py": 1}
 
 
 def ours(dsn: str, schema: str) -> list[tuple[Any, ...]]:

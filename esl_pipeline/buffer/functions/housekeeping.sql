@@ -221,7 +221,7 @@ begin
     delete from esl.webhook_inbox
     where id in (
         select id from esl.webhook_inbox
-        where topic in ('products/create', 'products/update', 'inventory_levels/update', 'app/uninstalled')
+        where (said_at is not null or state = 'unusable')
           and finished_at < now() - make_interval(days => (p ->> 'keep_deliveries_days')::int)
         order by finished_at limit v_limit for update skip locked);
     get diagnostics v_deliveries = row_count;

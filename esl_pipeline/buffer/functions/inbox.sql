@@ -63,16 +63,16 @@ begin
 
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
-                                       api_version, order_key, said_at, body, body_sha256, state, reason, proven, finished_at)
+                                       api_version, said_at, body, body_sha256, state, reason, proven, finished_at)
         select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
-               d.api_version, d.order_key, d.said_at,
+               d.api_version, d.said_at,
                -- Of a shop without a store nobody looks at what cannot be used: its hash and the reason are enough.
                case when d.state = 'ready' or esl.is_mapped(d.source_system, d.source_store_id)
                     then decode(d.body_base64, 'base64') end,
                d.body_sha256, d.state, d.reason, coalesce(d.proven, false), case when d.state <> 'ready' then now() end
         from jsonb_to_recordset(v_deliveries) as d (
             source_system text, source_store_id text, topic text, webhook_id text, event_id text,
-            triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
+            triggered_at timestamptz, api_version text, said_at timestamptz, body_base64 text,
             body_sha256 text, state text, reason text, proven boolean)
         where d.state <> 'unusable' or not exists (
             select from esl.webhook_inbox i
@@ -87,12 +87,12 @@ begin
         with again as (
             update esl.webhook_inbox i
             set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version,
-                order_key = d.order_key, said_at = d.said_at, body = decode(d.body_base64, 'base64'), received_at = now(),
+                said_at = d.said_at, body = decode(d.body_base64, 'base64'), received_at = now(),
                 state = d.state, reason = d.reason, attempts = 0, proven = coalesce(d.proven, false),
                 finished_at = case when d.state <> 'ready' then now() end
             from jsonb_to_recordset(v_deliveries) as d (
                 source_system text, source_store_id text, topic text, webhook_id text, event_id text,
-                triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
+                triggered_at timestamptz, api_version text, said_at timestamptz, body_base64 text,
                 body_sha256 text, state text, reason text, proven boolean)
             where i.source_system = d.source_system and i.source_store_id = d.source_store_id
               and i.topic = d.topic and i.body_sha256 = d.body_sha256

@@ -187,7 +187,7 @@ begin
         where i.contested = p_thing and i.source_store_id = p_owner and i.source_system = p_system and i.state = 'unusable'
         union all
         select i.id from esl.webhook_inbox i
-        where v_redo and i.order_key = p_thing and i.source_store_id = p_owner and i.source_system = p_system
+        where v_redo and i.thing = p_thing and i.source_store_id = p_owner and i.source_system = p_system
           and i.state in ('done', 'superseded')));
 end $$;
 

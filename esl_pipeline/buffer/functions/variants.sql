@@ -315,7 +315,8 @@ begin
                                  and (l.updated_at, l.triggered_at, l.body_sha256)
                                    > (e.version_at, e.triggered_at, e.body_sha256)))
                 then 'superseded' else e.state end,
-            reason = e.reason, finished_at = clock_timestamp(), claim_id = null, lease_until = null
+            reason = e.reason, finished_at = clock_timestamp(), claim_id = null, lease_until = null,
+            thing = coalesce('product:' || e.product_id, 'inventory_item:' || e.inventory_item_id)
         from jsonb_to_recordset(p -> 'events') as e (
             id bigint, state text, reason text, product_id text, inventory_item_id text, location_id text,
             version_at timestamptz, triggered_at timestamptz, body_sha256 text)
