@@ -30,10 +30,10 @@ WITHOUT_SEARCH_PATH = {
     "content",
     "content_columns",
     "drastic_kind",
+    "history_of",
     "is_blank",
     "is_large_change",
     "is_moving",
-    "history_of",
     "is_revived",
     "last_reads",
     "plain_price",
@@ -73,7 +73,7 @@ def test_s19_every_function_runs_with_an_empty_search_path_and_no_text_becomes_s
         assert not is_definer, name
         assert name in WITHOUT_SEARCH_PATH or 'search_path=""' in (settings or []), name
         for statement in re.findall(r"\bexecute\b(.*?);", source, re.IGNORECASE | re.DOTALL):
-            assert name in ("restrict_functions", "redact"), name
+            assert name in ("restrict_functions", "forget_shop"), name
             template, values = re.fullmatch(
                 r" format\('([^']*)',\s+([^)]*)\)(?: using [\w, ]+)?", statement.strip("\n") or ""
             ).groups()  # type: ignore[union-attr]

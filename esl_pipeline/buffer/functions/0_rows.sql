@@ -31,4 +31,27 @@ create type esl.variant_row as (
     triggered_at timestamptz, body_sha256 text collate "C"
 );
 
+-- An inventory item that a read names, of a variant or a level.
+drop type if exists esl.item_row cascade;
+create type esl.item_row as (source_system text, source_store_id text, inventory_item_id text);
+
+-- What waits, and what has ended, of the deliveries of a statement (esl.count_deliveries).
+drop type if exists esl.waiting_row cascade;
+create type esl.waiting_row as (source_system text, source_store_id text, n bigint, bytes bigint);
+drop type if exists esl.ended_row cascade;
+create type esl.ended_row as (
+    id bigint, source_system text, source_store_id text, received_at timestamptz, api_version text, state text,
+    reason text, proven boolean, n int
+);
+
+-- Wrong signatures that a receiver has counted of a shop.
+drop type if exists esl.refused_row cascade;
+create type esl.refused_row as (
+    source_system text, source_store_id text, refused bigint, since timestamptz, last_at timestamptz
+);
+
+-- One of many shops (shops in the doors' arguments).
+drop type if exists esl.shop_row cascade;
+create type esl.shop_row as (source_system text, source_store_id text);
+
 -- labels, queue, drift
