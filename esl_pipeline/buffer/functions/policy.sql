@@ -5,7 +5,8 @@
 create or replace function esl.policy_defaults() returns jsonb
 language sql immutable as $$
     select '{"max_change_pct": 80, "guard_labels": 5, "guard_share_pct": 20, "guard_hours": 24,
-             "max_held_share_pct": 20, "raise_window": null, "refresh": "after_push", "owns_store": false}'::jsonb
+             "max_held_share_pct": 20, "raise_window": null, "show_compare_at": "never", "refresh": "after_push",
+             "owns_store": false}'::jsonb
 $$;
 
 -- The least and the most of each number among them.
