@@ -26,24 +26,29 @@ NAUGHTY = DATA / "security" / "blns.json"
 
 # Inlined by the planner, which a setting of its own would forbid; called from functions that have the empty path.
 WITHOUT_SEARCH_PATH = {
-    "blank_of",
+    "blank_hash",
+    "blanked",
     "content",
     "content_columns",
     "drastic_kind",
     "history_of",
-    "is_blank",
+    "is_blanked",
     "is_large_change",
     "is_moving",
     "is_revived",
     "last_reads",
     "plain_price",
+    "policy_bounds",
+    "policy_defaults",
     "policy_number",
+    "policy_text",
     "price_of",
     "product_key",
     "said",
     "stock_of",
     "text_bytes",
     "unsaid",
+    "what_is_due",
     "written",
 }
 # Where text is put together to SQL, with what is put in: names of our own files and tables only.

@@ -55,3 +55,50 @@ drop type if exists esl.shop_row cascade;
 create type esl.shop_row as (source_system text, source_store_id text);
 
 -- labels, queue, drift
+
+-- One of many shops (shops in the doors' arguments).
+drop type if exists esl.shop_row cascade;
+create type esl.shop_row as (source_system text, source_store_id text);
+
+-- A variant that was evaluated, at the revision that it had then.
+drop type if exists esl.evaluated_row cascade;
+create type esl.evaluated_row as (source_system text, source_store_id text, variant_id text, revision bigint);
+
+-- What the evaluation of a variant puts on a label of one mapping.
+drop type if exists esl.label_row cascade;
+create type esl.label_row as (
+    mapping_id uuid, variant_id text, revision bigint, store_code text, state text, code text, precedence text,
+    label jsonb, label_hash text, event_ids bigint[]
+);
+
+-- What the evaluation of a variant found.
+drop type if exists esl.finding_row cascade;
+create type esl.finding_row as (
+    mapping_id uuid, variant_id text, revision bigint, check_name text, level text, column_name text, value text,
+    reason text, action text
+);
+
+-- A place where a label hangs or may hang, with all that its decision rests on (see esl.places and esl.what_is_due).
+--   wins      whether anybody's label wins the place; null: nobody publishes one for it
+--   wanted    the label that wins
+--   shown     what the ledger says
+--   pending   what waits or is on its way; in_doubt: the server may have taken it, or something else
+--   owner     the label of the variant that the ledger or the queue says the place is of (owner_mapping, owner_variant)
+--   is_home   its mapping feeds this store, is_kept: its label is to stay as it is, is_paused: its mapping is
+--   blank     its label without content, where its variant wants that; null: it does not
+drop type if exists esl.place_row cascade;
+create type esl.place_row as (
+    store_code text, code text, wins boolean, wanted esl.labels, shown esl.hipoink_products, pending esl.sync_queue,
+    in_doubt boolean, owner esl.labels, owner_mapping uuid, owner_variant text, is_home boolean, is_kept boolean,
+    is_paused boolean, blank jsonb
+);
+
+-- A label of a push, as it was claimed.
+drop type if exists esl.pushed_row cascade;
+create type esl.pushed_row as (code text, generation bigint);
+
+-- A difference between the label server's list and the ledger (see esl_drift_repair).
+drop type if exists esl.drift_row cascade;
+create type esl.drift_row as (
+    code text, kind text, push_id uuid, ours jsonb, theirs jsonb, label jsonb, label_hash text
+);
