@@ -56,10 +56,6 @@ create type esl.shop_row as (source_system text, source_store_id text);
 
 -- labels, queue, drift
 
--- One of many shops (shops in the doors' arguments).
-drop type if exists esl.shop_row cascade;
-create type esl.shop_row as (source_system text, source_store_id text);
-
 -- A variant that was evaluated, at the revision that it had then.
 drop type if exists esl.evaluated_row cascade;
 create type esl.evaluated_row as (source_system text, source_store_id text, variant_id text, revision bigint);
