@@ -90,7 +90,10 @@ class ShopifySource(Source[ShopifySettings]):
 
         if shop_domain(shop) != shop:
             raise ValueError(f"{shop!a} is no shop's domain: no token is sent there")
-        access, address = self.settings.admin_access(shop), self.settings.shopify_admin_url or f"https://{shop}"
+        access, address = (
+            self.settings.admin_access(shop),
+            self.settings.shopify_admin_url or f"https://{shop}",
+        )
         if access is None:
             return None
         tokens = AppTokens(address, access, shop) if isinstance(access, App) else access

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from esl_pipeline.sources.content import CONTENT, instant, product_content, text_of, variant_row
 from esl_pipeline.sources.facts import Facts, Row, told_once
 from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
-from esl_pipeline.sources.shopify.content import CONTENT, instant, product_content, text_of, variant_row
 
 # Shopify puts full data of the first 100 variants only into a body (shopify.md section 5).
 MAX_VARIANTS_IN_BODY = 100
