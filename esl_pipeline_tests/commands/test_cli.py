@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.migrate import code_version, migrations
@@ -51,9 +50,8 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process; nothing that it says may be a traceback or hold a secret."""
-    for module in (cli, shared):
-        monkeypatch.setattr(module, "out", Console(width=200))
-        monkeypatch.setattr(module, "err", Console(width=200, stderr=True))
+    monkeypatch.setattr(shared.out, "width", 200)
+    monkeypatch.setattr(shared.err, "width", 200)
 
     def run(*arguments: str) -> Done:
         capsys.readouterr()

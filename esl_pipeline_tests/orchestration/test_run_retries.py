@@ -32,7 +32,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from psycopg.rows import dict_row
 
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.orchestration.near_real_time import HOLD_SECONDS
 from esl_pipeline.sandbox.shopify.shop import DOMAIN

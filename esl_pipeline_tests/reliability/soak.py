@@ -21,7 +21,7 @@ import psycopg.rows
 import typer
 
 from esl_pipeline.demo.day import Difference
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.sandbox.shopify.server import running_shopify

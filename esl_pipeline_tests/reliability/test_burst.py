@@ -13,7 +13,7 @@ import psycopg
 import psycopg.rows
 import pytest
 
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.catalogue import Product, price_text
 from esl_pipeline.sandbox.shopify.delivery import WebhookSender

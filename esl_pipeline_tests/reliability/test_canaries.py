@@ -28,8 +28,8 @@ from psycopg import sql
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_buffer, open_label_server
+from esl_pipeline.local.databases import dagster_url, prepare_database
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.sandbox.shopify.faults import BulkEndless

@@ -14,8 +14,8 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.local.databases import make_logins
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import make_logins
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
 from esl_pipeline.sources.shopify.shop_names import SHOP
