@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from esl_pipeline.sources.files.source import FilesSource
 from esl_pipeline.sources.shopify.source import ShopifySource
 from esl_pipeline.sources.source import Source
 
-SOURCES: dict[str, type[Source[Any]]] = {source.system: source for source in (ShopifySource,)}
+SOURCES: dict[str, type[Source[Any]]] = {source.system: source for source in (ShopifySource, FilesSource)}
 
 
 def source_of(system: str) -> type[Source[Any]] | None:

@@ -137,6 +137,8 @@ def _entry(row: Row, listing: Listing, say: Callable[[str], None] | None = None)
     if not is_whole:
         says.append(f"{len(cells)} columns where the header has {len(listing.table.header)}")
     id_, unclear = _identity(said, listing, is_whole=is_whole, say=says.append)
+    if not is_whole:  # of cells that may have shifted only the key is believed
+        said = {} if unclear else {listing.key: said[listing.key]}
     if is_whole:
         _check_code(said, says.append)
         _read_prices(said, listing, says.append)
