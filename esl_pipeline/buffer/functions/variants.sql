@@ -387,6 +387,7 @@ language sql volatile security definer set search_path = '' as $$
                     select jsonb_object_agg(l.location_id, l.available) from esl.inventory_levels l
                     where l.source_system = d.source_system and l.source_store_id = d.source_store_id
                       and l.inventory_item_id = d.inventory_item_id and not l.gone),
+                'problem', r.problem,
                 'gift_card', coalesce(x.gift_card, false),
                 'unit_price', x.unit_price,
                 'unit_price_measurement', x.unit_price_measurement,
@@ -407,7 +408,10 @@ language sql volatile security definer set search_path = '' as $$
             from page d
             left join esl.variant_details x
               on x.source_system = d.source_system and x.source_store_id = d.source_store_id
-             and x.variant_id = d.variant_id), '[]'),
+             and x.variant_id = d.variant_id
+            left join esl.row_problems r
+              on r.source_system = d.source_system and r.source_store_id = d.source_store_id
+             and r.variant_id = d.variant_id), '[]'),
         'mappings', coalesce((
             select jsonb_agg(to_jsonb(m) || jsonb_build_object(
                        'currency', s.currency, 'taxes_included', s.taxes_included) order by m.created_at, m.id)
