@@ -1,7 +1,8 @@
 """Entries of a file as facts. Pure."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import orjson
 
@@ -28,18 +29,29 @@ _NEVER_OF_PRODUCT = dict.fromkeys(("handle", "published_at"))
 _NEVER_OF_VARIANT = dict.fromkeys(("option1", "option2", "option3", "created_at"))
 
 
-def facts_of(
-    entries: Iterable[Entry], listing: Listing, *, shop: Row, version_at: str, name: str, chunk: int
-) -> Iterator[Facts]:
-    """The facts of a file, at most `chunk` products at a time. shop: its key; version_at: the file's; name: the file's.
+@dataclass(frozen=True)
+class Telling:
+    """Who tells what, and when. shop: its key; version_at, name: the file's.
 
-    A full list says all that there is, so a column that it lacks is said to be empty; what a change list lacks is not
-    said. What a full list marks as deleted is not told: it is as absent as what it leaves out.
+    silent: fields that the file does not say although the shop's files do; what they never say is said to be empty.
+    """
+
+    listing: Listing
+    shop: Row
+    version_at: str
+    name: str
+    silent: Collection[str] = ()
+
+
+def facts_of(telling: Telling, *, chunk: int) -> Iterator[Facts]:
+    """The facts of a file, at most `chunk` products at a time.
+
+    What a full list marks as deleted is not told: it is as absent as what it leaves out.
     """
     facts = Facts()
-    for entry in entries:
-        if not (entry.is_deleted and listing.kind == "full"):
-            _add(facts, entry, listing, {**shop, "product_id": entry.id} | _version(entry, version_at), name)
+    for entry in telling.listing.entries():
+        if not (entry.is_deleted and telling.listing.kind == "full"):
+            _add(facts, entry, telling)
         if len(facts.products) >= chunk:
             yield facts
             facts = Facts()
@@ -57,21 +69,20 @@ def _version(entry: Entry, version_at: str) -> Row:
     }
 
 
-def _add(facts: Facts, entry: Entry, listing: Listing, version: Row, name: str) -> None:
-    shop = {key: version[key] for key in ("source_system", "source_store_id")}
+def _add(facts: Facts, entry: Entry, telling: Telling) -> None:
+    silent = telling.silent
+    version = {**telling.shop, "product_id": entry.id} | _version(entry, telling.version_at)
     if entry.is_deleted:
         gone = {"deleted": True, "missing_variants": 0, "variant_ids": []}
         facts.products.append(version | gone)
         return
-    content = _content(entry, listing)
+    content = _content(entry, silent)
     facts.products.append(
         version | content | {"deleted": False, "missing_variants": 0, "variant_ids": [entry.id]}
     )
-    variant = {of: entry.said[said] or None for of, said in _OF_VARIANT.items() if said in entry.said}
-    if "sku" not in entry.said and "id" in entry.said:
+    variant = {of: entry.said.get(said) or None for of, said in _OF_VARIANT.items() if said not in silent}
+    if "sku" not in entry.said and "id" in entry.said and "sku" not in silent:
         variant["sku"] = entry.said["id"] or None
-    if listing.kind == "full":
-        variant = dict.fromkeys(_OF_VARIANT) | variant
     variant |= _NEVER_OF_VARIANT | {"inventory_item_id": entry.id}
     facts.variants.append(
         variant_row(product_id=entry.id, variant_id=entry.id, product=content, variant=variant) | version
@@ -79,27 +90,25 @@ def _add(facts: Facts, entry: Entry, listing: Listing, version: Row, name: str) 
     if "stock" in entry.said:
         facts.levels.append(
             {
-                **shop,
+                **telling.shop,
                 "inventory_item_id": entry.id,
                 "location_id": LOCATION,
-                "available": quantity_of(entry.said["stock"], listing.decimal_sign),
+                "available": quantity_of(entry.said["stock"], telling.listing.decimal_sign),
                 "updated_at": version["version_at"],
                 "triggered_at": version["triggered_at"],
                 "body_sha256": version["body_sha256"],
             }
         )
     if entry.problem:
-        problem = text_of(f"{name} {entry.problem}", FIELD_LENGTH)
+        problem = text_of(f"{telling.name} {entry.problem}", FIELD_LENGTH)
         facts.problems.append(
-            {**shop, "variant_id": entry.id, "version_at": version["version_at"], "problem": problem}
+            {**telling.shop, "variant_id": entry.id, "version_at": version["version_at"], "problem": problem}
         )
     if entry.unclear is not None:
         unclear = entry.unclear._asdict()
         facts.unclear.append(unclear | {"title": fitted(entry.unclear.title or "", LENGTHS["title"]) or None})
 
 
-def _content(entry: Entry, listing: Listing) -> Row:
-    said = {name: entry.said[name] or None for name in _OF_PRODUCT if name in entry.said}
-    if listing.kind == "full":
-        said = dict.fromkeys(_OF_PRODUCT) | said
+def _content(entry: Entry, silent: Collection[str]) -> Row:
+    said = {name: entry.said.get(name) or None for name in _OF_PRODUCT if name not in silent}
     return product_content(said | _NEVER_OF_PRODUCT | {"status": "active"})

@@ -8,7 +8,7 @@ one holds, whatever is read first.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import Any
 
 from esl_pipeline.printable import printable
 from esl_pipeline.sources.facts import Facts, Row
-from esl_pipeline.sources.files.facts import facts_of
+from esl_pipeline.sources.files.facts import Telling, facts_of
 from esl_pipeline.sources.files.faults import FileError
 from esl_pipeline.sources.files.folder import Folder, Found
 from esl_pipeline.sources.files.judge import Verdict, judge
@@ -107,12 +107,14 @@ class FilesReader(Reader):
 
     def changes(self, since: datetime) -> Iterator[Facts]:  # noqa: ARG002 - what was read is known by file
         """The change lists that are not applied yet, the oldest first."""
-        files, _ = self._look()
+        files, last = self._look()
         for file in files:
             if file.row["kind"] != "changes" or file.row["state"] not in _TO_READ:
                 continue
             listing = self._listing(file)
-            yield from self._facts(file, listing, _CHUNK)
+            # What the full lists say too, and this one does not.
+            silent = set(last["fields"] if last else ()) - listing.places.keys()
+            yield from self._facts(file, listing, _CHUNK, silent)
             held = set(self._known([file.found])["held"])
             told = (
                 [entry.id for entry in listing.entries() if entry.id in held and not entry.problem]
@@ -162,16 +164,12 @@ class FilesReader(Reader):
         except FileError as fault:  # it was judged with other columns
             raise SourceError(f"{file.found.name} of {self._shop} cannot be read: {fault}") from None
 
-    def _facts(self, file: _File, listing: Listing, chunk: int) -> Iterator[Facts]:
+    def _facts(
+        self, file: _File, listing: Listing, chunk: int, silent: Collection[str] = ()
+    ) -> Iterator[Facts]:
         shop = {name: file.row[name] for name in ("source_system", "source_store_id")}
-        return facts_of(
-            listing.entries(),
-            listing,
-            shop=shop,
-            version_at=file.row["version_at"],
-            name=printable(file.found.name),
-            chunk=chunk,
-        )
+        name = printable(file.found.name)
+        return facts_of(Telling(listing, shop, file.row["version_at"], name, silent), chunk=chunk)
 
     def _known(self, files: Sequence[Found], sha256: str | None = None) -> Row:
         rows = [_told(file) | {"sha256": sha256} for file in files]
@@ -216,6 +214,7 @@ def _row(file: Found, sha256: str, columns: str, verdict: Verdict) -> Row:
         "columns": columns,
         "kind": verdict.kind,
         "key": listing.key if listing else None,
+        "fields": sorted(listing.places) if listing else [],
         "state": verdict.state,
         "reason": verdict.reason,
         "rows": listing.rows if listing else 0,
