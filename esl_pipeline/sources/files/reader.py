@@ -92,8 +92,15 @@ class FilesReader(Reader):
             for file in files
             if file.row["kind"] == "full" and file.row["state"] in (*_TO_READ, "applied")
         ]
-        if not full or (last and full[-1].version_at < datetime.fromisoformat(last["version_at"])):
-            raise NothingToReadError(_nothing(self._shop, last))
+        if not full and last is None:
+            raise SourceError(
+                f"the folder of {self._shop} has no full list that can be read: see `esl-pipeline files list`"
+            )
+        if last and (not full or full[-1].version_at < datetime.fromisoformat(last["version_at"])):
+            raise NothingToReadError(
+                f"the last full list of {self._shop}, {printable(last['name'])}, is not in its folder any more, and "
+                "none that is newer can be read: see `esl-pipeline files list`"
+            )
         newest = full[-1]
         on_start(newest.version_at)
         listing = self._listing(newest)
@@ -231,15 +238,6 @@ def _key(file: Found | Row) -> tuple[str, int, datetime]:
     if isinstance(file, Found):
         return file.name, file.size, file.modified_at
     return file["name"], file["size"], datetime.fromisoformat(file["modified_at"]).astimezone(UTC)
-
-
-def _nothing(shop: str, last: Row | None) -> str:
-    if last is None:
-        return f"the folder of {shop} has no full list that can be read: see `esl-pipeline files list`"
-    return (
-        f"the last full list of {shop}, {printable(last['name'])}, is not in its folder any more, and none that is "
-        "newer can be read: see `esl-pipeline files list`"
-    )
 
 
 def _digest(value: object) -> str:

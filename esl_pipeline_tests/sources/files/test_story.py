@@ -181,7 +181,7 @@ def test_stock_comes_with_the_list(till: Till) -> None:
 
 
 def test_an_empty_folder_concludes_nothing(till: Till) -> None:
-    with pytest.raises(NothingToReadError, match="no full list that can be read"):
+    with pytest.raises(SourceError, match="no full list that can be read"):
         till.read_all()
     till.write("full.csv", TEA, at=1)
     till.night()
@@ -230,7 +230,7 @@ def test_a_file_that_is_still_written_is_waited_for(till: Till) -> None:
         reader._sleep = lambda _: path.write_text(path.read_text() + MILK + "\n")  # type: ignore[attr-defined]
         from esl_pipeline.stages.snapshot import read_snapshot
 
-        with pytest.raises(NothingToReadError):
+        with pytest.raises(SourceError):
             read_snapshot(till.world.buffer, reader, shop=till.shop, run_id="r")
     assert till.states() == {}
     assert till.night() == {T: "1.99", M: "0.99"}
