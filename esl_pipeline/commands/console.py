@@ -348,10 +348,8 @@ def _trace(place: Row) -> Group:
             f"{variant['label_state']}, updated {_time(variant['source_updated_at'])}"
         )
         if file := variant.get("file"):
-            node.add(
-                f"from {escape(printable(file['name']))} of {_time(file['modified_at'])}, SHA-256 {file['sha256'][:16]}…"
-                f", applied {_time(file['applied_at'])} by run {escape(_text(file['run_id']))}"
-            )
+            said = f"from {escape(printable(file['name']))} of {_time(file['modified_at'])}, SHA-256 {file['sha256'][:16]}…"
+            node.add(f"{said}, applied {_time(file['applied_at'])} by run {escape(_text(file['run_id']))}")
         for finding in variant["findings"]:
             node.add(f"{finding['level']} {finding['check_name']}: {escape(finding['reason'])}")
     deliveries = Tree("[bold]webhooks[/], newest first")
