@@ -16,8 +16,8 @@ from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.connections import open_admin, open_buffer, open_label_server
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.settings import ENV_FILE, Settings, SettingsError, is_unprotected, without_driver
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.connection import look
-from esl_pipeline.sources.shopify.secrets import keys_for
 from esl_pipeline.sources.shopify.shop_names import shop_domain
 
 

@@ -37,9 +37,9 @@ from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.admin.wire import is_loopback
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
-from esl_pipeline.sources.shopify.secrets import keys_for
 
 _READY_SECONDS = 120.0
 # A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.

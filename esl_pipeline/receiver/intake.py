@@ -22,8 +22,8 @@ from esl_pipeline.receiver.places import Room
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.settings import Settings
+from esl_pipeline.sources.secrets import keys_for, proves
 from esl_pipeline.sources.shopify.deliveries import HeaderError, claimed_shop, delivery
-from esl_pipeline.sources.shopify.secrets import keys_for, proves
 from esl_pipeline.sources.signature import verify
 
 RETRY_AFTER_SECONDS = 5

@@ -16,8 +16,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
-from esl_pipeline.sources.shopify.content import instant
+from esl_pipeline.sources.bodies import UnusableError, check_counts, parsed
+from esl_pipeline.sources.content import instant
 from esl_pipeline.sources.shopify.shop_names import shop_domain
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline.sources.source import DeliveryError
@@ -55,7 +55,9 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> 
     topic = _topic(topic, headers)
     shop = claimed_shop(headers)
     if shop is None:
-        raise DeliveryError("X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain.")
+        raise DeliveryError(
+            "X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain."
+        )
     digest = _sha256(raw)
     order_key, said_at, bad_body = _read_body(topic, shop, raw, now)
     triggered_at, bad_time = _read_time(headers, now)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.apps import App
-from esl_pipeline.sources.shopify.secrets import keys_for
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain, shop_named
 from esl_pipeline.sources.shopify.signed import ShopifyWebhooks
@@ -90,7 +90,10 @@ class ShopifySource(Source[ShopifySettings]):
 
         if shop_domain(shop) != shop:
             raise ValueError(f"{shop!a} is no shop's domain: no token is sent there")
-        access, address = self.settings.admin_access(shop), self.settings.shopify_admin_url or f"https://{shop}"
+        access, address = (
+            self.settings.admin_access(shop),
+            self.settings.shopify_admin_url or f"https://{shop}",
+        )
         if access is None:
             return None
         tokens = AppTokens(address, access, shop) if isinstance(access, App) else access
