@@ -30,6 +30,7 @@ from psycopg import sql
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.commands import first_day
 from esl_pipeline.connections import open_buffer
+from esl_pipeline.http import is_loopback
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.parts import Part, StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
@@ -38,7 +39,6 @@ from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.secrets import keys_for
-from esl_pipeline.sources.shopify.admin.wire import is_loopback
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 
 _READY_SECONDS = 120.0
