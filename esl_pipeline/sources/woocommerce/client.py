@@ -187,11 +187,11 @@ class Client:
                 "Administrator or Shop manager"
             )
         elif status == httpx.codes.FORBIDDEN:
-            why = f"{said}. Something before {shop} (a firewall, a security plugin) keeps us out; let the REST API through"
+            why = f"{said}. Something before {shop} (firewall, security plugin) keeps us out; let the REST API through"
         elif status == httpx.codes.NOT_FOUND and code in ("", _NO_ROUTE):
             why = (
-                f"{said}. There is no WooCommerce REST API version 3 at {shop}: is this the site's address, is WooCommerce "
-                "active, and are the permalinks (Settings) anything but Plain?"
+                f"{said}. There is no WooCommerce REST API version 3 at {shop}: is this the site's address, is "
+                "WooCommerce active, and are the permalinks (Settings) anything but Plain?"
             )
         else:
             return None

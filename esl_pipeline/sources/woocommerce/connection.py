@@ -25,7 +25,7 @@ def look(client: Client, shop: str) -> tuple[bool, str]:
 
 
 def webhooks_problem(client: Client) -> str | None:
-    """What is wrong with the webhooks that the shop sends to an address like ours; None when nothing is, or it is not told."""
+    """What is wrong with the webhooks that the shop sends to an address like ours; None: nothing, or not told."""
     try:
         listed = client.get("/webhooks", per_page=100).content
     except WooCommerceError:
@@ -36,8 +36,8 @@ def webhooks_problem(client: Client) -> str | None:
     off = sorted(str(one.get("topic")) for one in ours if one.get("status") != "active")
     if off:
         return (
-            f"webhooks are switched off ({printable(', '.join(off))}), by WooCommerce itself after six failures in a row; "
-            "set their status to Active again (WooCommerce, Settings, Advanced, Webhooks). Until then changes come by "
+            f"webhooks are switched off ({printable(', '.join(off))}), by WooCommerce itself after six failures in a "
+            "row; set their status to Active again (WooCommerce, Settings, Advanced, Webhooks). Until then changes come by "
             "reading, every ESL_CATCH_UP_MINUTES"
         )
     missing = sorted({*TOPICS} - {str(one.get("topic")) for one in ours})
