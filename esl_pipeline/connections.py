@@ -11,13 +11,11 @@ import stamina.instrumentation
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
-from esl_pipeline.settings import Settings, SettingsError
-from esl_pipeline.sources.shopify.apps import App
-from esl_pipeline.sources.shopify.shop_names import shop_domain
+from esl_pipeline.environment import SettingsError
+from esl_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from esl_pipeline.hipoink.client import HipoinkClient
-    from esl_pipeline.sources.shopify.admin import AdminClient
     from esl_pipeline.stages.drain import DrainLimits
     from esl_pipeline.stages.push import PushRules
 
@@ -77,26 +75,6 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
         retries=LABEL_SERVER_TRIES,
         ca_file=settings.hipoink_ca_file,
     )
-
-
-def open_admin(settings: Settings, shop: str, *, patient: bool = True) -> AdminClient | None:
-    """The Admin API of a shop's domain; None when there is neither token nor app for it.
-
-    Not `patient`, for somebody who waits before a screen, it gives up after seconds what a run tries for a minute.
-    Raises ValueError for what is no shop's domain, wherever it comes from: the token would go there.
-    """
-    from esl_pipeline.sources.shopify.admin import AdminClient
-    from esl_pipeline.sources.shopify.admin.tokens import AppTokens
-
-    if shop_domain(shop) != shop:
-        raise ValueError(f"{shop!a} is no shop's domain: no token is sent there")
-    access, address = settings.admin_access(shop), settings.shopify_admin_url or f"https://{shop}"
-    if access is None:
-        return None
-    tokens = AppTokens(address, access, shop) if isinstance(access, App) else access
-    retries, renewals = (4, 8) if patient else (2, 2)
-    version = settings.shopify_api_version
-    return AdminClient(address, tokens, version, shop=shop, retries=retries, renewals=renewals)
 
 
 def push_rules(settings: Settings) -> PushRules:

@@ -4,17 +4,14 @@ What is allowed but worth saying comes from `Settings.warnings`.
 """
 
 import ipaddress
-import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     Field,
@@ -34,11 +31,11 @@ from esl_pipeline.environment import (
     SettingsError,
     did_you_mean,
     folded,
-    is_local,
     is_unprotected,
     misspelt,
     problem,
 )
+from esl_pipeline.postgres_urls import DagsterUrl, PostgresUrl, may_be_overheard, ports
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.source import Source, SourceSettings
 
@@ -49,46 +46,6 @@ TRANSACTION_POOLER_PORT = "6543"
 _PRIVATE_NETWORKS = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 )
-
-
-def _postgres_url(value: SecretStr) -> SecretStr:
-    dsn = value.get_secret_value()
-    if not dsn.startswith(("postgresql://", "postgres://")):
-        raise ValueError("is not a Postgres address; write postgresql://user:password@host:5432/database")
-    try:
-        conninfo_to_dict(dsn)
-    except (psycopg.Error, UnicodeError):
-        if unknown := _unknown_parameters(dsn):
-            raise ValueError(
-                f"has {' and '.join(unknown)} after the '?', which Postgres does not know as a parameter; leave it out "
-                "(a pooler needs none of its own)"
-            ) from None
-        raise ValueError(
-            "cannot be read as a Postgres address; write postgresql://user:password@host:5432/database and"
-            " percent-encode special characters in the password (@ is %40, / is %2F, # is %23, % is %25)"
-        ) from None
-    return value
-
-
-def _unknown_parameters(dsn: str) -> list[str]:
-    """The names of parameters that libpq does not have; none where what follows a '?' may be part of a password."""
-    place, _, query = dsn.partition("?")
-    authority = place.partition("://")[2].partition("/")[0]
-    if "@" in query or not ("@" in authority or re.fullmatch(r"[^:]*(:[0-9]+)?", authority)):
-        return []
-    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
-    names = [part.partition("=")[0] for part in query.split("&")]
-    return [name for name in names if name not in known and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)]
-
-
-def _dagster_url(value: SecretStr) -> SecretStr:
-    _postgres_url(SecretStr(without_driver(value)))
-    return value
-
-
-def without_driver(dsn: SecretStr) -> str:
-    """A Postgres address as libpq reads it. SQLAlchemy's form, which Dagster's may have, names a driver too."""
-    return re.sub(r"^postgresql\+psycopg2://", "postgresql://", dsn.get_secret_value())
 
 
 def _cron(value: str) -> str:
@@ -168,10 +125,6 @@ def _host_names(value: str) -> str:
 def host_names_in(value: str) -> tuple[str, ...]:
     """What ESL_HOST_NAMES lists."""
     return tuple(name.strip() for name in value.split(",") if name.strip())
-
-
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-DagsterUrl = Annotated[SecretStr, AfterValidator(_dagster_url)]
 
 
 def _misspelt_names() -> list[str]:
@@ -271,11 +224,11 @@ class Settings(Environment):
     esl_nightly_time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
         "UTC", description="Time zone of ESL_NIGHTLY_CRON, e.g. Europe/Berlin."
     )
+    esl_housekeeping_cron: Annotated[str, AfterValidator(_cron)] = Field(
+        "30 4 * * *", description="When what is no longer kept is deleted, in the same time zone."
+    )
     esl_catch_up_minutes: int = Field(
-        15,
-        ge=1,
-        le=59,
-        description="Minutes between two reads of what has changed at Shopify lately.",
+        15, ge=1, le=59, description="Minutes between two reads of what has changed at the shops lately."
     )
     esl_silence_hours: float = Field(
         24, gt=0, le=720, description="Hours without a webhook after which a shop that sent some is reported."
@@ -397,6 +350,16 @@ class Settings(Environment):
         every = list(self._sources.values())
         return [source for source in every if source.is_set_up] or every[:1]
 
+    def not_readable(self, shops: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """Of these shops (rows with source_system and source_store_id) those that nothing opens although others of
+        their source can be read: shop to the reason."""
+        found: dict[str, str] = {}
+        for row in shops:
+            source = self._sources.get(row["source_system"])
+            if source and source.not_readable([row["source_store_id"]]):
+                found[row["source_store_id"]] = source.opens_others
+        return dict(sorted(found.items()))
+
     def of(self, kind: type[Part]) -> Part:
         """The settings of one source."""
         return next(source.settings for source in self._sources.values() if type(source.settings) is kind)
@@ -425,14 +388,14 @@ class Settings(Environment):
                 "network can read the sign and change labels. Use https:// (HIPOINK_CA_FILE for an authority of your "
                 "own)."
             )
-        if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in _ports(self.esl_dagster_database_url):
+        if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in ports(self.esl_dagster_database_url):
             said.append(
                 f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
                 "LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
             )
         for name in ("esl_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)
-            if dsn and _may_be_overheard(dsn):
+            if dsn and may_be_overheard(dsn):
                 said.append(
                     f"{name.upper()} reaches another machine without sslmode: who sits between can pretend to be the "
                     "database. Add sslmode=verify-full, and sslrootcert=FILE when its authority is no public one."
@@ -497,14 +460,3 @@ def _is_private(url: str) -> bool:
     except ValueError:
         return False
     return any(address in network for network in _PRIVATE_NETWORKS)
-
-
-def _ports(dsn: SecretStr) -> list[str]:
-    return str(conninfo_to_dict(without_driver(dsn)).get("port", "")).split(",")
-
-
-def _may_be_overheard(dsn: SecretStr) -> bool:
-    parameters = conninfo_to_dict(without_driver(dsn))
-    hosts = str(parameters.get("hostaddr") or parameters.get("host") or "").split(",")
-    there = [host for host in hosts if host and not host.startswith(("/", "@")) and not is_local(host)]
-    return bool(there) and not (parameters.get("sslmode") or os.environ.get("PGSSLMODE"))

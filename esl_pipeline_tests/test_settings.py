@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, load_settings
+from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, every_field, load_settings
+from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import shop_named
 
 ROOT = Path(__file__).parents[1]
-NAMES = [name.upper() for name in Settings.model_fields]
+NAMES = [name.upper() for name in every_field()]
 DSN = "postgresql://esl:canary-dsn@db.example.com:5432/postgres"
 SECRETS = {
     "HIPOINK_API_SECRET": "canary-sign",
@@ -114,12 +115,12 @@ def test_the_defaults_are_the_documented_ones() -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    assert not [name for name, field in Settings.model_fields.items() if not field.description]
+    assert not [name for name, field in every_field().items() if not field.description]
 
 
 def test_the_unused_account_says_so() -> None:
     for name in ("hipoink_username", "hipoink_password"):
-        assert "does not use" in str(Settings.model_fields[name].description)
+        assert "does not use" in str(every_field()[name].description)
 
 
 # Where values come from
@@ -156,7 +157,7 @@ def test_an_override_can_take_a_variable_away(monkeypatch: pytest.MonkeyPatch, n
 def test_values_are_freed_of_blanks_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOPIFY_API_KEY", "id")
     monkeypatch.setenv("SHOPIFY_API_SECRET", " abc\n")
-    secret = load_settings().shopify_api_secret
+    secret = load_settings().of(ShopifySettings).shopify_api_secret
     assert secret and secret.get_secret_value() == "abc"
 
 
@@ -176,7 +177,7 @@ def test_the_example_file_names_every_setting_with_a_comment_and_no_secret(tmp_p
 
 def test_admin_tokens_are_one_for_all_shops_or_one_for_each() -> None:
     def token(shop: str, given: str | None) -> str | None:
-        found = load_settings(shopify_admin_token=given).admin_access(shop)
+        found = load_settings(shopify_admin_token=given).of(ShopifySettings).admin_access(shop)
         return found and found.get_secret_value()
 
     assert token("a.myshopify.com", None) is None
@@ -200,9 +201,9 @@ def test_field_29_a_shop_has_one_name_however_it_is_written(written: str) -> Non
     assert shop_named(written) == "corner-market.myshopify.com"
     for given in (f"{written}=shpat_1", f" {written} = shpat_1 , other=shpat_2"):
         settings = load_settings(shopify_admin_token=given)
-        token = settings.admin_access("corner-market.myshopify.com")
+        token = settings.of(ShopifySettings).admin_access("corner-market.myshopify.com")
         assert token and token.get_secret_value() == "shpat_1"
-        assert settings.admin_access("third.myshopify.com") is None
+        assert settings.of(ShopifySettings).admin_access("third.myshopify.com") is None
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,11 @@ def test_field_29_what_names_no_shop_or_holds_no_token_is_refused(written: str, 
 
 def test_field_29_webhook_secrets_take_the_domain_only_and_refuse_what_is_near_it() -> None:
     secret = "shpss_" + "c0ffee" * 6
-    (found,) = load_settings(shopify_webhook_secret=f"Corner-Market.myshopify.com={secret}").webhook_secrets
+    (found,) = (
+        load_settings(shopify_webhook_secret=f"Corner-Market.myshopify.com={secret}")
+        .of(ShopifySettings)
+        .webhook_secrets
+    )
     assert (found.shop, found.key) == ("corner-market.myshopify.com", secret.encode())
     for near in (
         "corner-market",
@@ -287,7 +292,7 @@ def test_without_a_sign_the_public_default_is_used_and_said() -> None:
 def test_several_webhook_secrets_are_separated_by_commas(
     text: str | None, secrets: list[tuple[bytes, str | None, str | None]]
 ) -> None:
-    found = load_settings(shopify_webhook_secret=text).webhook_secrets
+    found = load_settings(shopify_webhook_secret=text).of(ShopifySettings).webhook_secrets
     assert [(s.key, s.shop, s.not_after and s.not_after.isoformat()) for s in found] == secrets
     assert not [s for s in found if "key" in repr(s)]
 

@@ -18,12 +18,13 @@ from rich.markup import escape
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.commands import console as shown
-from esl_pipeline.commands import shopify
+from esl_pipeline.commands import shared
 from esl_pipeline.commands.shared import (
     MARKS,
     AsJson,
     CommandError,
     Share,
+    SourceOption,
     buffer_here,
     checked_by,
     cli_user,
@@ -34,9 +35,10 @@ from esl_pipeline.commands.shared import (
     settings_here,
     user,
 )
+from esl_pipeline.commands.shopify import app as shopify
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.printable import printable
-from esl_pipeline.settings import SettingsError, load_settings
-from esl_pipeline.sources.shopify.shop_names import shop_named
+from esl_pipeline.settings import load_settings
 from esl_pipeline.storable import unstorable
 
 app = typer.Typer(
@@ -198,14 +200,13 @@ def stores_add(
     policy: PolicyChanges = None,
     dry_run: DryRun = None,
     share: Share = False,
-    source: Annotated[str, typer.Option(help="The source system.")] = "shopify",
+    source: SourceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Map a shop to a store; its labels follow at once, or after a preview (--dry-run)."""
     from esl_pipeline.receiver.mappings import NewMapping
 
-    shop = shop_named(shop) or shop
-    fields: dict[str, Any] = {"source_system": source, "source_store_id": shop, "hipoink_store_code": store}
+    fields: dict[str, Any] = {**shared.shop_named(shop, source), "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
     fields |= {"shared": share}
     given = checked_by(NewMapping, fields)
@@ -282,10 +283,11 @@ def stores_owner(
     thing: Annotated[
         str | None, typer.Argument(help="E.g. product:123; without it all that this shop claims.")
     ] = None,
+    source: SourceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Say that what several shops claim (see `status`) is this shop's; what waited is read again."""
-    named = {"source_system": "shopify", "source_store_id": shop_named(shop) or shop}
+    named = shared.shop_named(shop, source)
     with buffer_here() as buffer:
         things = buffer.owner_settle(shop=named, thing=thing, by=cli_user())
     if not things:
@@ -402,15 +404,17 @@ def reconcile(
     approve_removals: Annotated[
         bool, typer.Option("--approve-removals", help="Let drastic changes go on that were too many at once.")
     ] = False,
+    source: SourceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the label server's own list with what it accepted; queue again what is missing or different."""
     from esl_pipeline.connections import open_label_server
+    from esl_pipeline.model.shop import shop_key
     from esl_pipeline.stages.drift import compare_store
 
-    settings, shop = settings_here(), shop_named(shop) or shop
+    settings, named = settings_here(), shared.shop_named(shop, source)
     with buffer_here() as buffer:
-        mappings = [m for m in buffer.mapping_list() if m["source_store_id"] == shop and m["is_active"]]
+        mappings = [m for m in buffer.mapping_list() if shop_key(m) == shop_key(named) and m["is_active"]]
         if not mappings:
             raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
         stores = {mapping["hipoink_store_code"]: mapping for mapping in mappings}
@@ -441,10 +445,9 @@ def status(as_json: AsJson = False) -> None:
     """Inbox, queue, labels and dead letters per store."""
     with buffer_here() as buffer:
         found = buffer.status()
-    active = [store["source_store_id"] for store in found["stores"] if store["is_active"]]
-    not_readable = settings_here().not_readable(active)
+    not_readable = settings_here().not_readable(store for store in found["stores"] if store["is_active"])
     if as_json:
-        print_json(found | ({"not_readable": not_readable} if not_readable else {}))
+        print_json(found | ({"not_readable": list(not_readable)} if not_readable else {}))
     else:
         shown.print_status(out, found, not_readable=not_readable)
 

@@ -85,10 +85,10 @@ def print_tokens(console: Console, tokens: Sequence[Row]) -> None:
     console.print(table(columns, rows))
 
 
-def print_status(console: Console, status: Row, *, not_readable: Sequence[str] = ()) -> None:
+def print_status(console: Console, status: Row, *, not_readable: Mapping[str, str] | None = None) -> None:
     """Inbox per shop, labels and queue per store, findings by check, and what stands in the way.
 
-    not_readable: shops that have no Admin API token although others have one.
+    not_readable: shops that nothing opens although others can be read, and why.
     """
     counts = ("deliveries", "waiting", "done", "superseded", "unusable", "dead")
     inbox = (
@@ -113,7 +113,11 @@ def print_status(console: Console, status: Row, *, not_readable: Sequence[str] =
     if status["findings"]:
         findings = ([f["check_name"], f["level"], f["n"]] for f in status["findings"])
         console.print(table(("finding", "level", "variants"), findings), "")
-    for line in (*_obstacles(status), *map(_not_readable, not_readable)):
+    unread = [
+        f"{shop}: cannot be read, what its webhooks miss stays missed: {why}"
+        for shop, why in (not_readable or {}).items()
+    ]
+    for line in (*_obstacles(status), *unread):
         console.print(escape(_text(line)), style="yellow", soft_wrap=True)
 
 
@@ -204,13 +208,6 @@ def _obstacles_of_stores(stores: Sequence[Row]) -> Iterator[str]:
             yield f"store {code}: paused until {_time(store['paused']['until'])}: {store['paused']['reason']}"
         elif queue["last_error"]:
             yield f"store {code}: oldest label waits since {_time(queue['oldest'])}: {queue['last_error']}"
-
-
-def _not_readable(shop: str) -> str:
-    return (
-        f"{shop}: cannot be read, what its webhooks miss stays missed: SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN "
-        "opens other shops only"
-    )
 
 
 def _not_refreshed(refreshes: Row) -> Iterator[str]:

@@ -1,10 +1,8 @@
 """What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import psycopg
@@ -13,21 +11,12 @@ from pydantic import SecretStr
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import code_version
-from esl_pipeline.connections import open_admin, open_buffer, open_label_server
+from esl_pipeline.connections import open_buffer, open_label_server
+from esl_pipeline.environment import ENV_FILE, SettingsError, is_unprotected
 from esl_pipeline.hipoink.errors import HipoinkError
-from esl_pipeline.settings import ENV_FILE, Settings, SettingsError, is_unprotected, without_driver
-from esl_pipeline.sources.secrets import keys_for
-from esl_pipeline.sources.shopify.connection import look
-from esl_pipeline.sources.shopify.shop_names import shop_domain
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at: ok, warning or wrong, and what to know or do."""
-
-    what: str
-    state: Literal["ok", "warning", "wrong"]
-    says: str
+from esl_pipeline.model.check import Check
+from esl_pipeline.postgres_urls import without_driver
+from esl_pipeline.settings import Settings
 
 
 def examine(settings: Settings) -> list[Check]:
@@ -73,61 +62,22 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
             yield Check(
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
-        shops = sorted({mapping["source_store_id"] for mapping in mappings if mapping["is_active"]})
-        yield from _shop_checks(settings, mappings, shops)
-        yield from _connection_checks(settings, shops)
+        yield from _shop_checks(settings, mappings)
         active = {mapping["hipoink_store_code"] for mapping in mappings if mapping["is_active"]}
         yield from _label_server_checks(settings, buffer, sorted(active))
     finally:
         buffer.close()
 
 
-def _shop_checks(
-    settings: Settings, mappings: Sequence[Mapping[str, Any]], active: Sequence[str]
-) -> Iterator[Check]:
-    """Whether tokens, apps and secrets are those of the shops that are mapped."""
-    mapped = {mapping["source_store_id"] for mapping in mappings}
-    for shop in settings.not_readable(active):
-        yield Check(
-            f"shop {shop}",
-            "warning",
-            "cannot be read: SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only",
-        )
-    now, secrets = datetime.now(UTC), settings.webhook_secrets
-    signers = "SHOPIFY_WEBHOOK_SECRET" if settings.shopify_webhook_secret else "SHOPIFY_APPS"
-    for shop in active if secrets else ():
-        if not keys_for(secrets, shop, now):
-            yield Check(
-                f"shop {shop}",
-                "warning",
-                f"cannot send webhooks: {signers} has no valid secret for it",
-            )
-    for name, shops in {
-        "SHOPIFY_ADMIN_TOKEN": settings.admin_tokens.keys(),
-        "SHOPIFY_APPS": {app.shop for app in settings.apps},
-        "SHOPIFY_WEBHOOK_SECRET": {secret.shop for secret in secrets if settings.shopify_webhook_secret},
-    }.items():
-        for shop in sorted(shop for shop in shops if shop is not None and shop not in mapped):
-            yield Check(
-                f"shop {shop}", "warning", f"has an entry in {name}, but feeds no store: is it misspelt?"
-            )
-
-
-def _connection_checks(settings: Settings, shops: Sequence[str]) -> Iterator[Check]:
-    """What each shop's Admin API says, in one sentence; a shop without token and app has been told of already."""
-    for shop in shops:
-        try:
-            client = open_admin(settings, shop, patient=False) if shop_domain(shop) == shop else None
-        except ValueError as error:
-            yield Check(f"shop {shop}", "wrong", f"is not asked: {error} (SHOPIFY_ADMIN_URL)")
-            continue
-        if client is None:
-            continue
-        with client:
-            found = look(client, shop)
-        if found.retired:
-            yield Check(f"shop {shop}", "warning", found.retired)
-        yield Check(f"shop {shop}", "wrong" if found.problem else "ok", found.describe())
+def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+    """Of each source, whether its settings are those of the shops that are mapped, and what the shops say."""
+    for system, source in settings.sources.items():
+        ours = [mapping for mapping in mappings if mapping["source_system"] == system]
+        mapped = sorted({mapping["source_store_id"] for mapping in ours})
+        active = sorted({mapping["source_store_id"] for mapping in ours if mapping["is_active"]})
+        for shop in source.not_readable(active):
+            yield Check(f"shop {shop}", "warning", f"cannot be read: {source.opens_others}")
+        yield from source.checks(mapped, active)
 
 
 _LOGIN = """

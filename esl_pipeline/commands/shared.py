@@ -18,6 +18,10 @@ from esl_pipeline.storable import unstorable
 out = Console()
 err = Console(stderr=True)
 
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="The shop's source; needed where several know shops of that form."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Share = Annotated[bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")]
 
@@ -36,6 +40,25 @@ def settings_here() -> Settings:
 
         return load_settings(**running_environment(settings.esl_home))
     return settings
+
+
+def shop_named(text: str, system: str | None = None) -> dict[str, str]:
+    """The shop that somebody means, of that source or of the one in use that has shops of such names.
+
+    A name that no source in use has is taken as it is, for those who check it to say what is wrong. Raises CommandError
+    when there is no such source, or several have shops of that form.
+    """
+    from esl_pipeline.sources.registry import SOURCES
+
+    if system is not None and system not in SOURCES:
+        raise CommandError(f"no source is called {system}: there are {', '.join(SOURCES)}")
+    sources = [SOURCES[system]] if system else [type(source) for source in settings_here().sources_in_use]
+    found = {source.system: shop for source in sources if (shop := source.shop_named(text))}
+    if len(found) > 1:
+        raise CommandError(f"{text} may be a shop of {' and of '.join(found)}: say --source")
+    for source_system, shop in found.items():
+        return {"source_system": source_system, "source_store_id": shop}
+    return {"source_system": sources[0].system, "source_store_id": text}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from rich.status import Status
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands import first_day
+from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.demo.day import DemoDay, Difference, Label, Shelf, Wave, compare
 from esl_pipeline.demo.night import drift_in_dagster, meddle, reconcile, repaired_in_buffer
@@ -37,6 +37,7 @@ from esl_pipeline.demo.report import (
     print_failure,
     print_report,
 )
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.stack import Ports, Stack
@@ -46,7 +47,7 @@ from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID, App
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN, real_time
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
-from esl_pipeline.settings import Settings, SettingsError, load_settings
+from esl_pipeline.settings import Settings, every_field, load_settings
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 
 STORE = "DEMO"
@@ -402,7 +403,7 @@ def _own_settings(home: Path, shopify: str, secret: str) -> Iterator[None]:
     """
     kept = dict(os.environ)
     for name in kept:
-        if name.lower() in Settings.model_fields:
+        if name.lower() in every_field():
             del os.environ[name]
     os.environ |= {
         "ESL_HOME": str(home),

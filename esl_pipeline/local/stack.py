@@ -28,7 +28,7 @@ import psycopg
 from psycopg import sql
 
 from esl_pipeline.buffer.migrate import migrate
-from esl_pipeline.commands import first_day
+from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
 from esl_pipeline.http import is_loopback
 from esl_pipeline.local.leash import Leashed
@@ -37,9 +37,11 @@ from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.settings import Settings, every_field, load_settings
+from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
+from esl_pipeline.sources.shopify.settings import ShopifySettings
 
 _READY_SECONDS = 120.0
 # A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.
@@ -60,7 +62,6 @@ _SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_APPS", "APP_BASE_URL")
 # Where the sandbox shop's labels hang, until somebody maps it elsewhere.
 _STORE = "001"
 _BY = "esl-pipeline up"
-_DEVELOPMENT_SECRETS = ("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN")
 # The logins of our processes on the embedded Postgres, and the groups that they belong to (functions/access.sql).
 _RECEIVER, _PIPELINE = "up_receiver", "up_pipeline"
 _LOGINS = {_RECEIVER: ("esl_receiver", "esl_admin"), _PIPELINE: ("esl_pipeline",)}
@@ -77,25 +78,28 @@ _DAGSTER = (*_ANY_PROGRAM, *_DATABASE_CLIENT, "DAGSTER_*", "ESL_DAGSTER_DATABASE
 _FRAMES = ("AWS_*", "AZURE_*", "GOOGLE_*", "GCSFS_*", "S3FS_*", "FSSPEC_*")
 _BUFFER = ("ESL_DATABASE_URL", "SUPABASE_SERVICE_KEY")
 _PLAIN_SETTINGS = tuple(
-    name.upper() for name, field in Settings.model_fields.items() if "SecretStr" not in str(field.annotation)
+    name.upper() for name, field in every_field().items() if "SecretStr" not in str(field.annotation)
 )
+# What signs a source's webhooks is the receiver's, what opens its shops the runs'.
+_OF_SOURCES = [
+    name.upper()
+    for source in SOURCES.values()
+    for name, field in source.settings_class.model_fields.items()
+    if "SecretStr" in str(field.annotation)
+]
+_SIGNING = tuple(name for name in _OF_SOURCES if name.endswith("_WEBHOOK_SECRET"))
+_OPENING = tuple(name for name in _OF_SOURCES if name not in _SIGNING)
 _GIVEN = {
     "label server": _ANY_PROGRAM,
     "shop": _ANY_PROGRAM,
     "receiver": (
         *(*_ANY_PROGRAM, *_CALLS_OUT, *_DATABASE_CLIENT, *_PLAIN_SETTINGS, *_BUFFER),
-        *("SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN", "FORWARDED_ALLOW_IPS"),
+        *(*_SIGNING, "ESL_ADMIN_TOKEN", "FORWARDED_ALLOW_IPS"),
     ),
     # It starts the runs, and answers for schedules and sensors.
     "code server": (
         *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
-        *(
-            "HIPOINK_API_SECRET",
-            "SHOPIFY_API_KEY",
-            "SHOPIFY_API_SECRET",
-            "SHOPIFY_APPS",
-            "SHOPIFY_ADMIN_TOKEN",
-        ),
+        *("HIPOINK_API_SECRET", *_OPENING),
     ),
     "Dagster webserver": _DAGSTER,
     "Dagster daemon": _DAGSTER,
@@ -147,7 +151,7 @@ class Stack:
     @property
     def settings(self) -> Settings:
         """The settings that the parts see."""
-        names = {name.upper() for name in Settings.model_fields}
+        names = {name.upper() for name in every_field()}
         return load_settings(**{name: value for name, value in self.environment.items() if name in names})
 
     def __enter__(self) -> Self:
@@ -165,7 +169,7 @@ class Stack:
 
     def signing_key(self) -> str:
         """What the sandbox shop signs its webhooks with. Raises StackError when none may sign for it."""
-        keys = keys_for(self.settings.webhook_secrets, DOMAIN, datetime.now(UTC))
+        keys = keys_for(self.settings.of(ShopifySettings).webhook_secrets, DOMAIN, datetime.now(UTC))
         if not keys:
             raise StackError(
                 f"SHOPIFY_WEBHOOK_SECRET has no valid secret for the sandbox shop: add {DOMAIN}=secret, "
@@ -207,7 +211,9 @@ class Stack:
         own_labels = self._settings.hipoink_api_base_url is None
         labels = _port("labels", self._ports.labels) if own_labels else None
         # In production a shop that nobody asked for would only be in the way.
-        own_shop = not self._settings.reads_shops and self._settings.app_environment != "production"
+        own_shop = (
+            not self._settings.sources["shopify"].reads_any and self._settings.app_environment != "production"
+        )
         shop = _port("shop", self._ports.shop) if own_shop else None
         self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
         self._tell_sandboxes_where(receiver, own_shop=own_shop)
@@ -273,7 +279,7 @@ class Stack:
 
     def _tell_sandboxes_where(self, receiver: int, *, own_shop: bool) -> None:
         """A shop on this machine sends its webhooks to our receiver, unless another address is set."""
-        url = self._settings.shopify_admin_url
+        url = self._settings.of(ShopifySettings).shopify_admin_url
         if self._settings.app_base_url is None and (own_shop or (url is not None and is_loopback(url))):
             self.environment["APP_BASE_URL"] = f"http://{_ADDRESS}:{receiver}"
 
@@ -351,7 +357,7 @@ class Stack:
 
     def _signing(self) -> dict[str, str]:
         """What the receiver verifies with: also where that is an app's secret it does not learn the app's id."""
-        entries = self.settings.signing_entries
+        entries = self.settings.of(ShopifySettings).signing_entries
         return {"SHOPIFY_WEBHOOK_SECRET": entries.get_secret_value()} if entries else {}
 
     def _login(self, name: str) -> dict[str, str]:
@@ -406,9 +412,11 @@ class Stack:
 
     def _development_secrets(self) -> Mapping[str, str]:
         """Random ones for what is not set, kept in ESL_HOME/dev.env; none in production."""
-        missing = [n for n in _DEVELOPMENT_SECRETS if getattr(self._settings, n.lower()) is None]
-        if self._settings.webhook_secrets and "SHOPIFY_WEBHOOK_SECRET" in missing:
-            missing.remove("SHOPIFY_WEBHOOK_SECRET")  # the apps' secrets sign
+        missing = list[str]()
+        if not self._settings.of(ShopifySettings).webhook_secrets:  # else the apps' secrets sign
+            missing.append("SHOPIFY_WEBHOOK_SECRET")
+        if self._settings.esl_admin_token is None:
+            missing.append("ESL_ADMIN_TOKEN")
         if self._settings.hipoink_api_base_url is None and self._settings.hipoink_api_secret is None:
             missing.append("HIPOINK_API_SECRET")  # of the sandbox
         if not missing or self._settings.app_environment == "production":

@@ -1,26 +1,29 @@
-"""The three assets, partitioned by shop: what Shopify says, what may go on a label, what the server accepted."""
+"""The assets, partitioned by shop: what each source says, what may go on a label, what the label server accepted."""
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 import pandas as pd
+from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.labels.evaluate import LABEL_COLUMNS
 from esl_pipeline.model.shop import Shop, shop_key, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts
-from esl_pipeline.orchestration.resources import LabelServer, ShopifyAdmin
+from esl_pipeline.orchestration.resources import LabelServer, Sources
+from esl_pipeline.orchestration.shops import products_asset as shop_products_asset
 from esl_pipeline.orchestration.shops import shops
-from esl_pipeline.sources.shopify.shop_names import shop_domain, shop_named
+from esl_pipeline.sources.source import Source
 from esl_pipeline.stages.drift import Drift, compare_store
 from esl_pipeline.stages.evaluate import VARIANT_COLUMNS, due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline.stages.push import RESULT_COLUMNS, push_batch
+from esl_pipeline.stages.push import RESULT_COLUMNS, PushRules, push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules
 from esl_pipeline.stages.snapshot import read_snapshot
 
@@ -28,7 +31,7 @@ _LABEL_COLUMNS = {
     "mapping_id": "store mapping that the label belongs to (uuid)",
     "source_system": "source of the product",
     "source_store_id": "the shop at that source",
-    "variant_id": "Shopify variant id",
+    "variant_id": "id of the variant at its source",
     "revision": "revision of the variant that was evaluated",
     "store_code": "Hipoink store",
     "state": "publish, held, kept, blank or withdrawn",
@@ -46,7 +49,7 @@ _RESULT_COLUMNS = {
     "outcome": "accepted, transient, unknown, rejected or authentication",
     "message": "the label server's words, or ours when it did not answer",
     "shop": "the partition",
-    "variant_id": "Shopify variant id",
+    "variant_id": "id of the variant at its source",
     "event_ids": "inbox events behind the label",
     "attempt": "how often this label has been tried",
     "push_id": "the HTTP call, as in esl.sync_log",
@@ -78,82 +81,135 @@ def _variant_schema() -> dg.TableSchema:
 _OWNERS = ["team:esl"]
 
 
-# The tag of full_reconciliation: its runs read the whole catalogue and compare the label server's own list.
-RECONCILIATION = {"esl/role": "reconciliation"}
-
-
-@dg.asset(
-    partitions_def=shops,
-    owners=_OWNERS,
+webhook_inbox = dg.AssetSpec(
+    "webhook_inbox",
     group_name="labels",
-    io_manager_key="frames",
-    hooks={stop_retries},
-    kinds={"shopify", "postgres"},
-    metadata={"dagster/column_schema": _variant_schema()},
-)
-def shopify_products(
-    context: dg.AssetExecutionContext,
-    buffer: dg.ResourceParam[Buffer],
-    shopify: dg.ResourceParam[ShopifyAdmin],
-) -> dg.Output[Parts]:
-    """What Shopify says: the shop's variants that changed, by webhook, or by a read of the whole catalogue.
-
-    Reads the shop's due deliveries from esl.webhook_inbox, folds them to the newest version per product and merges
-    them into esl.products; a full_reconciliation then merges the whole catalogue. The frame holds every variant that
-    has not become a label yet.
-    """
-    buffer.check_version()
-    release_claims_of_parent(context.run, buffer)
-    started = time.monotonic()
-    shop = _shop(context)
-    events: list[dict[str, Any]] = []
-    while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
-        events += read
-    report: dict[str, Any] = {}
-    if _is_reconciliation(context):
-        with shopify.client(shop["source_store_id"]) as client:
-            snapshot = read_snapshot(buffer, client, shop=shop, run_id=context.run.run_id)
-        report = reports.snapshot_report(snapshot)
-    variants, after = Parts(VARIANT_COLUMNS | {"event_ids": "list[int64]"}), 0
-    while len(part := due_variants(buffer, shop=shop, after=after)[0]):
-        variants.add(part)
-        after = int(part["revision"].max())
-    report |= reports.products_report(events, variants) | reports.cost_report(started)
-    return dg.Output(variants, metadata=report)
-
-
-@dg.asset(
-    partitions_def=shops,
     owners=_OWNERS,
-    group_name="labels",
-    io_manager_key="frames",
-    hooks={stop_retries},
-    kinds={"pandas", "pandera"},
-    metadata={"dagster/column_schema": _schema(_LABEL_COLUMNS)},
+    kinds={"postgres"},
+    description="Webhook deliveries as received, written by the receiver: esl.webhook_inbox.",
+    metadata={"dagster/table_name": "esl.webhook_inbox"},
 )
-def validated_variants(
-    context: dg.AssetExecutionContext, shopify_products: Parts, buffer: dg.ResourceParam[Buffer]
-) -> dg.Output[Parts]:
-    """What may go on a label: each variant judged and built into the label of every store that the shop feeds.
 
-    Rows with an error are held back (the label on the shelf stays) and kept in esl.findings with the reason. Labels
-    that differ from what the label server last accepted are queued in esl.sync_queue.
-    """
-    started = time.monotonic()
-    mappings = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
-    labels, found = Parts(dict.fromkeys(LABEL_COLUMNS, "str") | _LABEL_TYPES), reports.FindingsTally()
-    queued, problems = Counter[str](), set[str]()
-    for part in shopify_products:
-        evaluation = validate(part, mappings)
-        queued += Counter(stage(buffer, part, evaluation))
-        problems |= set(evaluation.problems)
-        labels.add(evaluation.labels)
-        found.add(evaluation.findings)
-    for problem in sorted(problems):
-        context.log.error(problem)
-    report = reports.labels_report(labels, found)
-    report |= {"queued upserts": queued["upserts_queued"], "queued removals": queued["removals_queued"]}
-    return dg.Output(labels, metadata=report | reports.cost_report(started))
+
+class Read(dg.Config):
+    """What a products asset reads."""
+
+    whole_catalogue: bool = Field(
+        False,
+        description="Read the shop's whole catalogue from its source, beside the webhooks that are due: what it does "
+        "not have is gone. full_reconciliation says true.",
+    )
+
+
+class Push(dg.Config):
+    """What hipoink_sync_results does beside pushing what is due."""
+
+    compare: bool = Field(
+        False,
+        description="Try refused labels once more, and compare the label server's own list with what it has accepted: "
+        "what has drifted is pushed again. full_reconciliation says true.",
+    )
+
+
+def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
+    """The asset of a source's products."""
+
+    @dg.asset(
+        name=source.products_asset(),
+        partitions_def=shops,
+        owners=_OWNERS,
+        group_name="labels",
+        io_manager_key="frames",
+        hooks={stop_retries},
+        kinds={source.system, "postgres"},
+        deps=[webhook_inbox],
+        metadata={"dagster/column_schema": _variant_schema(), "dagster/table_name": "esl.products"},
+        description=f"""What {source.name} says: the shop's variants that changed, by webhook, or by a read of the
+whole catalogue.
+
+Reads the shop's due deliveries from esl.webhook_inbox, folds them to the newest version per product and merges them
+into esl.products; a full_reconciliation then merges the whole catalogue. The frame holds every variant that has not
+become a label yet. All day long the job event_sync does the same for all shops, and tells of it here.""",
+    )
+    def products(
+        context: dg.AssetExecutionContext,
+        config: Read,
+        buffer: dg.ResourceParam[Buffer],
+        sources: dg.ResourceParam[Sources],
+    ) -> dg.Output[Parts]:
+        buffer.check_version()
+        release_claims_of_parent(context.run, buffer)
+        started = time.monotonic()
+        variants = Parts(VARIANT_COLUMNS | {"event_ids": "list[int64]"})
+        shop = _shop(context, sources)
+        if shop["source_system"] != source.system:
+            return dg.Output(
+                variants, metadata={"not read": f"{context.partition_key} is no shop of {source.name}"}
+            )
+        events: list[dict[str, Any]] = []
+        while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
+            events += read
+        report: dict[str, Any] = {}
+        if config.whole_catalogue:
+            with sources.reader(shop) as reader:
+                snapshot = read_snapshot(buffer, reader, shop=shop, run_id=context.run.run_id)
+            report = reports.snapshot_report(snapshot)
+        after = 0
+        while len(part := due_variants(buffer, shop=shop, after=after)[0]):
+            variants.add(part)
+            after = int(part["revision"].max())
+        report |= reports.products_report(events, variants) | reports.cost_report(started)
+        return dg.Output(variants, metadata=report)
+
+    return products
+
+
+def validated_variants(sources: Sequence[type[Source[Any]]]) -> dg.AssetsDefinition:
+    """The asset of the labels that these sources' products become."""
+
+    @dg.asset(
+        name="validated_variants",
+        ins={source.products_asset(): dg.AssetIn() for source in sources},
+        partitions_def=shops,
+        owners=_OWNERS,
+        group_name="labels",
+        io_manager_key="frames",
+        hooks={stop_retries},
+        kinds={"pandas", "pandera"},
+        metadata={"dagster/column_schema": _schema(_LABEL_COLUMNS), "dagster/table_name": "esl.labels"},
+        description="""What may go on a label: each variant judged and built into the label of every store that the
+shop feeds.
+
+Rows with an error are held back (the label on the shelf stays) and kept in esl.findings with the reason. Labels that
+differ from what the label server last accepted are queued in esl.sync_queue. All day long the job event_sync does the
+same.""",
+    )
+    def validated(
+        context: dg.AssetExecutionContext, buffer: dg.ResourceParam[Buffer], **products: Parts
+    ) -> dg.Output[Parts]:
+        started = time.monotonic()
+        mappings = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
+        labels, found = (
+            Parts(dict.fromkeys(LABEL_COLUMNS, "str") | _LABEL_TYPES),
+            reports.FindingsTally(),
+        )
+        queued, problems = Counter[str](), set[str]()
+        for part in products[shop_products_asset(context.partition_key)]:
+            evaluation = validate(part, mappings)
+            queued += Counter(stage(buffer, part, evaluation))
+            problems |= set(evaluation.problems)
+            labels.add(evaluation.labels)
+            found.add(evaluation.findings)
+        for problem in sorted(problems):
+            context.log.error(problem)
+        report = reports.labels_report(labels, found)
+        report |= {
+            "queued upserts": queued["upserts_queued"],
+            "queued removals": queued["removals_queued"],
+        }
+        return dg.Output(labels, metadata=report | reports.cost_report(started))
+
+    return validated
 
 
 @dg.asset(
@@ -164,98 +220,93 @@ def validated_variants(
     hooks={stop_retries},
     kinds={"hipoink", "postgres"},
     deps=[dg.AssetDep("validated_variants")],
-    metadata={"dagster/column_schema": _schema(_RESULT_COLUMNS)},
+    metadata={
+        "dagster/column_schema": _schema(_RESULT_COLUMNS),
+        "dagster/table_name": "esl.hipoink_products",
+    },
 )
 def hipoink_sync_results(
     context: dg.AssetExecutionContext,
+    config: Push,
     buffer: dg.ResourceParam[Buffer],
     label_server: dg.ResourceParam[LabelServer],
+    sources: dg.ResourceParam[Sources],
 ) -> dg.Output[Parts]:
     """What the label server accepted: every queued label of the shop is pushed in batches, once.
 
     Each push has its intent and its result in esl.sync_log; accepted labels are in esl.hipoink_products. What the
     server did not accept stays queued with growing delays, or is failed with the server's words. A
     full_reconciliation tries those once more, then compares the server's own list with the ledger and pushes what has
-    drifted (esl.drift).
+    drifted (esl.drift). All day long the job event_sync pushes what is due.
     """
     started = time.monotonic()
-    shop = _shop(context)
+    shop, run_id = _shop(context, sources), context.run.run_id
     results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
-    if _is_reconciliation(context):
-        buffer.push_again(shop=shop)
-    _push_all(context, buffer, label_server, shop, results)
-    report: dict[str, Any] = {"push (s)": round(time.monotonic() - started, 3)}
-    if _is_reconciliation(context):
-        stores = {
-            mapping["hipoink_store_code"]: mapping
-            for mapping in buffer.mapping_list()
-            if mapping["is_active"]
-            and not mapping["is_dry_run"]
-            and shop_key(mapping) == context.partition_key
-        }
-        drifts, failures = list[Drift](), dict[str, Exception]()
-        for store, mapping in sorted(stores.items()):
-            try:
-                drifts.append(_compared(buffer, label_server, store, mapping, run_id=context.run.run_id))
-            except Exception as error:
-                failures[store] = error
-        report |= reports.drift_report(drifts)
-        _push_all(context, buffer, label_server, shop, results)
-        if failures:
-            raise several_failed(f"{len(failures)} of {len(stores)} stores could not be compared", failures)
+    report: dict[str, Any] = {}
+    with label_server.client(buffer) as client:
+        if config.compare:
+            buffer.push_again(shop=shop)
+        _push_all(buffer, client, label_server.rules, run_id=run_id, shop=shop, results=results)
+        report |= {"push (s)": round(time.monotonic() - started, 3)}
+        if config.compare:
+            drifts, failures = _compared(context, buffer, client)
+            report |= reports.drift_report(drifts)
+            _push_all(buffer, client, label_server.rules, run_id=run_id, shop=shop, results=results)
+            if failures:
+                stores = len(drifts) + len(failures)
+                raise several_failed(f"{len(failures)} of {stores} stores could not be compared", failures)
     report |= reports.results_report(results) | reports.cost_report(started)
     return dg.Output(results, metadata=report)
 
 
-def _shop(context: dg.AssetExecutionContext) -> Shop:
+def _shop(context: dg.AssetExecutionContext, sources: Sources) -> Shop:
     """The shop of the partition. Partitions come from mappings; one that is added by hand may name no shop."""
     shop = shop_of(context.partition_key)
-    name = shop["source_store_id"]
-    if shop_domain(name) != name:
+    source, name = sources.of(shop), shop["source_store_id"]
+    if source.shop_id(name) != name:
         raise dg.Failure(
             f"{context.partition_key} is not a shop's partition: they are called like "
-            f"{shop['source_system']}:{shop_named(name) or 'my-shop.myshopify.com'}",
+            f"{source.system}:{source.shop_named(name) or source.example_shop}",
             allow_retries=False,
         )
     return shop
 
 
-def _is_reconciliation(context: dg.AssetExecutionContext) -> bool:
-    return RECONCILIATION.items() <= context.run.tags.items()
-
-
 def _compared(
-    buffer: Buffer, label_server: LabelServer, store: str, mapping: Mapping[str, Any], *, run_id: str
-) -> Drift:
+    context: dg.AssetExecutionContext, buffer: Buffer, client: HipoinkClient
+) -> tuple[list[Drift], dict[str, Exception]]:
+    """Every live store of the shop, each by itself; and what kept the others from being compared."""
+    stores = {
+        mapping["hipoink_store_code"]
+        for mapping in buffer.mapping_list()
+        if mapping["is_active"] and not mapping["is_dry_run"] and shop_key(mapping) == context.partition_key
+    }
+    drifts, failures = list[Drift](), dict[str, Exception]()
+    for store in sorted(stores):
+        try:
+            drifts.append(_listed(buffer, client, store, run_id=context.run.run_id))
+        except Exception as error:
+            failures[store] = error
+    return drifts, failures
+
+
+def _listed(buffer: Buffer, client: HipoinkClient, store: str, *, run_id: str) -> Drift:
     """Again when labels came or went meanwhile: near real time goes on while a store is listed."""
     for _ in range(_LISTINGS):
-        drift = compare_store(
-            buffer,
-            label_server.client,
-            store=store,
-            run_id=run_id,
-        )
+        drift = compare_store(buffer, client, store=store, run_id=run_id)
         if drift.complete:
             break
     return drift
 
 
 def _push_all(
-    context: dg.AssetExecutionContext, buffer: Buffer, label_server: LabelServer, shop: Shop, results: Parts
+    buffer: Buffer, client: HipoinkClient, rules: PushRules, *, run_id: str, shop: Shop, results: Parts
 ) -> None:
     """Push what is due of a shop, and add the results: some batches at a time, for a part is worth a few rows."""
     waiting: list[pd.DataFrame] = []
-    run_id = context.run.run_id
-    with Refresher(buffer, label_server.client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher:
+    with Refresher(buffer, client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher:
         while True:
-            pushed = push_batch(
-                buffer,
-                label_server.client,
-                label_server.rules,
-                run_id=run_id,
-                asset="hipoink_sync_results",
-                shop=shop,
-            )
+            pushed = push_batch(buffer, client, rules, run_id=run_id, asset="hipoink_sync_results", shop=shop)
             if len(pushed):
                 refresher.ask()
                 waiting.append(pushed)

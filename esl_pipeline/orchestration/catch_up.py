@@ -8,53 +8,51 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration.checks import (
-    NOT_READABLE,
-    PRODUCTS,
-    as_event,
-    shop_is_read,
-)
+from esl_pipeline.orchestration.checks import as_event, shop_is_read
 from esl_pipeline.orchestration.failures import reason_of, several_failed, stop_retries
-from esl_pipeline.orchestration.resources import HOW_TO_READ, ShopifyAdmin
-from esl_pipeline.orchestration.shops import active_shops
+from esl_pipeline.orchestration.resources import Sources
+from esl_pipeline.orchestration.shops import active_shops, products_asset
 from esl_pipeline.stages.catch_up import read_changes
 
 
-@dg.op(description="What has changed at Shopify since the last look, and variants that webhooks only named.")
+@dg.op(
+    description="What has changed at each shop since the last look, and variants that webhooks only named."
+)
 def read_recent_changes(
-    context: dg.OpExecutionContext, buffer: dg.ResourceParam[Buffer], shopify: dg.ResourceParam[ShopifyAdmin]
+    context: dg.OpExecutionContext, buffer: dg.ResourceParam[Buffer], sources: dg.ResourceParam[Sources]
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """Every active shop that has a token, each by itself; their labels follow through event_sync.
+    """Every active shop that can be read, each by itself; their labels follow through event_sync.
 
     Fails at the end when a shop could not be read, and names each with the reason; so does its check shop_is_read.
     """
     buffer.check_version()
     active = active_shops(buffer)
-    unreadable = shopify.settings.not_readable(shop_of(key)["source_store_id"] for key in active)
     # Another order each time: a shop that takes all of a run's time has not the same ones behind it the next time.
     random.shuffle(active)
     failures: dict[str, Exception] = {}
     for key in active:
-        problem = NOT_READABLE if shop_of(key)["source_store_id"] in unreadable else None
-        if problem is None and shopify.has(shop_of(key)["source_store_id"]):
+        problem = sources.why_not_read(shop_of(key))
+        if problem is None and sources.opens(shop_of(key)):
             try:
-                _read_recent_changes_of(key, context, buffer, shopify)
+                _read_recent_changes_of(key, context, buffer, sources)
             except Exception as error:
                 failures[key], problem = error, reason_of(error)
                 context.log.error(f"{key}: {problem}")
-        yield as_event(shop_is_read(problem), asset=PRODUCTS, name=shop_is_read.__name__, shop=key)
+        yield as_event(shop_is_read(problem), asset=products_asset(key), name=shop_is_read.__name__, shop=key)
     if failures:
         raise several_failed(f"{len(failures)} of {len(active)} shops could not be read", failures)
     yield dg.Output(None)
 
 
 def _read_recent_changes_of(
-    key: str, context: dg.OpExecutionContext, buffer: Buffer, shopify: ShopifyAdmin
+    key: str, context: dg.OpExecutionContext, buffer: Buffer, sources: Sources
 ) -> None:
     shop = shop_of(key)
-    with shopify.client(shop["source_store_id"]) as client:
-        found = read_changes(buffer, client, shop=shop, run_id=context.run.run_id)
-    context.log_event(dg.AssetObservation(asset_key=PRODUCTS, partition=key, metadata=_counts(found)))
+    with sources.reader(shop) as reader:
+        found = read_changes(buffer, reader, shop=shop, run_id=context.run.run_id)
+    context.log_event(
+        dg.AssetObservation(asset_key=products_asset(key), partition=key, metadata=_counts(found))
+    )
     if found["alarm"]:
         raise dg.Failure(found["alarm"], allow_retries=False)
 
@@ -71,23 +69,23 @@ def catch_up() -> None:
 
 
 def catch_up_schedule(minutes: int) -> dg.ScheduleDefinition:
-    """The schedule of catch_up; nothing is started while no shop has a token, or the last one is still at work."""
+    """The schedule of catch_up; nothing is started while no shop can be read, or the last one is still at work."""
 
     @dg.schedule(
         name="catch_up",
         job=catch_up,
         cron_schedule=f"*/{minutes} * * * *",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Every few minutes, the shops that have an app or a token.",
+        description="Every few minutes, the shops that can be read.",
     )
     def schedule(
         context: dg.ScheduleEvaluationContext,
         buffer: dg.ResourceParam[Buffer],
-        shopify: dg.ResourceParam[ShopifyAdmin],
+        sources: dg.ResourceParam[Sources],
     ) -> dg.RunRequest | dg.SkipReason:
         active = active_shops(buffer)
-        if not any(shopify.has(shop_of(key)["source_store_id"]) for key in active):
-            return dg.SkipReason(f"no active shop has an app or an Admin API token: {HOW_TO_READ}")
+        if not any(sources.opens(shop_of(key)) for key in active):
+            return dg.SkipReason(f"nothing opens any active shop: {sources.how_to_read()}")
         unfinished = dg.RunsFilter(
             job_name="catch_up",
             statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],

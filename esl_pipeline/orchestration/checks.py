@@ -16,8 +16,7 @@ from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.settings import load_settings
 
-PRODUCTS, VARIANTS, RESULTS = "shopify_products", "validated_variants", "hipoink_sync_results"
-NOT_READABLE = "SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only"
+VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
 # A bad delivery or two is an accident, so many and not one good between are a wrong name, secret or mapping.
@@ -94,7 +93,7 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
-    """Labels whose last accepted content equals Shopify now, of all that should be on the shelf or gone from it.
+    """Labels whose last accepted content equals the source now, of all that should be on the shelf or gone from it.
 
     What the last comparison with the label server's list gave up is wrong; what it could not judge is counted.
     """
@@ -116,7 +115,7 @@ def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
         passed=share >= 99.9 and not troubles and not doubts,
         severity=dg.AssetCheckSeverity.WARN if share >= 98 and not troubles else dg.AssetCheckSeverity.ERROR,
         says="; ".join(
-            [*troubles, *doubts, f"{right} of {wanted} labels are what Shopify says ({share:.3f} %)"]
+            [*troubles, *doubts, f"{right} of {wanted} labels are what the source says ({share:.3f} %)"]
         ),
         stores=stores,
         numbers={
@@ -277,8 +276,7 @@ def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -
 
 
 def _readable(_: Buffer, shop: str) -> dg.AssetCheckResult:
-    missing = load_settings().not_readable([shop_of(shop)["source_store_id"]])
-    return shop_is_read(NOT_READABLE if missing else None)
+    return shop_is_read(load_settings().not_readable([shop_of(shop)]).get(shop_of(shop)["source_store_id"]))
 
 
 def _variants(check: Callable[[Sequence[Row]], dg.AssetCheckResult]) -> Judge:
@@ -310,16 +308,18 @@ def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.Asset
     return evaluate
 
 
-with warnings.catch_warnings():
-    # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
-    warnings.simplefilter("ignore", dg.PreviewWarning)
-    asset_checks = [
-        *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
-        _definition(RESULTS, label_accuracy, _accuracy),
-        _definition(RESULTS, backlog, _backlog),
-        _definition(PRODUCTS, webhooks_arrive, _silence),
-        _definition(PRODUCTS, shop_is_read, _readable),
-    ]
+def asset_checks(products: Sequence[str]) -> list[dg.AssetChecksDefinition]:
+    """All of them, where these are the assets of products."""
+    with warnings.catch_warnings():
+        # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return [
+            *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
+            _definition(RESULTS, label_accuracy, _accuracy),
+            _definition(RESULTS, backlog, _backlog),
+            *(_definition(asset, webhooks_arrive, _silence) for asset in products),
+            *(_definition(asset, shop_is_read, _readable) for asset in products),
+        ]
 
 
 def _difference(change: Row) -> str:

@@ -6,9 +6,9 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.printable import printable
-from esl_pipeline.settings import SettingsError
-from esl_pipeline.sources.shopify.admin import AdminError
+from esl_pipeline.sources.source import SourceError
 
 RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 
@@ -24,7 +24,7 @@ def is_permanent(error: BaseException | None) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """A failure in one line; a database or a server may have put a stranger's text into it."""
-    kind = "" if isinstance(error, BufferError | AdminError | dg.Failure) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, BufferError | SourceError | dg.Failure) else f"{type(error).__name__}: "
     return printable(" ".join(f"{kind}{_said(error)}".split()))
 
 

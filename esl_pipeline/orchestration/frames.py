@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from esl_pipeline.orchestration.shops import products_asset
 from esl_pipeline.settings import load_settings
 
 _TYPES = {"str": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "list[int64]": pa.list_(pa.int64())}
@@ -87,7 +88,14 @@ class ParquetFrames(dg.ConfigurableIOManager):
         context.add_output_metadata({"frame": dg.MetadataValue.path(str(path))})
 
     def load_input(self, context: dg.InputContext) -> Parts:
-        """Read the upstream step's frame. Raises dg.Failure when there is none."""
+        """Read the upstream step's frame. Raises dg.Failure when there is none.
+
+        The products of another source than the partition's are not there: an empty frame without columns.
+        """
+        if (name := context.asset_key.to_user_string()).endswith("_products") and name != products_asset(
+            context.asset_partition_key
+        ):
+            return Parts({})
         upstream = context.upstream_output
         folder = self._folder(context)
         path = folder / f"{upstream.run_id if upstream else ''}.parquet"

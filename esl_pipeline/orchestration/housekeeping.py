@@ -14,9 +14,9 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.orchestration.failures import several_failed, stop_retries
 from esl_pipeline.orchestration.frames import ParquetFrames
-from esl_pipeline.orchestration.resources import ShopifyAdmin
-from esl_pipeline.settings import Settings, load_settings, without_driver
-from esl_pipeline.sources.shopify.admin import takes_token
+from esl_pipeline.orchestration.resources import Sources
+from esl_pipeline.postgres_urls import without_driver
+from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.stages.redactions import judge_redactions
 
 _RUNS_AT_ONCE = 500
@@ -38,14 +38,14 @@ def tidy_up(
     context: dg.OpExecutionContext,
     buffer: dg.ResourceParam[Buffer],
     frames: dg.ResourceParam[ParquetFrames],
-    shopify: dg.ResourceParam[ShopifyAdmin],
+    sources: dg.ResourceParam[Sources],
 ) -> None:
     """In batches; what is left when the run is stopped goes with the next one. No part keeps another from its turn."""
     buffer.check_version()
     settings, now = load_settings(), datetime.now(UTC)
     runs, bodies = (timedelta(days=d) for d in (settings.esl_keep_runs_days, settings.esl_keep_bodies_days))
     parts: dict[str, Callable[[], str]] = {
-        "the buffer": partial(_tidy_buffer, buffer, shopify, settings),
+        "the buffer": partial(_tidy_buffer, buffer, sources, settings),
         "frames": lambda: f"{frames.prune(now - bodies)} frames",
         "check evaluations": lambda: f"{delete_evaluations(settings, now - runs)} check evaluations",
         "run folders": lambda: (
@@ -66,8 +66,8 @@ def tidy_up(
         raise several_failed("not everything could be deleted that is no longer kept", failures)
 
 
-def _tidy_buffer(buffer: Buffer, shopify: ShopifyAdmin, settings: Settings) -> str:
-    judged = judge_redactions(buffer, lambda shop: _token_works(shopify, shop))
+def _tidy_buffer(buffer: Buffer, sources: Sources, settings: Settings) -> str:
+    judged = judge_redactions(buffer, lambda shop: _token_works(sources, shop))
     bodies = deliveries = unmapped = redacted = 0
     more = True
     while more:
@@ -85,12 +85,12 @@ def _tidy_buffer(buffer: Buffer, shopify: ShopifyAdmin, settings: Settings) -> s
     )
 
 
-def _token_works(shopify: ShopifyAdmin, shop: Shop) -> bool | None:
-    """Whether the shop still takes our Admin token (False: there is none); None when that cannot be told now."""
-    if not shopify.has(shop["source_store_id"]):
+def _token_works(sources: Sources, shop: Shop) -> bool | None:
+    """Whether the shop still takes what opens it (False: nothing does); None when that cannot be told now."""
+    if not sources.opens(shop):
         return False
-    with shopify.client(shop["source_store_id"]) as client:
-        return takes_token(client)
+    with sources.reader(shop) as reader:
+        return reader.lets_in()
 
 
 def delete_runs(
@@ -189,10 +189,13 @@ def housekeeping() -> None:
     tidy_up()
 
 
-housekeeping_schedule = dg.ScheduleDefinition(
-    name="housekeeping_daily",
-    job=housekeeping,
-    cron_schedule="30 4 * * *",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Once a day.",
-)
+def housekeeping_schedule(cron: str, time_zone: str) -> dg.ScheduleDefinition:
+    """The schedule of housekeeping."""
+    return dg.ScheduleDefinition(
+        name="housekeeping_daily",
+        job=housekeeping,
+        cron_schedule=cron,
+        execution_timezone=time_zone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Once a day.",
+    )

@@ -19,6 +19,7 @@ from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
+from esl_pipeline.orchestration.shops import products_asset
 from esl_pipeline.stages.drain import LEASE, Round, drain
 from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
 from esl_pipeline.stages.push import RESULT_COLUMNS
@@ -100,7 +101,7 @@ class Journal:
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
             changed = variants[variant_shop == shop]
-            self._later("shopify_products", shop, partial(reports.products_report, mine, [changed]))
+            self._later(products_asset(shop), shop, partial(reports.products_report, mine, [changed]))
         for shop in sorted(set(label_shop)):
             ours, found = labels[label_shop == shop], reports.FindingsTally()
             found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])
@@ -147,17 +148,18 @@ def drain_events(
     release_claims_of_parent(context.run, buffer)
     journal = Journal(context)
     try:
-        ran = drain(
-            buffer,
-            label_server.client,
-            label_server.rules,
-            label_server.limits,
-            run_id=context.run.run_id,
-            holder=config.holder or context.run.run_id,
-            asset="hipoink_sync_results",
-            on_round=journal.add,
-            on_idle=journal.flush_if_old,
-        )
+        with label_server.client(buffer) as client:
+            ran = drain(
+                buffer,
+                client,
+                label_server.rules,
+                label_server.limits,
+                run_id=context.run.run_id,
+                holder=config.holder or context.run.run_id,
+                asset="hipoink_sync_results",
+                on_round=journal.add,
+                on_idle=journal.flush_if_old,
+            )
     finally:
         journal.flush()
     if not ran:

@@ -1,59 +1,95 @@
-"""Resources: what runs need, built from the settings of the run's own process. No secret is run configuration."""
+"""Resources: what runs need, built from the settings of the run's own process. No secret is run configuration.
+
+None holds another: what needs the buffer is given it, so that an override reaches whatever uses it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.connections import drain_limits, open_admin, open_buffer, open_label_server, push_rules
+from esl_pipeline.connections import drain_limits, open_buffer, open_label_server, push_rules
 from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.model.shop import Shop
 from esl_pipeline.settings import Settings, load_settings
-from esl_pipeline.sources.shopify.admin import AdminClient
+from esl_pipeline.sources.source import Reader, Source
 from esl_pipeline.stages.drain import CONNECTIONS, DrainLimits
 from esl_pipeline.stages.push import PushRules
-
-HOW_TO_READ = "set SHOPIFY_API_KEY and SHOPIFY_API_SECRET, or SHOPIFY_ADMIN_TOKEN"
 
 
 @dataclass(frozen=True)
 class LabelServer:
-    """The label server's client and how it is used."""
-
-    client: HipoinkClient
-    rules: PushRules
-    limits: DrainLimits
-
-
-@dataclass(frozen=True)
-class ShopifyAdmin:
-    """The shops' Admin APIs, for those that have an app or a token."""
+    """The label server and how it is used."""
 
     settings: Settings
 
-    def has(self, shop: str) -> bool:
-        """Whether there is a token or an app for a shop's domain."""
-        return self.settings.admin_access(shop) is not None
-
     @contextmanager
-    def client(self, shop: str) -> Iterator[AdminClient]:
-        """A client of one shop. Raises dg.Failure, not to be retried, when there is neither app nor token for it."""
-        client = open_admin(self.settings, shop)
-        if client is None:
-            raise dg.Failure(
-                f"there is no app and no Admin API token for {shop}: {HOW_TO_READ}", allow_retries=False
-            )
-        with client:
+    def client(self, buffer: Buffer) -> Iterator[HipoinkClient]:
+        """Its client, paced together with all other runs through the buffer."""
+        with open_label_server(self.settings, buffer) as client:
             yield client
 
+    @property
+    def rules(self) -> PushRules:
+        """How pushes are batched and repeated."""
+        return push_rules(self.settings)
 
-class ShopifyAdminResource(dg.ConfigurableResource[ShopifyAdmin]):
-    """The Admin APIs that SHOPIFY_API_KEY, SHOPIFY_APPS and SHOPIFY_ADMIN_TOKEN open."""
+    @property
+    def limits(self) -> DrainLimits:
+        """When a drain run ends."""
+        return drain_limits(self.settings)
 
-    def create_resource(self, context: dg.InitResourceContext) -> ShopifyAdmin:
+
+@dataclass(frozen=True)
+class Sources:
+    """Where shops' products come from, each source with its settings."""
+
+    settings: Settings
+
+    def of(self, shop: Shop) -> Source[Any]:
+        """The shop's source. Raises dg.Failure, not to be retried, when none is called so."""
+        system = shop["source_system"]
+        if system not in self.settings.sources:
+            raise dg.Failure(
+                f"no source is called {system}; there are {', '.join(self.settings.sources)}",
+                allow_retries=False,
+            )
+        return self.settings.sources[system]
+
+    def opens(self, shop: Shop) -> bool:
+        """Whether there is what it takes to read the shop."""
+        source = self.settings.sources.get(shop["source_system"])
+        return source is not None and source.opens(shop["source_store_id"])
+
+    def why_not_read(self, shop: Shop) -> str | None:
+        """Why the shop cannot be read although others of its source can; None where that is not so."""
+        return self.settings.not_readable([shop]).get(shop["source_store_id"])
+
+    @contextmanager
+    def reader(self, shop: Shop) -> Iterator[Reader]:
+        """A reader of one shop. Raises dg.Failure, not to be retried, when nothing opens it."""
+        source = self.of(shop)
+        if not source.opens(shop["source_store_id"]):
+            raise dg.Failure(
+                f"nothing opens {shop['source_store_id']}: {source.how_to_read}", allow_retries=False
+            )
+        with source.reader(shop["source_store_id"]) as reader:
+            yield reader
+
+    def how_to_read(self) -> str:
+        """What to set so that shops can be read, for each source in use."""
+        return "; ".join(source.how_to_read for source in self.settings.sources_in_use)
+
+
+class SourcesResource(dg.ConfigurableResource[Sources]):
+    """The registered sources, opened by their own settings."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Sources:
         """From the settings of this process."""
-        return ShopifyAdmin(load_settings())
+        return Sources(load_settings())
 
 
 class BufferResource(dg.ConfigurableResource[Buffer]):
@@ -72,11 +108,6 @@ class BufferResource(dg.ConfigurableResource[Buffer]):
 class LabelServerResource(dg.ConfigurableResource[LabelServer]):
     """The label server named by HIPOINK_API_BASE_URL."""
 
-    buffer: dg.ResourceDependency[Buffer]
-
-    @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[LabelServer]:
-        """Open for one run."""
-        settings = load_settings()
-        with open_label_server(settings, self.buffer) as client:
-            yield LabelServer(client, push_rules(settings), drain_limits(settings))
+    def create_resource(self, context: dg.InitResourceContext) -> LabelServer:
+        """From the settings of this process."""
+        return LabelServer(load_settings())

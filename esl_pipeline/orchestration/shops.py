@@ -1,9 +1,10 @@
-"""The partitions: one per shop."""
+"""The partitions, one per shop; and the asset of a shop's products, one per source."""
 
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.model.shop import shop_key
+from esl_pipeline.model.shop import shop_key, shop_of
+from esl_pipeline.sources.registry import source_of
 
 shops = dg.DynamicPartitionsDefinition(name="shops")
 
@@ -11,3 +12,10 @@ shops = dg.DynamicPartitionsDefinition(name="shops")
 def active_shops(buffer: Buffer) -> list[str]:
     """The partition keys of the shops with an active store mapping, sorted."""
     return sorted({shop_key(mapping) for mapping in buffer.mapping_list() if mapping["is_active"]})
+
+
+def products_asset(key: str) -> str:
+    """The asset of the products of a shop (its key). Raises ValueError for what is no shop's key."""
+    system = shop_of(key)["source_system"]
+    source = source_of(system)
+    return source.products_asset() if source else f"{system}_products"

@@ -8,9 +8,9 @@ Answers = dict[int | str, dict[str, Any]]
 
 
 class Kept(BaseModel):
-    """A webhook is kept: now, or already before."""
+    """A webhook is kept: now, or already before; or it was a greeting, which says nothing."""
 
-    status: Literal["accepted", "duplicate"]
+    status: Literal["accepted", "duplicate", "greeted"]
 
 
 class Health(BaseModel):

@@ -11,13 +11,13 @@ from fastapi.responses import JSONResponse
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.answers import Health
-from esl_pipeline.receiver.intake import Limits
+from esl_pipeline.receiver.intake import Intake, Limits
 from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.tokens import Gate
-from esl_pipeline.receiver.webhooks import webhook_router
+from esl_pipeline.receiver.webhooks import webhook_routers
 from esl_pipeline.settings import Settings
 
 Part = Literal["webhooks", "admin"]
@@ -54,13 +54,15 @@ def create_app(
     )
     app.add_exception_handler(BufferError, buffer_failure)  # type: ignore[arg-type]
     if only != "admin":
-        if not settings.webhook_secrets:
+        hooks = [found for source in settings.sources.values() if (found := source.webhooks())]
+        if not any(found.are_verifiable for found in hooks):
             # 401 and not 503: without a secret nothing can be verified, and a stranger shall not learn from the
             # answer how the receiver is set up.
             log.warning(
                 "No webhook secret is set, nor an app's: every webhook is refused with 401 until one is."
             )
-        app.include_router(webhook_router(settings, buffer, limits or Limits(), refusals))
+        for router in webhook_routers(settings, Intake(settings, buffer, limits or Limits(), refusals)):
+            app.include_router(router)
     if only != "webhooks":
         app.include_router(mapping_router(Gate(settings.esl_admin_token, buffer, Lockout()), buffer))
     app.include_router(_health_router(buffer))

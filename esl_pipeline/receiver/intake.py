@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,9 +23,7 @@ from esl_pipeline.receiver.places import Room
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.settings import Settings
-from esl_pipeline.sources.secrets import keys_for, proves
-from esl_pipeline.sources.shopify.deliveries import HeaderError, claimed_shop, delivery
-from esl_pipeline.sources.signature import verify
+from esl_pipeline.sources.source import DeliveryError, Source, Webhooks
 
 RETRY_AFTER_SECONDS = 5
 REFUSED_SECONDS = 600
@@ -45,7 +44,7 @@ class Limits:
     than `waiting` and `waiting_bytes` is still to be worked off. What is more is answered 429.
     """
 
-    body_seconds: float = 5  # Shopify gives up on the whole request after 5 s
+    body_seconds: float = 5  # senders give up: Shopify on the whole request after 5 s
     room_bytes: int = 64_000_000
     reading: int = 2_000
     storing: int = 256
@@ -65,8 +64,7 @@ class Intake:
     def __init__(
         self, settings: Settings, buffer: ReceiverBuffer, limits: Limits, refusals: Refusals
     ) -> None:
-        self._secrets, self._buffer, self._limits = settings.webhook_secrets, buffer, limits
-        self._refusals = refusals
+        self._buffer, self._limits, self._refusals = buffer, limits, refusals
         self._longest = settings.esl_webhook_body_limit_bytes
         self._room = Room(max(limits.room_bytes, 4 * self._longest), limits.reading, limits.storing)
         self._deliveries = Pace(limits.per_second, limits.burst)
@@ -75,40 +73,40 @@ class Intake:
         self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="inbox")
         self._large_threads = ThreadPoolExecutor(limits.large, thread_name_prefix="large")
 
-    async def keep(self, topic: str | None, request: Request) -> str:
-        """Keep the delivery; answers "accepted" or "duplicate". Raises HTTPException for everything else.
+    async def keep(self, source: Source[Any], hooks: Webhooks, topic: str | None, request: Request) -> str:
+        """Keep the delivery; answers "accepted", "duplicate" or "greeted". Raises HTTPException for everything else.
 
         topic: the route's, None for the one that takes all of them.
         """
+        headers = request.headers
         with self._room.place() as place:
             _refuse_encoded(request)
             raw = await read_body(request, self._longest, self._limits.body_seconds, place)
-            now, shop = datetime.now(UTC), claimed_shop(request.headers)
-            claimed = _signature(request)
-            signed = raw, claimed, keys_for(self._secrets, shop, now)
+            now, shop = datetime.now(UTC), hooks.claimed_shop(headers)
+            if hooks.is_greeting(headers, raw):
+                return "greeted"
+            signed = headers, raw, now
             large = len(raw) > LARGE_BYTES
-            if not (await asyncio.to_thread(verify, *signed) if large else verify(*signed)):
-                if claimed:  # who signs nothing has no wrong secret
-                    self._refusals.refused(shop, now)
+            if not (await asyncio.to_thread(hooks.is_signed, *signed) if large else hooks.is_signed(*signed)):
+                if hooks.claims_signature(headers):  # who signs nothing has no wrong secret
+                    self._refusals.refused(source.system, shop, now)
                 raise HTTPException(401, "The signature is missing or wrong.")
             vouch(request.scope)
             # A request that names no shop is refused when it is read; until then it is nobody's.
-            stored = await self._stored(topic, request, raw, now, shop or "")
+            keep = partial(self._store, hooks, topic, request, raw, now)
+            stored = await self._stored(keep, f"{source.system}:{shop or ''}", len(raw))
         if refused := stored.get("refused"):
             raise _later(REFUSED_SECONDS, f"The shop has sent too much: {refused}")
         return "accepted" if stored["inserted"] else "duplicate"
 
-    async def _stored(
-        self, topic: str | None, request: Request, raw: bytes, now: datetime, shop: str
-    ) -> dict[str, Any]:
+    async def _stored(self, keep: Callable[[], dict[str, Any]], shop: str, size: int) -> dict[str, Any]:
         """What the buffer says of the delivery, which is within what the shop may send."""
-        with self._room.share(shop, len(raw)) as fits:
+        with self._room.share(shop, size) as fits:
             if not fits:
                 raise _come_again()
-            self._hold_back(shop, len(raw))
-            threads = self._large_threads if len(raw) > LARGE_BYTES else self._threads
-            store = partial(self._store, topic, request, raw, now)
-            stored = await asyncio.get_running_loop().run_in_executor(threads, store)
+            self._hold_back(shop, size)
+            threads = self._large_threads if size > LARGE_BYTES else self._threads
+            stored = await asyncio.get_running_loop().run_in_executor(threads, keep)
             self._backlog.told(shop, stored.get("waiting"), time.monotonic())
             return stored
 
@@ -119,12 +117,14 @@ class Intake:
         if wait := self._backlog.wait(shop, now):
             raise _later(wait, "Too much of the shop is still to be worked off.")
 
-    def _store(self, topic: str | None, request: Request, raw: bytes, now: datetime) -> dict[str, Any]:
+    def _store(
+        self, hooks: Webhooks, topic: str | None, request: Request, raw: bytes, now: datetime
+    ) -> dict[str, Any]:
         with one_at_a_time() if len(raw) > LARGE_BYTES else nullcontext():
             try:
-                kept = delivery(topic, request.headers, raw, now)
-                kept["proven"] = proves(self._secrets, kept["source_store_id"])
-            except HeaderError as error:
+                kept = hooks.delivery(topic, request.headers, raw, now)
+                kept["proven"] = hooks.proves(kept["source_store_id"])
+            except DeliveryError as error:
                 raise HTTPException(400, str(error)) from None
         try:
             return self._buffer.inbox_add([kept])
@@ -149,9 +149,3 @@ def _refuse_encoded(request: Request) -> None:
     # The signature is over the bytes as sent, and unpacking what a stranger packed can exhaust the memory.
     if any(value.lower() != "identity" for value in request.headers.getlist("content-encoding")):
         raise HTTPException(415, "The body must be sent without a content encoding.")
-
-
-def _signature(request: Request) -> str:
-    """The signature header; empty, which never verifies, when it is missing or given more than once."""
-    values = request.headers.getlist("x-shopify-hmac-sha256")
-    return values[0] if len(values) == 1 else ""

@@ -3,7 +3,7 @@
 import logging
 import re
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
@@ -14,8 +14,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     StrictBool,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
 )
@@ -27,7 +29,7 @@ from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.tokens import Gate, Scope
-from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain
+from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.storable import unstorable
 
 BODY_LIMIT_BYTES = 65_536
@@ -46,19 +48,38 @@ def _store_code(text: str) -> str:
     return text
 
 
-def _store_id(text: str) -> str:
-    shop = shop_domain(text)
-    if shop is None:
-        raise ValueError("must be the shop's domain, like my-shop.myshopify.com")
-    return shop
+def _system(text: str) -> str:
+    if text not in SOURCES:
+        raise ValueError(f"must be one of {', '.join(SOURCES)}")
+    return text
+
+
+def _shop_id(text: str, info: ValidationInfo) -> str:
+    """The shop's canonical id, at the source that is named beside it, or at any where none is."""
+    named = info.data.get("source_system")
+    sources = [SOURCES[named]] if named in SOURCES else list(SOURCES.values())
+    for source in sources:
+        if shop := source.shop_id(text):
+            return shop
+    raise ValueError(f"must be the shop's id, like {' or '.join(source.example_shop for source in sources)}")
 
 
 def _text(pattern: re.Pattern[str]) -> dict[str, Any]:
     return {"type": "string", "pattern": f"^{pattern.pattern}$"}
 
 
-SourceSystem = Literal["shopify"]
-SourceStoreId = Annotated[str, AfterValidator(_store_id), WithJsonSchema(_text(SHOP))]
+def _known(schema: dict[str, Any]) -> None:
+    """The sources that are registered, for the OpenAPI page."""
+    schema["enum"] = list(SOURCES)
+
+
+def _forms(schema: dict[str, Any]) -> None:
+    """How their shops are called."""
+    schema["pattern"] = f"^(?:{'|'.join(source.shop_pattern for source in SOURCES.values())})$"
+
+
+SourceSystem = Annotated[str, AfterValidator(_system), Field(json_schema_extra=_known)]
+SourceStoreId = Annotated[str, AfterValidator(_shop_id), Field(json_schema_extra=_forms)]
 StoreCode = Annotated[str, AfterValidator(_store_code), WithJsonSchema(_text(_CODE))]
 
 

@@ -9,16 +9,16 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.model.shop import shop_key, shop_of
 from esl_pipeline.receiver.protocol import ReceiverBuffer
 
 SHOPS = 1_000  # esl_refusals_note takes no more
 TELL_SECONDS = 20.0
-# Longer than the hours in which Shopify sends one webhook again, so that it is one series and not many.
+# Longer than the hours in which a source (Shopify) sends one webhook again, so that it is one series and not many.
 QUIET = timedelta(hours=6)
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,17 @@ class Refusals:
         self._series: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._untold: set[str] = set()
 
-    def refused(self, shop: str | None, now: datetime) -> None:
-        """A wrong signature came with the claim to be this shop's."""
-        if shop is None or shop not in self._mapped:
+    def refused(self, system: str, shop: str | None, now: datetime) -> None:
+        """A wrong signature came with the claim to be this shop's, of this source."""
+        key = f"{system}:{shop}"
+        if shop is None or key not in self._mapped:
             return
-        series = self._series.get(shop)
+        series = self._series.get(key)
         if series is None or now - series["last_at"] > QUIET:
-            series = self._series[shop] = {"refused": 0, "since": now}
+            series = self._series[key] = {"refused": 0, "since": now}
         series |= {"refused": series["refused"] + 1, "last_at": now}
-        self._series.move_to_end(shop)
-        self._untold.add(shop)
+        self._series.move_to_end(key)
+        self._untold.add(key)
         if len(self._series) > self._shops:
             forgotten, _ = self._series.popitem(last=False)
             self._untold.discard(forgotten)
@@ -63,7 +64,7 @@ class Refusals:
         except BaseException:
             self._untold |= shops & self._series.keys()
             raise
-        self._mapped = _shopify(mapped)
+        self._mapped = frozenset(map(shop_key, mapped))
 
     async def keep_telling(self, buffer: ReceiverBuffer, seconds: float = TELL_SECONDS) -> None:
         """Tell every few seconds, for ever."""
@@ -81,10 +82,6 @@ class Refusals:
             await asyncio.sleep(seconds)
 
 
-def _told(shop: str, series: dict[str, Any]) -> dict[str, Any]:
-    times = {key: series[key].isoformat() for key in ("since", "last_at")}
-    return {"source_system": "shopify", "source_store_id": shop, "refused": series["refused"], **times}
-
-
-def _shopify(mapped: Sequence[dict[str, Any]]) -> frozenset[str]:
-    return frozenset(shop["source_store_id"] for shop in mapped if shop["source_system"] == "shopify")
+def _told(key: str, series: dict[str, Any]) -> dict[str, Any]:
+    times = {name: series[name].isoformat() for name in ("since", "last_at")}
+    return {**shop_of(key), "refused": series["refused"], **times}

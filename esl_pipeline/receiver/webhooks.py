@@ -1,7 +1,7 @@
-"""The webhook routes: one address for all topics, one for each, their answers, and a line in the log per delivery."""
+"""The webhook routes of every source: one address for all topics, one for each, and a line in the log per delivery."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
@@ -9,45 +9,44 @@ from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
-from esl_pipeline.receiver.intake import Intake, Limits
-from esl_pipeline.receiver.protocol import ReceiverBuffer
-from esl_pipeline.receiver.refusals import Refusals
+from esl_pipeline.receiver.intake import Intake
 from esl_pipeline.settings import Settings
-from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
-from esl_pipeline.sources.shopify.shop_names import SHOP
-from esl_pipeline.sources.shopify.topics import PATH, TOPICS
+from esl_pipeline.sources.source import Source, Webhooks
 
 log = logging.getLogger(__name__)
 
 
-def webhook_router(
-    settings: Settings, buffer: ReceiverBuffer, limits: Limits, refusals: Refusals
-) -> APIRouter:
-    """`POST /webhooks/shopify` for all topics in use, and `POST /webhooks/shopify/<topic>` for each."""
-    intake = Intake(settings, buffer, limits, refusals)
+def webhook_routers(settings: Settings, intake: Intake) -> Iterator[APIRouter]:
+    """Of each source that sends webhooks, `POST <its path>` for all topics and `POST <its path>/<topic>` for each."""
+    for source in settings.sources.values():
+        if hooks := source.webhooks():
+            yield _router(source, hooks, intake)
 
+
+def _router(source: Source[Any], hooks: Webhooks, intake: Intake) -> APIRouter:
     def route(topic: str | None) -> Callable[[Request], Awaitable[JSONResponse]]:
         async def receive(request: Request) -> JSONResponse:
             try:
-                outcome = await intake.keep(topic, request)
+                outcome = await intake.keep(source, hooks, topic, request)
             except HTTPException as refused:
                 log.warning(
                     "webhook %s, outcome %d %s",
-                    _described(topic, request),
+                    _described(hooks, topic, request),
                     refused.status_code,
                     refused.detail,
                 )
                 raise
-            log.info("webhook %s, outcome %s", _described(topic, request), outcome)
+            log.info("webhook %s, outcome %s", _described(hooks, topic, request), outcome)
             return JSONResponse({"status": outcome})
 
         return receive
 
     # For the OpenAPI page only: who signed is decided in `Intake`, from the raw body.
-    signed = APIKeyHeader(name="X-Shopify-Hmac-Sha256", scheme_name="signature", auto_error=False)
-    router = APIRouter(prefix=PATH, tags=["webhooks"], dependencies=[Depends(signed)])
-    topics = (*TOPICS, *LIFECYCLE_TOPICS)
-    for topic in (None, *topics):
+    signed = APIKeyHeader(
+        name=hooks.signature_header, scheme_name=f"{source.system} signature", auto_error=False
+    )
+    router = APIRouter(prefix=hooks.path, tags=[f"{source.name} webhooks"], dependencies=[Depends(signed)])
+    for topic in (None, *hooks.topics):
         router.add_api_route(
             f"/{topic}" if topic else "",
             route(topic),
@@ -55,7 +54,7 @@ def webhook_router(
             name=topic or "any topic",
             summary=f"Receive {topic or 'any of the topics below'}",
             responses=_ANSWERS,
-            openapi_extra=_takes(*([topic] if topic else topics)),
+            openapi_extra=_takes(hooks, *([topic] if topic else hooks.topics)),
         )
     return router
 
@@ -76,19 +75,16 @@ _ANSWERS: Answers = {
 }
 
 
-def _takes(*topics: str) -> dict[str, Any]:
+def _takes(hooks: Webhooks, *topics: str) -> dict[str, Any]:
     """Headers and body for the OpenAPI page. A signed body is kept whatever it is, so none is described as wrong."""
-    headers = {
-        "X-Shopify-Topic": {"type": "string", "enum": list(topics)},
-        "X-Shopify-Shop-Domain": {"type": "string", "pattern": f"^{SHOP.pattern}$"},
-    }
-    parameters = [{"name": n, "in": "header", "required": True, "schema": s} for n, s in headers.items()]
+    parameters = [
+        {"name": name, "in": "header", "required": True, "schema": schema}
+        for name, schema in hooks.parameters(topics).items()
+    ]
     return {"parameters": parameters, "requestBody": {"content": {"application/json": {"schema": {}}}}}
 
 
-def _described(topic: str | None, request: Request) -> str:
+def _described(hooks: Webhooks, topic: str | None, request: Request) -> str:
     """The delivery in one line. Its headers are a stranger's text: cut, and escaped to plain ASCII."""
-    claimed, shop, webhook_id = (
-        request.headers.get(f"x-shopify-{name}", "")[:128] for name in ("topic", "shop-domain", "webhook-id")
-    )
+    claimed, shop, webhook_id = (text[:128] for text in hooks.described(request.headers))
     return f"{topic or ascii(claimed)} from shop {shop!a} with id {webhook_id!a}"

@@ -1,4 +1,4 @@
-"""What a source says of a variant, in one form whichever way it came: by webhook or read through the source's API.
+"""What a source says of a variant, in one form whichever way it came: by webhook, by a read, in a file.
 
 Everything has three values: said, said empty (None), and not said (no key). What is not said here has no key in the
 row either, and the buffer keeps what it has. What is longer than lengths.LENGTHS allows is cut here, and nowhere else.
@@ -82,13 +82,13 @@ def instant(value: object) -> datetime | None:
 
 
 def _time(value: object, most: int | None) -> str | None:
-    """In UTC, since one way carries the shop's offset and another does not; odd text as it is."""
+    """In UTC, since webhooks carry the shop's offset and the Admin API does not; odd text as it is."""
     at = instant(value)
     return at.replace(microsecond=0).isoformat() if at else text_of(value, most)
 
 
 def _tags(value: object, most: int | None) -> str | None:
-    """Sorted, joined with ", ": some ways send one text, others a list, and none promises an order."""
+    """Sorted, joined with ", ": webhooks send one text, the Admin API a list, and neither promises an order."""
     parts = value if isinstance(value, list) else (text_of(value) or "").split(",")
     tags = sorted({tag.strip() for part in parts if (tag := text_of(part))} - {""})
     return text_of(", ".join(tags), most)

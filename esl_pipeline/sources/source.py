@@ -220,7 +220,7 @@ class Source(ABC, Generic[S]):
         """Whether there is what it takes to read this shop (its canonical id)."""
         return False
 
-    def reader(self, shop: str, *, patient: bool = True) -> Reader:
+    def reader(self, shop: str, *, patient: bool = True) -> Reader:  # noqa: ARG002
         """A reader of the shop. Raises SourceError when there is nothing that opens it.
 
         Not `patient`, for somebody who waits before a screen, it gives up after seconds what a run tries for a minute.
@@ -232,7 +232,7 @@ class Source(ABC, Generic[S]):
         return sorted({shop for shop in shops if not self.opens(shop)}) if self.reads_any else []
 
     def checks(self, mapped: Sequence[str], active: Sequence[str]) -> Iterator[Check]:  # noqa: ARG002
-        """For `doctor`: shops that are mapped, and those of them that are active, against the settings and the source."""
+        """For `doctor`: the shops that are mapped, and the active ones of them, against the settings and the source."""
         yield from ()
 
     def watch(

@@ -10,12 +10,7 @@ import orjson
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.sources.facts import Facts, Row, told_once
-from esl_pipeline.sources.shopify.admin import (
-    AdminClient,
-    AdminQueryError,
-    read_changed_since,
-    read_product,
-)
+from esl_pipeline.sources.source import Reader, SourceRefusedError
 from esl_pipeline.stages.inbox import MERGE_BYTES
 
 _FIRST_LOOK_BACK = timedelta(hours=1)
@@ -25,7 +20,7 @@ _WATERMARK = "updated_at"
 
 def read_changes(
     buffer: Buffer,
-    client: AdminClient,
+    reader: Reader,
     *,
     shop: Shop,
     run_id: str,
@@ -33,9 +28,9 @@ def read_changes(
 ) -> dict[str, Any]:
     """Read what changed since the last such read, and products of which webhooks did not tell all.
 
-    Shopify's search lags, and clocks differ: `overlap` is read twice. The first read goes back an hour. Returns since,
-    until (ISO 8601), products (read), variants_changed, variants_removed, fetched (products read one by one), gone
-    (those that are no more), failed ({product id: why}, tried again next time), run_id. Raises AdminError and
+    A source's search may lag, and clocks differ: `overlap` is read twice. The first read goes back an hour. Returns
+    since, until (ISO 8601), products (read), variants_changed, variants_removed, fetched (products read one by one),
+    gone (those that are no more), failed ({product id: why}, tried again next time), run_id. Raises SourceError and
     BufferError; the next call then reads the same time again. alarm: None, or why no change was read: up to when they
     were read last is no time of the past; the next call goes back an hour.
     """
@@ -58,10 +53,10 @@ def read_changes(
         "failed": {},
     }
     if not alarm:
-        for facts in read_changed_since(client, shop=store_id, since=since):
+        for facts in reader.changes(since):
             found["products"] += len(facts.products)
             _merge(buffer, facts, found)
-    _fetch_missing(buffer, client, shop, found)
+    _fetch_missing(buffer, reader, shop, found)
     read_until = until - _FIRST_LOOK_BACK + overlap if alarm else until
     buffer.watermark_move(shop=shop, source=_WATERMARK, at=read_until.isoformat())
     return found
@@ -74,13 +69,13 @@ def _instant(text: str) -> datetime | None:
     return None
 
 
-def _fetch_missing(buffer: Buffer, client: AdminClient, shop: Shop, found: dict[str, Any]) -> None:
+def _fetch_missing(buffer: Buffer, reader: Reader, shop: Shop, found: dict[str, Any]) -> None:
     after: str | None = None
     while products := buffer.missing_variants(shop=shop, after=after):
         for product_id in products:
             try:
-                facts = read_product(client, product_id, shop["source_store_id"])
-            except AdminQueryError as error:  # of this product alone: it holds up no other
+                facts = reader.product(product_id)
+            except SourceRefusedError as error:  # of this product alone: it holds up no other
                 found["failed"][product_id] = str(error)
                 continue
             found["gone" if facts is None else "fetched"] += 1
@@ -125,7 +120,7 @@ def _parts(facts: Facts) -> Iterator[Facts]:
 
 
 def _tombstone(shop: Shop, product_id: str) -> Facts:
-    """A product that Shopify does not have."""
+    """A product that the source does not have."""
     now = datetime.now(UTC).isoformat()
     product = {
         **shop,

@@ -1,7 +1,7 @@
 """Stage 1: inbox events become stored variants."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -11,10 +11,8 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
 from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.printable import printable
-from esl_pipeline.sources.facts import Facts, Row, Source
-from esl_pipeline.sources.shopify import ShopifySource
-
-SOURCES: Mapping[str, Source] = {source.system: source for source in (ShopifySource(),)}
+from esl_pipeline.sources.facts import Facts, Row
+from esl_pipeline.sources.registry import source_of
 
 # What one merge carries, unless a single product has more.
 MERGE_BYTES = 2_000_000
@@ -62,12 +60,13 @@ def _read(claimed: Sequence[Row]) -> tuple[Facts, Exception | None]:
         by_shop.setdefault(shop_key(event), []).append(event)
     for events in by_shop.values():
         system = events[0]["source_system"]
-        if system not in SOURCES:
+        source = source_of(system)
+        if source is None:
             reason = f"no source is called {system}"
             facts.events += [{"id": event["id"], "state": "unusable", "reason": reason} for event in events]
             continue
         try:
-            facts.extend(SOURCES[system].read_deliveries(events))
+            facts.extend(source.read_deliveries(events))
         except Exception as error:
             log.exception("deliveries cannot be read")
             unread = error

@@ -14,13 +14,7 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify.admin import (
-    AdminClient,
-    read_catalogue,
-    read_shop,
-    read_stock,
-)
-from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, OnPoll, Sleep
+from esl_pipeline.sources.source import Reader
 
 SNAPSHOT_ROWS = 2_500
 
@@ -57,23 +51,22 @@ OnProgress = Callable[[Snapshot], None]
 
 def read_snapshot(
     buffer: Buffer,
-    client: AdminClient,
+    reader: Reader,
     *,
     shop: Shop,
     run_id: str,
     on_progress: OnProgress | None = None,
-    sleep: Sleep = time.sleep,
 ) -> Snapshot:
     """Read the whole shop into the buffer: currency and taxes, catalogue, and stock where a label shows it.
 
     on_progress sees the same Snapshot after each part. What the catalogue and the stock do not have is gone when all
-    was read (stock that was not read concludes nothing); after any exception (AdminError, BufferError,
+    was read (stock that was not read concludes nothing); after any exception (SourceError, BufferError,
     SnapshotLostError) nothing is, and esl.snapshots says why. A repeated call begins anew.
     """
     snapshot = Snapshot(dict(shop), str(uuid4()), datetime.now(UTC))
     buffer.snapshot_begin(snapshot_id=snapshot.snapshot_id, shop=shop, run_id=run_id)
     try:
-        _read_all(buffer, client, snapshot, on_progress or (lambda _: None), sleep)
+        _read_all(buffer, reader, snapshot, on_progress or (lambda _: None))
     except BaseException as error:
         with suppress(BufferError):
             buffer.snapshot_abandon(
@@ -83,10 +76,8 @@ def read_snapshot(
     return snapshot
 
 
-def _read_all(
-    buffer: Buffer, client: AdminClient, snapshot: Snapshot, on_progress: OnProgress, sleep: Sleep
-) -> None:
-    began, store_id = time.monotonic(), snapshot.shop["source_store_id"]
+def _read_all(buffer: Buffer, reader: Reader, snapshot: Snapshot, on_progress: OnProgress) -> None:
+    began = time.monotonic()
 
     def merge(facts: Facts) -> None:
         done = buffer.snapshot_merge(
@@ -107,25 +98,21 @@ def _read_all(
         snapshot.seconds = time.monotonic() - began
         on_progress(snapshot)
 
-    merge(read_shop(client, store_id))
-    started: list[datetime] = []
-    catalogue = read_catalogue(
-        client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(started), sleep=sleep
-    )
-    for facts in catalogue:
-        snapshot.started_at = started[0]
+    merge(reader.shop())
+    started, stock_started = list[datetime](), list[datetime]()
+    for facts in reader.catalogue(started.append, chunk=SNAPSHOT_ROWS):
+        snapshot.started_at = started[-1]
         merge(facts)
-    stock_started: list[datetime] = []
-    if _shows_stock(buffer, snapshot.shop):
-        for facts in read_stock(
-            client, shop=store_id, chunk=SNAPSHOT_ROWS, on_poll=_start_of(stock_started), sleep=sleep
-        ):
+    snapshot.started_at = started[-1]
+    if reader.stock_in_catalogue:
+        stock_started.append(started[-1])
+    elif _shows_stock(buffer, snapshot.shop):
+        for facts in reader.stock(stock_started.append, chunk=SNAPSHOT_ROWS):
             merge(facts)
-    snapshot.started_at = started[0]
     done = buffer.snapshot_finish(
         snapshot_id=snapshot.snapshot_id,
-        as_of=started[0].isoformat(),
-        stock_as_of=stock_started[0].isoformat() if stock_started else None,
+        as_of=started[-1].isoformat(),
+        stock_as_of=stock_started[-1].isoformat() if stock_started else None,
         counts={
             name: getattr(snapshot, name) for name in ("variants", "changed", "unchanged", "newer", "levels")
         },
@@ -135,15 +122,6 @@ def _read_all(
     snapshot.removed, snapshot.levels_gone = done["removed"], done["levels_gone"]
     snapshot.seconds = time.monotonic() - began
     snapshot.complete = True
-
-
-def _start_of(started: list[datetime]) -> OnPoll:
-    """Note when a bulk operation began, by Shopify's clock."""
-
-    def note(operation: BulkOperation) -> None:
-        started[:] = [operation.created_at]
-
-    return note
 
 
 def _shows_stock(buffer: Buffer, shop: Shop) -> bool:

@@ -28,7 +28,8 @@ from esl_pipeline.local.stack import (
     running_environment,
 )
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.settings import every_field, load_settings
+from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline_tests.orchestration.world import SHOP, product
 from esl_pipeline_tests.processes import Up, eventually, part_of
 from esl_pipeline_tests.receiver.support import signed
@@ -184,11 +185,14 @@ def test_from_the_first_label_over_a_kill_to_all_labels(start: Callable[..., Up]
     eventually(lambda: page.label() == "7.99", 15, "the label of an edit after the restart")
     told = running_environment(home)
     settings = load_settings(**told)
-    assert settings.admin_access(DOMAIN) and settings.admin_access(SHOP) is None
+    assert (
+        settings.of(ShopifySettings).admin_access(DOMAIN)
+        and settings.of(ShopifySettings).admin_access(SHOP) is None
+    )
     asked = httpx.get(f"{urls['shop']}/sandbox/app").json()["token_requests"]
     assert [one["outcome"] for one in asked] == ["granted"], "the shop is read with tokens that it gave"
     assert settings.app_base_url == urls["receiver"]
-    assert settings.shopify_admin_url == urls["shop"]
+    assert settings.of(ShopifySettings).shopify_admin_url == urls["shop"]
     assert "no shop was mapped" not in up.said()
 
     family = up.family()
@@ -347,7 +351,5 @@ def test_s40_a_part_is_given_what_is_named_for_it_and_nothing_else(
 
 
 def test_s40_every_secret_setting_is_known_as_one() -> None:
-    secret = {
-        name.upper() for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)
-    }
+    secret = {name.upper() for name, field in every_field().items() if "Secret" in str(field.annotation)}
     assert secret == set(SECRETS)

@@ -9,7 +9,6 @@ import pytest
 from pydantic import SecretStr
 
 from esl_pipeline.commands.doctor import examine
-from esl_pipeline.connections import open_admin
 from esl_pipeline.sandbox.shopify.faults import FallForward
 from esl_pipeline.sandbox.shopify.oauth import App, AppEdit
 from esl_pipeline.sandbox.shopify.sandbox import ShopifySandbox
@@ -68,7 +67,7 @@ def shops(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoSh
 
 
 def seen(shop: str) -> Connection:
-    client = open_admin(load_settings(), shop, patient=False)
+    client = load_settings().sources["shopify"].open_admin(shop, patient=False)
     assert client is not None
     with client:
         return look(client, shop)

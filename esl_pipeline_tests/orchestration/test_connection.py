@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from esl_pipeline.connections import open_admin
 from esl_pipeline.orchestration.checks import NOT_READABLE
 from esl_pipeline.orchestration.connection import evaluate
 from esl_pipeline.orchestration.resources import ShopifyAdmin
@@ -110,7 +109,7 @@ def test_each_way_to_be_let_in_no_more_is_one_sentence(
         shopify.app.edit(trouble)
         passed, said = check(pipeline)[KEY]
         assert not passed and says in said and CLIENT_SECRET not in said
-        client = open_admin(load_settings(), SHOP)
+        client = load_settings().sources["shopify"].open_admin(SHOP)
         assert client is not None
         # Of a scope a run tells when it needs it.
         with client, pytest.raises(AdminError) as error:

@@ -27,7 +27,7 @@ from psycopg import sql
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline.connections import open_admin, open_buffer, open_label_server
+from esl_pipeline.connections import open_buffer, open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.local.webserver import Webserver, WebserverError
@@ -35,11 +35,12 @@ from esl_pipeline.orchestration.resources import ShopifyAdmin
 from esl_pipeline.sandbox.shopify.faults import BulkEndless
 from esl_pipeline.sandbox.shopify.oauth import App
 from esl_pipeline.sandbox.shopify.server import running_shopify
-from esl_pipeline.settings import Settings, load_settings
+from esl_pipeline.settings import every_field, load_settings
 from esl_pipeline.sources.shopify.admin import AdminError, queries
 from esl_pipeline.sources.shopify.admin.bulk import run
 from esl_pipeline.sources.shopify.admin.tokens import AppTokens, forget_tokens
 from esl_pipeline.sources.shopify.connection import look
+from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
@@ -70,7 +71,7 @@ SECRETS = {
 
 
 def test_f40_every_secret_setting_has_its_canary() -> None:
-    secret = [name.upper() for name, f in Settings.model_fields.items() if "SecretStr" in str(f.annotation)]
+    secret = [name.upper() for name, f in every_field().items() if "SecretStr" in str(f.annotation)]
     assert sorted(secret) == sorted(SECRETS)
 
 
@@ -388,7 +389,7 @@ def test_s16_no_object_shows_a_secret(monkeypatch: pytest.MonkeyPatch, buffer_ds
         open_buffer(settings),
         open_buffer(load_settings(esl_database_url="", supabase_url=f"http://{NEVER}")),
     )
-    admin = open_admin(settings, SHOP)
+    admin = settings.sources["shopify"].open_admin(SHOP)
     assert admin is not None
     with open_label_server(settings, buffer) as client, admin:
         definitions = build_definitions()
@@ -431,7 +432,7 @@ def test_s16_no_way_to_a_token_shows_a_secret(
     with running_shopify(small_shop(), app=the_app()) as shop, meddling(shop.url) as shopify:
         monkeypatch.setenv("SHOPIFY_ADMIN_URL", shopify.url)
         settings = load_settings()
-        client = open_admin(settings, OTHER_SHOP, patient=False)
+        client = settings.sources["shopify"].open_admin(OTHER_SHOP, patient=False)
         assert client is not None
         with client, stamina.set_testing(True, attempts=2):
             tokens = client._tokens
@@ -450,7 +451,7 @@ def test_s16_no_way_to_a_token_shows_a_secret(
             said.append(str(look(client, OTHER_SHOP)))
             for thing in (
                 settings,
-                settings.apps,
+                settings.of(ShopifySettings).apps,
                 client,
                 tokens,
                 tokens._grant,

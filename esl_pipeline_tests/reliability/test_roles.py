@@ -14,7 +14,6 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline.connections import open_admin
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.stack import make_logins
 from esl_pipeline.settings import load_settings
@@ -235,8 +234,8 @@ def test_s38_no_login_maps_what_is_no_shop_and_no_token_goes_there(buffer_dsn: s
     settings = load_settings(shopify_admin_token="shpat_of_every_shop")
     for name in (EVIL, f"{EVIL}/x.myshopify.com", f"x@{EVIL}", "Corner-Shop.myshopify.com", ""):
         with pytest.raises(ValueError, match="is no shop's domain"):
-            open_admin(settings, name)
-    assert "corner-shop" in repr(open_admin(settings, "corner-shop.myshopify.com"))
+            settings.sources["shopify"].open_admin(name)
+    assert "corner-shop" in repr(settings.sources["shopify"].open_admin("corner-shop.myshopify.com"))
 
 
 def test_s38_the_history_keeps_the_login_beside_the_name_that_was_given(buffer_dsn: str) -> None:

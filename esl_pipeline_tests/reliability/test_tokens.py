@@ -19,7 +19,6 @@ import pytest
 from fastapi import FastAPI
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.connections import open_admin
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.sandbox.label_server.server import listen, server
 from esl_pipeline.sandbox.shopify.delivery import WebhookSender
@@ -191,7 +190,7 @@ def test_the_rotation_of_the_secret_loses_no_webhook_and_no_read(
 
 
 def client_of_now() -> AdminClient:
-    client = open_admin(load_settings(), DOMAIN)
+    client = load_settings().sources["shopify"].open_admin(DOMAIN)
     assert client is not None
     return client
 

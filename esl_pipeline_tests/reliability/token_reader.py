@@ -12,7 +12,6 @@ import sys
 import time
 from datetime import UTC, datetime
 
-from esl_pipeline.connections import open_admin
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import (
@@ -50,7 +49,7 @@ def main(seconds: float) -> None:
     logging.getLogger(tokens.__name__).setLevel(logging.INFO)
     settings = load_settings()
     while not rounds or time.monotonic() - began < seconds:
-        client = open_admin(settings, DOMAIN)
+        client = settings.sources["shopify"].open_admin(DOMAIN)
         assert client is not None
         with client:
             read_shop(client, DOMAIN)

@@ -102,7 +102,7 @@ class ShopifySource(Source[ShopifySettings]):
         return AdminClient(address, tokens, version, shop=shop, retries=retries, renewals=renewals)
 
     def checks(self, mapped: Sequence[str], active: Sequence[str]) -> Iterator[Check]:
-        """Whether tokens, apps and secrets are those of the shops that are mapped, and what each shop's Admin API says."""
+        """Whether tokens, apps and secrets are those of the mapped shops, and what each shop's Admin API says."""
         yield from self._secret_checks(active)
         yield from self._misspelt(mapped)
         for shop in active:

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from esl_pipeline.settings import SettingsError, load_settings
 from esl_pipeline.sources.secrets import keys_for, proves
 from esl_pipeline.sources.shopify.apps import App, app_for, read_apps
+from esl_pipeline.sources.shopify.settings import ShopifySettings
 
 A, B, C = (f"{name}.myshopify.com" for name in "abc")
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -59,7 +60,7 @@ def test_half_a_pair_is_said_with_all_the_other_problems() -> None:
 
 
 def access(shop: str, **settings: Any) -> str | None:
-    found = load_settings(**settings).admin_access(shop)
+    found = load_settings(**settings).of(ShopifySettings).admin_access(shop)
     return found.get_secret_value() if isinstance(found, SecretStr) else found and found.client_id
 
 
@@ -79,13 +80,13 @@ def test_the_apps_secrets_sign_unless_others_are_set() -> None:
     settings = load_settings(
         shopify_api_key="id", shopify_api_secret="new, old", shopify_apps="a=own:mine:mine-before"
     )
-    secrets = settings.webhook_secrets
+    secrets = settings.of(ShopifySettings).webhook_secrets
     assert keys_for(secrets, A, NOW) == [b"mine", b"mine-before"]
     assert keys_for(secrets, B, NOW) == [b"new", b"old"]
     assert proves(secrets, A) and not proves(secrets, B)
     assert not settings.warnings() or "SHOPIFY_WEBHOOK_SECRET" not in " ".join(settings.warnings())
     # For a process that need not know the ids: the same secrets.
-    entries = settings.signing_entries
+    entries = settings.of(ShopifySettings).signing_entries
     assert (
         entries
         and load_settings(shopify_webhook_secret=entries.get_secret_value()).webhook_secrets == secrets
@@ -94,11 +95,14 @@ def test_the_apps_secrets_sign_unless_others_are_set() -> None:
 
     by_hand = load_settings(shopify_api_key="id", shopify_api_secret="s", shopify_webhook_secret="hand")
     assert keys_for(by_hand.webhook_secrets, A, NOW) == [b"hand"]
-    assert load_settings().signing_entries is None
+    assert load_settings().of(ShopifySettings).signing_entries is None
 
 
 def test_no_app_shows_its_id_or_secret() -> None:
     settings = load_settings(
         shopify_api_key="canary1", shopify_api_secret="canary2", shopify_apps="a=canary3:canary4"
     )
-    assert "canary" not in f"{settings!r} {settings} {settings.apps!r} {settings.webhook_secrets!r}"
+    assert (
+        "canary"
+        not in f"{settings!r} {settings} {settings.of(ShopifySettings).apps!r} {settings.of(ShopifySettings).webhook_secrets!r}"
+    )

@@ -39,7 +39,7 @@ def connect(
     as_json: AsJson = False,
 ) -> None:
     """Connect a shop: access, scopes, location, webhooks; with a store its first labels. May be repeated any time."""
-    from esl_pipeline.commands import first_day
+    from esl_pipeline.commands.shopify import first_day
     from esl_pipeline.receiver.mappings import NewMapping
 
     domain = _domain(shop)
@@ -62,7 +62,7 @@ def status(
     shop: Annotated[str | None, typer.Argument(help="One shop only.")] = None, as_json: AsJson = False
 ) -> None:
     """How each shop is connected: what `connect` says, and the webhooks that arrive; changes nothing."""
-    from esl_pipeline.commands import first_day
+    from esl_pipeline.commands.shopify import first_day
 
     settings = shared.settings_here()
     with shared.buffer_here() as buffer:
@@ -89,7 +89,7 @@ def status(
 @app.command()
 def disconnect(shop: Shop, as_json: AsJson = False) -> None:
     """Remove our webhook subscriptions and pause the shop's mappings; its labels stay as they hang."""
-    from esl_pipeline.commands import first_day
+    from esl_pipeline.commands.shopify import first_day
 
     domain, told = _domain(shop), _Told(as_json)
     with told, shared.buffer_here() as buffer:

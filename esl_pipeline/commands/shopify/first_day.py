@@ -11,7 +11,6 @@ from typing import Any
 from uuid import uuid4
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.connections import open_admin
 from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.settings import Settings
 from esl_pipeline.sources.shopify.admin import AdminClient, AdminError
@@ -29,6 +28,9 @@ from esl_pipeline.sources.shopify.connect import (
     subscribe,
     unsubscribe,
 )
+from esl_pipeline.sources.shopify.reader import ShopifyReader
+from esl_pipeline.sources.shopify.settings import ShopifySettings
+from esl_pipeline.sources.shopify.source import ShopifySource
 from esl_pipeline.sources.shopify.subscriptions import address_at, as_toml, read_ours
 from esl_pipeline.sources.shopify.watch import arrivals
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
@@ -75,7 +77,7 @@ def connect(settings: Settings, buffer: Buffer, wish: Wish, *, by: str, say: Say
         toml = None
         if kind == "toml":
             leave_to_the_app(client, known=row.get("subscriptions") == "toml", say=say)
-            anew, toml = False, as_toml(address, settings.shopify_api_version)
+            anew, toml = False, as_toml(address, settings.of(ShopifySettings).shopify_api_version)
         else:
             anew = subscribe(client, address, say)
         buffer.connection_set(shop, kind, by, anew=anew)
@@ -117,7 +119,8 @@ def disconnect(settings: Settings, buffer: Buffer, name: str, *, by: str, say: S
 
 def shops_of(settings: Settings, connections: Sequence[Row]) -> list[str]:
     """Every shop that is connected or mapped, and those that a setting names; sorted."""
-    named = {app.shop for app in settings.apps} | set(settings.admin_tokens)
+    ours = settings.of(ShopifySettings)
+    named = {app.shop for app in ours.apps} | set(ours.admin_tokens)
     rows = {row["source_store_id"] for row in connections if row["source_system"] == "shopify"}
     return sorted(rows | {shop for shop in named if shop is not None})
 
@@ -164,14 +167,15 @@ def _address(settings: Settings, say: Say) -> str:
 @contextmanager
 def _opened(settings: Settings, shop: str, say: Say) -> Iterator[tuple[AdminClient, str]]:
     """The shop's Admin API, and what opened it in words. What Shopify refuses inside is said, and the end of it."""
-    client = open_admin(settings, shop, patient=False)
+    source = ShopifySource(settings.of(ShopifySettings))
+    client = source.open_admin(shop, patient=False)
     if client is None:
         says = (
             "neither an app nor a token opens this shop: set SHOPIFY_API_KEY and SHOPIFY_API_SECRET, or "
             f"SHOPIFY_APPS={shop}=id:secret"
         )
         raise fail(say, "access", says)
-    by_app = isinstance(settings.admin_access(shop), App)
+    by_app = isinstance(source.settings.admin_access(shop), App)
     with client:
         try:
             yield client, "the app's id and secret are good for a token" if by_app else "by a lasting token"
@@ -230,7 +234,9 @@ def _say_mapping(mapping: Row, is_new: bool, say: Say) -> None:
 def _read_first(buffer: Buffer, client: AdminClient, shop: Shop, say: Say) -> None:
     """Read the whole shop and judge every variant."""
     try:
-        read = read_snapshot(buffer, client, shop=shop, run_id=f"cli-{uuid4()}")
+        read = read_snapshot(
+            buffer, ShopifyReader(client, shop["source_store_id"]), shop=shop, run_id=f"cli-{uuid4()}"
+        )
     except SnapshotLostError as lost:
         raise fail(say, "read", str(lost)) from None
     after = 0

@@ -1,0 +1,1 @@
+"""`esl-pipeline shopify`: a Shopify shop's first day, how it stands, and its last."""
