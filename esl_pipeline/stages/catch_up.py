@@ -89,7 +89,7 @@ def _merge(buffer: Buffer, facts: Facts, found: dict[str, Any]) -> None:
             claim_id=None,
             products=part.products,
             variants=part.variants,
-            levels=[],
+            levels=part.levels,
             events=[],
             details=part.details,
         )
@@ -103,6 +103,9 @@ def _parts(facts: Facts) -> Iterator[Facts]:
     for variant in facts.variants:
         variants[variant["product_id"]].append(variant)
     details = {detail["variant_id"]: detail for detail in facts.details}
+    levels: dict[str, list[Row]] = {}
+    for level in facts.levels:
+        levels.setdefault(level["inventory_item_id"], []).append(level)
     part, bytes_ = Facts(), 0
     for product in facts.products:
         rows = told_once([product], variants[product["product_id"]])
@@ -114,7 +117,8 @@ def _parts(facts: Facts) -> Iterator[Facts]:
             part, bytes_ = Facts(), 0
         bytes_ += size
         own = (details.get(row["variant_id"]) for row in rows)
-        part.extend(Facts([product], rows, details=[detail for detail in own if detail]))
+        stocked = [level for row in rows for level in levels.get(row.get("inventory_item_id") or "", ())]
+        part.extend(Facts([product], rows, stocked, [detail for detail in own if detail]))
     if part.products:
         yield part
 

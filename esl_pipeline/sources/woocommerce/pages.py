@@ -28,13 +28,11 @@ class Listing:
     be missed, for it is read another time.
     """
 
-    def __init__(
-        self, client: Client, path: str, *, per_page: int = PER_PAGE, whole: bool = True, **parameters: Any
-    ) -> None:
+    def __init__(self, client: Client, path: str, *, whole: bool = True, **parameters: Any) -> None:
         self.answer: Answer | None = None
         self.missing = 0
         self._whole, self._total = whole, 0
-        self._client, self._path, self._per_page, self._parameters = client, path, per_page, parameters
+        self._client, self._path, self._parameters = client, path, parameters
 
     def __iter__(self) -> Iterator[Row]:
         seen: set[int] = set()
@@ -57,7 +55,7 @@ class Listing:
         last, offset, back, slips, without_news = 0, 0, 1, 0, 0
         while True:
             rows = self._page(offset)
-            hidden = max(0, min(self._per_page, self._total - offset) - len(rows))
+            hidden = max(0, min(PER_PAGE, self._total - offset) - len(rows))
             if last and (rows[0]["id"] > last if rows else not hidden):
                 offset, back, slips = max(0, offset - back), 2 * back, slips + 1
                 if slips > _SLIPS:
@@ -84,7 +82,7 @@ class Listing:
         answer = self._client.get(
             self._path,
             offset=offset,
-            per_page=self._per_page,
+            per_page=PER_PAGE,
             orderby="id",
             order="asc",
             **self._parameters,
