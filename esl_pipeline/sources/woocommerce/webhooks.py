@@ -68,7 +68,9 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any], now: dat
         parent = number(body.get("parent_id"))
         if parent is None:
             raise UnusableError("the variation has no parent_id")
-        said = _version(delivery, parent, at)
+        # Of one second there may be many: all variations, priced anew at once. Each must count beside the others and
+        # its product, so the later arrival does; the product is fetched anyway.
+        said = _version(delivery, parent, at) | {"triggered_at": (received_at or at).isoformat()}
         if is_gone(body):  # its product says which are left
             return Facts([said | {"deleted": False, "variant_ids": None, "missing_variants": 1}])
         return told_alone(body, said, own, now)
