@@ -27,6 +27,7 @@ import psycopg
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
+from esl_pipeline.http import is_loopback
 from esl_pipeline.local.databases import (
     DATABASE,
     PIPELINE,
@@ -51,9 +52,8 @@ from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, every_field, load_settings
-from esl_pipeline.sources.shopify.admin.wire import is_loopback
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
-from esl_pipeline.sources.shopify.secrets import keys_for
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 
 _READY_SECONDS = 120.0

@@ -9,7 +9,10 @@ language sql immutable set search_path = '' as $$
             array['products/create', 'products/update', 'products/delete',
                   'inventory_levels/update', 'inventory_levels/connect', 'inventory_levels/disconnect'],
             array['customers/data_request', 'customers/redact', 'shop/redact', 'app/uninstalled']),
-           ('files', '^[a-z0-9][a-z0-9._-]{0,62}$', false, '{}', '{}')
+           ('files', '^[a-z0-9][a-z0-9._-]{0,62}$', false, '{}', '{}'),
+           ('woocommerce', '^((localhost|127[.]0[.]0[.]1)(:[0-9]{1,5})?|([a-z0-9]([a-z0-9-]*[a-z0-9])?[.])+[a-z][a-z0-9-]*)'
+            '(/[a-z0-9_~-][a-z0-9._~-]{0,99}){0,8}$', false,
+            array['product.created', 'product.updated', 'product.deleted', 'product.restored'], '{}')
 $$;
 
 -- Refuses what no receiver sends: whoever holds its login can say no more than a receiver could. (Whether a signature was

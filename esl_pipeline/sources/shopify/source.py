@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.apps import App
-from esl_pipeline.sources.shopify.secrets import keys_for
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain, shop_named
 from esl_pipeline.sources.shopify.signed import ShopifyWebhooks

@@ -13,7 +13,16 @@ import orjson
 import stamina
 from pydantic import SecretStr
 
-from esl_pipeline.http import JSON_HEADERS, trusted
+from esl_pipeline.http import (
+    JSON_HEADERS,
+    is_loopback,
+    is_safe,
+    one_line,
+    passes,
+    reason,
+    retry_after,
+    trusted,
+)
 from esl_pipeline.sources.shopify.admin import access, queries
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
@@ -23,17 +32,7 @@ from esl_pipeline.sources.shopify.admin.errors import (
     AdminUnavailableError,
 )
 from esl_pipeline.sources.shopify.admin.tokens import LastingToken, Tokens
-from esl_pipeline.sources.shopify.admin.wire import (
-    CONNECT_SECONDS,
-    RETRY_SECONDS,
-    is_loopback,
-    is_safe,
-    one_line,
-    passes,
-    pause_before_another_try,
-    reason,
-    retry_after,
-)
+from esl_pipeline.sources.shopify.admin.wire import CONNECT_SECONDS, RETRY_SECONDS, pause_before_another_try
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,11 @@ from typing import Any
 import httpx
 import orjson
 
-from esl_pipeline.http import USER_AGENT, trusted
+from esl_pipeline.http import USER_AGENT, is_loopback, is_safe, reason, trusted
 from esl_pipeline.sources.shopify.admin import bulk
 from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import IncompleteDownloadError
-from esl_pipeline.sources.shopify.admin.wire import is_loopback, is_safe, reason
 
 _READ_SECONDS = 60.0
 _BROKEN_IN_A_ROW = 5

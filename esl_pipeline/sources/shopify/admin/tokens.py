@@ -17,22 +17,23 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 
-from esl_pipeline.http import JSON_HEADERS, trusted
-from esl_pipeline.sources.shopify.admin import access
-from esl_pipeline.sources.shopify.admin.errors import (
-    AdminAuthenticationError,
-    AdminError,
-    AdminUnavailableError,
-)
-from esl_pipeline.sources.shopify.admin.wire import (
-    CONNECT_SECONDS,
+from esl_pipeline.http import (
+    JSON_HEADERS,
     is_loopback,
     is_safe,
     one_line,
     passes,
     reason,
     retry_after,
+    trusted,
 )
+from esl_pipeline.sources.shopify.admin import access
+from esl_pipeline.sources.shopify.admin.errors import (
+    AdminAuthenticationError,
+    AdminError,
+    AdminUnavailableError,
+)
+from esl_pipeline.sources.shopify.admin.wire import CONNECT_SECONDS
 from esl_pipeline.sources.shopify.apps import App
 
 _log = logging.getLogger(__name__)

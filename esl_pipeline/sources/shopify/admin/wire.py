@@ -1,58 +1,11 @@
-"""What every request to Shopify minds: where a secret may go, what passes by itself, and no text without a bound."""
-
-import ipaddress
-import re
-
-import httpx
+"""What every request to Shopify minds: for how long it is tried, and what passes by itself."""
 
 from esl_pipeline.http import pause_before_retry
-from esl_pipeline.printable import printable
 from esl_pipeline.sources.shopify.admin.errors import AdminUnavailableError
 
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 20.0
 _LONGEST_PAUSE_HERE = 5.0
-# 423: the shop is locked for a moment; 430: Shopify's guard against unusual traffic.
-_PASSING = frozenset({408, 423, 425, 429, 430})
-
-
-def is_safe(url: str) -> bool:
-    """Whether what is read from or sent to the URL cannot be overheard: https, or this machine itself."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    if parsed.userinfo or not parsed.host:
-        return False
-    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(url))
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine."""
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def reason(error: Exception) -> str:
-    """A failure in words, since some of httpx have none."""
-    return str(error) or type(error).__name__
-
-
-def one_line(text: str, *hidden: str) -> str:
-    """The start of what Shopify said, on one line, without what is hidden."""
-    for secret in hidden:
-        text = text.replace(secret, "[hidden]") if secret else text
-    return printable(" ".join(text.split()))[:400]
-
-
-def passes(status: int) -> bool:
-    """Whether a failure with this status may pass by itself."""
-    return status in _PASSING or status >= 500
 
 
 def pause_before_another_try(error: Exception) -> bool | float:
@@ -60,11 +13,3 @@ def pause_before_another_try(error: Exception) -> bool | float:
     if not isinstance(error, AdminUnavailableError):
         return False
     return pause_before_retry(error.retry_after, _LONGEST_PAUSE_HERE)
-
-
-def retry_after(answer: httpx.Response) -> float | None:
-    """The seconds that the server asks to wait, when it says so in seconds."""
-    said = answer.headers.get("Retry-After")
-    if said is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", said.strip()):
-        return None
-    return float(said)
