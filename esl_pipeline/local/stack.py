@@ -24,10 +24,10 @@ from typing import Self
 import httpx
 import psycopg
 
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
-from esl_pipeline.http import is_loopback
 from esl_pipeline.local.databases import (
     DATABASE,
     PIPELINE,
@@ -236,7 +236,9 @@ class Stack:
     def _tell_sandboxes_where(self, receiver: int, *, own_shop: bool) -> None:
         """A shop on this machine sends its webhooks to our receiver, unless another address is set."""
         url = self._settings.of(ShopifySettings).shopify_admin_url
-        if self._settings.app_base_url is None and (own_shop or (url is not None and is_loopback(url))):
+        if self._settings.app_base_url is None and (
+            own_shop or (url is not None and is_loopback(httpx.URL(url).host))
+        ):
             self.environment["APP_BASE_URL"] = f"http://{_ADDRESS}:{receiver}"
 
     def _start_shop(self, port: int) -> None:

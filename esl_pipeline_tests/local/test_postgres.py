@@ -21,7 +21,8 @@ import esl_pipeline
 from esl_pipeline.local import programs
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable, _make_socket_dir
-from esl_pipeline_tests.local.test_leash import eventually, group_is_gone, is_gone, needs_root
+from esl_pipeline_tests.local.test_leash import group_is_gone, is_gone, needs_root
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 

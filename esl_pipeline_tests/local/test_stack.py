@@ -27,8 +27,9 @@ from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import every_field, load_settings
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline_tests.orchestration.world import SHOP, product
-from esl_pipeline_tests.processes import Up, eventually, part_of
+from esl_pipeline_tests.processes import Up, part_of
 from esl_pipeline_tests.receiver.support import signed
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),

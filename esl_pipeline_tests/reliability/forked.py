@@ -30,7 +30,8 @@ from esl_pipeline.settings import load_settings
 from esl_pipeline.stages import drain
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.receiver.support import SECRET
-from esl_pipeline_tests.world import ASSET, eventually
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import ASSET
 
 LEASE = 1.5
 _PR_SET_PDEATHSIG = 1

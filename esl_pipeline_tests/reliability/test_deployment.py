@@ -18,10 +18,11 @@ from esl_pipeline.local.variables import running_environment
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.hipoink.servers import running_sandbox
-from esl_pipeline_tests.local.test_stack import Up, eventually, home, start  # noqa: F401 (fixtures)
+from esl_pipeline_tests.local.test_stack import Up, home, start  # noqa: F401 (fixtures)
 from esl_pipeline_tests.orchestration.world import SHOP, STORE
 from esl_pipeline_tests.receiver.support import MemoryBuffer, make_app, served
 from esl_pipeline_tests.reliability.test_roles import GROUPS, login
+from esl_pipeline_tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-local.lock", "requirements-dev.lock", "requirements-tools.lock")
