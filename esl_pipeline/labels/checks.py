@@ -86,6 +86,14 @@ _RULES = [
         "add the fields shown to the subscription (include_fields), or let the shop be read: {how_to_read}",
     ),
     Rule(
+        "row_unusable",
+        "error",
+        "problem",
+        lambda s: s.eq(""),
+        "what the source says of this product cannot be used, or not all of it",
+        "correct the line shown where the file is made; the next file then sets it right",
+    ),
+    Rule(
         "code_missing",
         "error",
         "code",
@@ -395,6 +403,7 @@ class Facts(NamedTuple):
     variant_id: str
     id_is_doubled: bool
     unsaid: str
+    problem: str
     code: str
     code_kind: str
     code_candidate: str

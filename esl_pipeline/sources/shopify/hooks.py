@@ -7,8 +7,8 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from esl_pipeline.sources.facts import Row
+from esl_pipeline.sources.secrets import WebhookSecret, keys_for, proves
 from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS, claimed_shop, delivery
-from esl_pipeline.sources.shopify.secrets import WebhookSecret, keys_for, proves
 from esl_pipeline.sources.shopify.shop_names import SHOP
 from esl_pipeline.sources.shopify.topics import PATH, TOPICS
 from esl_pipeline.sources.signature import verify
