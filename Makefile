@@ -1,4 +1,5 @@
-# Each target is the only command needed: it makes .venv from the lock first.
+# Each target is the only command needed: it makes .venv from requirements-local.lock first, which is what production
+# installs (requirements.lock) and the embedded Postgres.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,10 +49,10 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-$(VENV)/.runtime: requirements.lock pyproject.toml
+$(VENV)/.runtime: requirements-local.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-local.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -61,9 +62,9 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 
 # Known vulnerabilities in what the locks name. Passes only when each package was really asked about.
 audit: $(TOOLS)/.made
-	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock -r requirements-dev.lock || { echo "make audit: NOT passed: see above for vulnerabilities, or for packages that the database could not be asked about (it needs the network)"; exit 1; }
+	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock -r requirements-local.lock -r requirements-dev.lock || { echo "make audit: NOT passed: see above for vulnerabilities, or for packages that the database could not be asked about (it needs the network)"; exit 1; }
 
-# What an installation is made of, as CycloneDX.
+# What a production installation is made of, as CycloneDX.
 sbom: $(TOOLS)/.made
 	$(TOOLS)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
 
@@ -93,7 +94,8 @@ bench-status: $(VENV)/.runtime
 # Needs uv. The locks name no registry: pip takes the packages from wherever it is set up to.
 lock:
 	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
-	uv pip compile pyproject.toml --extra build --extra dev -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
+	uv pip compile pyproject.toml --extra build --extra local -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
+	uv pip compile pyproject.toml --extra build --extra local --extra dev -c requirements-local.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	uv pip compile requirements-tools.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-tools.lock
 
 clean:

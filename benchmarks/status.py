@@ -38,7 +38,7 @@ select 'S1', v.id, m.id, v.id, '{}', 'x', gen_random_uuid() from m, v"""
 # As deliveries look when housekeeping has taken their bodies. Without triggers: what they would count comes after.
 HISTORY = """
 with d as (
-    insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, triggered_at, order_key,
+    insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, triggered_at, thing,
                                    body_sha256, received_at, state, attempts, run_id, finished_at)
     select 'shopify', 'corner-shop.myshopify.com', 'products/update', lpad(n::text, 36, '0'), t.at,
            'product:' || n %% 1000, lpad(to_hex(n), 64, '0'), t.at,

@@ -1,4 +1,4 @@
-"""Who sent a request: one form for every address, and whose word about the address of another counts."""
+"""Addresses: which is this machine, one form for each, and whose word about the address of another counts."""
 
 import ipaddress
 import re
@@ -14,6 +14,14 @@ _WRITTEN = re.compile(r"\[([^\]]{2,50})\](?::[0-9]{1,5})?|([0-9.]{7,15}):[0-9]{1
 def networks(text: str) -> tuple[Network, ...]:
     """Addresses and networks by commas; raises ValueError for anything else."""
     return tuple(_unmapped(ipaddress.ip_network(item.strip())) for item in text.split(",") if item.strip())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a URL names it, is this machine: a name that is kept for it, or an address of loopback."""
+    parsed = _parsed(host)
+    if parsed is None:
+        return f".{host.lower()}".endswith(".localhost")
+    return parsed.is_loopback
 
 
 def one_form(address: str) -> str:

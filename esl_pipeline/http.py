@@ -1,15 +1,17 @@
 """What all HTTP clients need alike: where a secret may go, trusted certificates, plain JSON, when to try again."""
 
 import functools
-import ipaddress
 import random
 import re
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
 
 from esl_pipeline import __version__
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.printable import printable
 
 USER_AGENT = f"esl-pipeline/{__version__}"
@@ -24,6 +26,7 @@ JSON_HEADERS = {
 
 # 423: a shop is locked for a moment; 430: Shopify's guard against unusual traffic.
 _PASSING = frozenset({408, 423, 425, 429, 430})
+_LONGEST_PAUSE = 3_600.0
 
 
 @functools.cache
@@ -33,6 +36,24 @@ def trusted(ca_file: Path | None = None) -> ssl.SSLContext:
     Loaded once: that takes 50 ms. Raises OSError for a file without certificates.
     """
     return ssl.create_default_context(cafile=ca_file) if ca_file else httpx.create_ssl_context()
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds to wait by a Retry-After header, at most one hour; None where it says nothing usable.
+
+    Takes seconds (whole or decimal) and HTTP dates; a date in the past is 0. Negative numbers and
+    anything else are None.
+    """
+    text = (value or "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        return min(float(text), _LONGEST_PAUSE)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    if moment.tzinfo is None:  # "-0000" and the old asctime form: UTC by RFC 9110
+        moment = moment.replace(tzinfo=UTC)
+    return min(max((moment - now).total_seconds(), 0.0), _LONGEST_PAUSE)
 
 
 def pause_before_retry(retry_after: float | None, longest: float) -> bool | float:
@@ -55,18 +76,7 @@ def is_safe(url: str) -> bool:
         return False
     if parsed.userinfo or not parsed.host:
         return False
-    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(url))
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine."""
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(parsed.host))
 
 
 def reason(error: Exception) -> str:
@@ -84,11 +94,3 @@ def one_line(text: str, *hidden: str) -> str:
 def passes(status: int) -> bool:
     """Whether a failure with this status may pass by itself."""
     return status in _PASSING or status >= 500
-
-
-def retry_after(answer: httpx.Response) -> float | None:
-    """The seconds that the server asks to wait, when it says so in seconds."""
-    said = answer.headers.get("Retry-After")
-    if said is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", said.strip()):
-        return None
-    return float(said)

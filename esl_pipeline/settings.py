@@ -431,7 +431,7 @@ def load_settings(**overrides: Any) -> Settings:
     settings = _read(Settings, given, problems)
     sources = {system: _read(source.settings_class, given, problems) for system, source in SOURCES.items()}
     if problems:
-        raise SettingsError(problems)
+        raise SettingsError(problems) from None
     assert settings is not None
     settings._sources.update({system: SOURCES[system](part) for system, part in sources.items()})
     return settings

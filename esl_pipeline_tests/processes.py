@@ -6,10 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from esl_pipeline_tests.waiting import eventually
 
 # What the command lines of the parts of `esl-pipeline up` hold.
 PARTS = {
@@ -26,15 +26,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def eventually(condition: Callable[[], Any], within: float, what: str) -> float:
-    """Wait until a condition holds; the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within, f"not within {within:.0f} s: {what}"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def processes_of(home: Path) -> dict[int, str]:

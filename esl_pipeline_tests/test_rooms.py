@@ -86,3 +86,8 @@ def test_every_room_says_what_belongs_there(room: Path) -> None:
 @pytest.mark.parametrize("file", files(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_every_module_says_what_belongs_there(file: Path) -> None:
     assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def test_no_module_is_too_long_to_read_at_once() -> None:
+    too_long = {file.name for file in files() if file.read_text(encoding="utf-8").count("\n") > 500}
+    assert not too_long

@@ -71,6 +71,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_DRAIN_MAX_AGE_SECONDS",
             "ESL_NIGHTLY_CRON",
             "ESL_NIGHTLY_TIME_ZONE",
+            "ESL_HOUSEKEEPING_CRON",
             "ESL_CATCH_UP_MINUTES",
             "ESL_SILENCE_HOURS",
             "ESL_ADMIN_TOKEN",
@@ -93,7 +94,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "hipoink_client_id": "default",
         "hipoink_rate_limit_per_second": 10,
         "hipoink_batch_size": 100,
-        "shopify_api_version": "2026-10",
+        "esl_housekeeping_cron": "30 4 * * *",
         "esl_nightly_cron": "0 2 * * *",
         "esl_nightly_time_zone": "UTC",
         "esl_catch_up_minutes": 15,
@@ -240,10 +241,13 @@ def test_field_29_webhook_secrets_take_the_domain_only_and_refuse_what_is_near_i
 
 
 def test_field_29_shops_without_a_token_are_told_from_shops_that_need_none() -> None:
-    shops = ["b.myshopify.com", "a.myshopify.com", "b.myshopify.com"]
-    assert load_settings().not_readable(shops) == []
-    assert load_settings(shopify_admin_token="shpat_1").not_readable(shops) == []
-    assert load_settings(shopify_admin_token="a=shpat_1").not_readable(shops) == ["b.myshopify.com"]
+    names = ("b.myshopify.com", "a.myshopify.com", "b.myshopify.com")
+    shops = [{"source_system": "shopify", "source_store_id": name} for name in names]
+    assert load_settings().not_readable(shops) == {}
+    assert load_settings(shopify_admin_token="shpat_1").not_readable(shops) == {}
+    assert load_settings(shopify_admin_token="a=shpat_1").not_readable(shops) == {
+        "b.myshopify.com": "SHOPIFY_APPS or SHOPIFY_ADMIN_TOKEN opens other shops only"
+    }
 
 
 @pytest.mark.parametrize(

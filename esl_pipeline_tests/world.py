@@ -2,8 +2,7 @@
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from esl_pipeline.stages.drain import Portion, Round, read_round
 from esl_pipeline.stages.push import PushRules, push_batch
 from esl_pipeline.stages.refresh import refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox
+from esl_pipeline_tests.waiting import eventually
 
 SHOP = "corner-shop.myshopify.com"
 STORE = "S1"
@@ -102,6 +102,28 @@ def level(number: int = 1, available: int | None = 5, version: int = 1, location
     }
 
 
+def kept(topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> dict[str, Any]:
+    """One delivery with an id of its own, as the receiver keeps it."""
+    raw = json.dumps(body).encode()
+    headers = Headers(
+        {
+            "x-shopify-topic": topic,
+            "x-shopify-shop-domain": shop,
+            "x-shopify-webhook-id": f"delivery-{next(_numbers)}",
+            "x-shopify-triggered-at": at or str(body.get("updated_at") or when(1)),
+        }
+    )
+    found = delivery(topic, headers, raw, datetime.now(UTC))
+    assert found["state"] == "ready", found["reason"]
+    return found
+
+
+def map_shop(buffer: Buffer, shop: str = SHOP, store: str = STORE, **fields: Any) -> dict[str, Any]:
+    """Map a shop to a store. Where several shops feed one, the tests mean it."""
+    named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store, "shared": True}
+    return buffer.mapping_create(named | fields)
+
+
 def drain_round(
     buffer: Buffer,
     client: HipoinkClient,
@@ -136,25 +158,12 @@ class World:
     rules: PushRules = RULES
 
     def map(self, shop: str = SHOP, store: str = STORE, **fields: Any) -> str:
-        """Map a shop to a store; the mapping's id. Where several shops feed one, the tests mean it."""
-        named: dict[str, Any] = {"source_system": "shopify", "source_store_id": shop}
-        named |= {"hipoink_store_code": store, "shared": True}
-        return str(self.buffer.mapping_create(named | fields)["id"])
+        """Map a shop to a store; the mapping's id."""
+        return str(map_shop(self.buffer, shop, store, **fields)["id"])
 
     def send(self, topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> None:
         """One delivery with an id of its own, as the receiver keeps it."""
-        raw = json.dumps(body).encode()
-        headers = Headers(
-            {
-                "x-shopify-topic": topic,
-                "x-shopify-shop-domain": shop,
-                "x-shopify-webhook-id": f"delivery-{next(_numbers)}",
-                "x-shopify-triggered-at": at or str(body.get("updated_at") or when(1)),
-            }
-        )
-        kept = delivery(topic, headers, raw, datetime.now(UTC))
-        assert kept["state"] == "ready", kept["reason"]
-        self.buffer.inbox_add([kept])
+        self.buffer.inbox_add([kept(topic, body, shop=shop, at=at)])
 
     def update(self, *bodies: Body, shop: str = SHOP) -> None:
         """Deliver products/update for each body."""
@@ -207,6 +216,13 @@ class World:
             cursor = connection.execute(query.encode(), values)
             return [] if cursor.description is None else cursor.fetchall()
 
+    def age_prices(self, days: int) -> None:
+        """What the passing of time does to the price history, which nobody may change."""
+        self.sql(
+            "set session_replication_role = replica; "  # without its trigger
+            f"update esl.price_history set since = since - interval '{days} days'"
+        )
+
     def expire_leases(self) -> None:
         """What the passing of time does to the claims of a worker that died."""
         self.sql("update esl.sync_queue set lease_until = now() - interval '1 s' where state = 'leased'")
@@ -252,11 +268,3 @@ class World:
     def inbox(self) -> list[str]:
         """States of all deliveries, oldest first."""
         return [row["state"] for row in self.sql("select state from esl.webhook_inbox order by id")]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)

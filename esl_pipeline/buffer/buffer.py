@@ -4,8 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from esl_pipeline.buffer.errors import BufferVersionError, Version, newer_buffer, older_buffer
-from esl_pipeline.buffer.migrate import code_build, functions_digest
+from esl_pipeline.buffer.errors import (
+    BufferVersionError,
+    Version,
+    newer_buffer,
+    older_buffer,
+    unreleased_buffer,
+)
+from esl_pipeline.buffer.migrate import code_build, functions_digest, oldest_version
 from esl_pipeline.buffer.transports import Transport
 
 Row = dict[str, Any]
@@ -46,6 +52,8 @@ class Buffer:
         found, wanted = Version(answer["version"], answer.get("build", 0)), code_build()
         if found > wanted:
             raise newer_buffer(found, wanted)
+        if 0 < found.tables < oldest_version():
+            raise unreleased_buffer(found.tables)
         if found < wanted:
             raise older_buffer(found, wanted)
         if answer.get("functions") != functions_digest():

@@ -87,6 +87,16 @@ def newer_buffer(found: Version, wanted: Version) -> BufferVersionError:
     )
 
 
+def unreleased_buffer(version: int | str) -> BufferVersionError:
+    """The error for a buffer of before the first release, whose tables this code cannot bring to its own."""
+    return BufferVersionError(
+        f"the buffer is at version {version}, of before the first release, and cannot be brought to this one: make a "
+        "new database, or drop schema esl cascade in this one (the data of `esl-pipeline up`: delete the directory "
+        "postgres of ESL_HOME), then run `esl-pipeline migrate` and map the stores again; the nightly run reads the "
+        "shops again"
+    )
+
+
 def older_buffer(found: Version, wanted: Version) -> BufferVersionError:
     """The error for a buffer that newer code does not use before it is migrated."""
     there, here = found.against(wanted)

@@ -13,7 +13,7 @@ from importlib import resources
 
 import psycopg
 
-from esl_pipeline.buffer.errors import Version, newer_buffer
+from esl_pipeline.buffer.errors import Version, newer_buffer, unreleased_buffer
 
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 # The build that the schema's comment tells (see esl_version); 0: of a release that did not number them.
@@ -38,12 +38,17 @@ class Migration:
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """The changes of the tables, oldest first. (0002 to 0006 have become functions/.)"""
+    """The tables and their changes, oldest first. (What came before 0100 was never released.)"""
     found = []
     for file in resources.files("esl_pipeline.buffer").joinpath("migrations").iterdir():
         if match := _FILE.match(file.name):
             found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
     return tuple(sorted(found, key=lambda m: m.version))
+
+
+def oldest_version() -> int:
+    """The first buffer version that can be brought to this one."""
+    return migrations()[0].version
 
 
 def code_version() -> int:
@@ -92,36 +97,50 @@ def _functions_and_build() -> str:
     return f"{functions()}\ncomment on schema esl is '{functions_build()} {functions_digest()}';"
 
 
-def _refuse_newer() -> str:
-    # Nested: the inner query cannot even be read where the table is missing.
-    wanted = code_build()
+def _refuse(condition: str, sentence: str) -> str:
+    """Stops the script where a migration of the condition is recorded; the sentence's % is its number."""
+    said = sentence.replace("'", "''")
+    # Nested: the inner query cannot even be read where the table is missing. All that is put in is our own words.
+    found = f"select max(version) into v_found from esl.schema_migrations where {condition};"  # noqa: S608
     return (
-        "do $$ begin if to_regclass('esl.schema_migrations') is not null then "
-        f"if exists (select from esl.schema_migrations where (version, {_FOUND_BUILD}) > {tuple(wanted)}) then "
-        f"raise exception 'the buffer is newer than this file, which is of version {wanted.tables}, build "
-        f"{wanted.build}: print the file with the newest esl_pipeline'; end if; end if; end $$;"
+        "do $$ declare v_found int; begin if to_regclass('esl.schema_migrations') is not null then "
+        f"{found} if v_found is not null then raise exception '{said}', v_found; end if; end if; end $$;"
     )
 
 
+def _refuse_newer() -> str:
+    wanted = code_build()
+    return _refuse(
+        f"(version, {_FOUND_BUILD}) > {tuple(wanted)}",
+        f"the buffer (version %) is newer than this file, which is of version {wanted.tables}, build {wanted.build}: "
+        "print the file with the newest esl_pipeline",
+    )
+
+
+def _refuse_unreleased() -> str:
+    return _refuse(f"version < {oldest_version()}", str(unreleased_buffer("%")))
+
+
 def as_one_file() -> str:
-    """All migrations as one script for an SQL editor; it may be run on any older version, and twice."""
+    """All migrations as one script for an SQL editor; it may be run on any older release, and twice."""
     parts = [
         "-- esl_pipeline: the whole buffer. Paste into the SQL editor and run; safe to run again.",
         "begin;",
         _refuse_newer(),
+        _refuse_unreleased(),
     ]
     for migration in migrations():
         parts += [f"\n-- {migration}", migration.sql, _record(migration)]
     return "\n".join([*parts, _functions_and_build(), "commit;", ""])
 
 
-def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] | None = None) -> list[str]:
+def migrate(dsn: str, *, warn: Callable[[str], None] | None = None) -> list[str]:
     """Apply what is missing, all in one transaction, and name it: table changes, "functions".
 
-    up_to: stop after that table change, without the functions. warn: told what could not be done and was left out
-    (roles that the login may not create). Two callers at once take turns. Raises psycopg.Error when the database
-    refuses, and BufferVersionError, with nothing changed, when it is newer than this code: older functions would be
-    put over newer tables, or over newer functions that others are working with.
+    warn: told what could not be done and was left out (roles that the login may not create). Two callers at once take
+    turns. Raises psycopg.Error when the database refuses, and BufferVersionError, with nothing changed, when it is of
+    before the first release, or newer than this code: older functions would be put over newer tables, or over newer
+    functions that others are working with.
     """
 
     def told(notice: psycopg.errors.Diagnostic) -> None:
@@ -139,19 +158,18 @@ def migrate(dsn: str, *, up_to: int | None = None, warn: Callable[[str], None] |
             (build,) = connection.execute(_ASK_BUILD).fetchone() or (0,)
             if (there := Version(max(applied), build)) > code_build():
                 raise newer_buffer(there, code_build())
+            if min(applied) < oldest_version():
+                raise unreleased_buffer(max(applied))
         done = []
         for migration in migrations():
-            if migration.version not in applied and migration.version <= (up_to or migration.version):
+            if migration.version not in applied:
                 connection.execute(migration.sql.encode())
                 connection.execute(_record(migration).encode())
                 done.append(str(migration))
-        if up_to is None:
-            found = connection.execute(
-                "select obj_description('esl'::regnamespace, 'pg_namespace')"
-            ).fetchone()
-            if done or found != (f"{functions_build()} {functions_digest()}",):
-                connection.execute(_functions_and_build().encode())
-                done.append("functions")
-            else:  # a role may have been created, or the database restored, since then
-                connection.execute("select esl.restrict_functions()")
+        found = connection.execute("select obj_description('esl'::regnamespace, 'pg_namespace')").fetchone()
+        if done or found != (f"{functions_build()} {functions_digest()}",):
+            connection.execute(_functions_and_build().encode())
+            done.append("functions")
+        else:  # a role may have been created, or the database restored, since then
+            connection.execute("select esl.restrict_functions()")
     return done

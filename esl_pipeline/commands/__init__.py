@@ -1,1 +1,1 @@
-"""The groups of the esl-pipeline command that have a module of their own, and what all commands share."""
+"""The esl-pipeline command: cli has its subcommands on one page, the others are modules of what belongs together."""

@@ -36,7 +36,7 @@ def settings_here() -> Settings:
     """The settings; where they name no buffer, those of a running `esl-pipeline up` in the same ESL_HOME."""
     settings = load_settings()
     if settings.esl_database_url is None and settings.supabase_url is None:
-        from esl_pipeline.local.stack import running_environment
+        from esl_pipeline.local.variables import running_environment
 
         return load_settings(**running_environment(settings.esl_home))
     return settings

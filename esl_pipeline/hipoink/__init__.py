@@ -1,6 +1,6 @@
 """Where labels go: the client of a Hipoink label server, and what its answers mean."""
 
-from esl_pipeline.hipoink.answers import Answer, parse_retry_after
+from esl_pipeline.hipoink.answers import Answer
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import (
     AuthenticationError,
@@ -21,5 +21,4 @@ __all__ = [
     "RejectedError",
     "TransientError",
     "UnknownOutcomeError",
-    "parse_retry_after",
 ]

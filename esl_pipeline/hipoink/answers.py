@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import orjson
 
@@ -21,11 +20,11 @@ from esl_pipeline.hipoink.errors import (
     TransientError,
     UnknownOutcomeError,
 )
+from esl_pipeline.http import parse_retry_after
 from esl_pipeline.printable import printable
 
 _BODY_KEPT = 2_000
 _WORDS_KEPT = 200
-_LONGEST_PAUSE = 3_600.0
 
 # A hint only: no public source lists these texts. Matched against the whole message, so that a
 # product's title inside an error message cannot pause a store.
@@ -154,24 +153,6 @@ class Judge:
 
     def _words(self, text: object) -> str:
         return printable(self.redact("" if text is None else str(text))).strip()[:_WORDS_KEPT]
-
-
-def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds to wait by a Retry-After header, at most one hour; None where it says nothing usable.
-
-    Takes seconds (whole or decimal) and HTTP dates; a date in the past is 0. Negative numbers and
-    anything else are None.
-    """
-    text = (value or "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
-        return min(float(text), _LONGEST_PAUSE)
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    if moment.tzinfo is None:  # "-0000" and the old asctime form: UTC by RFC 9110
-        moment = moment.replace(tzinfo=UTC)
-    return min(max((moment - now).total_seconds(), 0.0), _LONGEST_PAUSE)
 
 
 def _decode(reply: Reply) -> tuple[object, bool]:

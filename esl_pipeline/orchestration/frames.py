@@ -23,6 +23,7 @@ from upath import UPath
 
 from esl_pipeline.orchestration.shops import products_asset
 from esl_pipeline.settings import load_settings
+from esl_pipeline.sources.registry import SOURCES
 
 _TYPES = {"str": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "list[int64]": pa.list_(pa.int64())}
 
@@ -92,9 +93,8 @@ class ParquetFrames(dg.ConfigurableIOManager):
 
         The products of another source than the partition's are not there: an empty frame without columns.
         """
-        if (name := context.asset_key.to_user_string()).endswith("_products") and name != products_asset(
-            context.asset_partition_key
-        ):
+        asset, of_shop = context.asset_key.to_user_string(), products_asset(context.asset_partition_key)
+        if asset != of_shop and asset in {source.products_asset() for source in SOURCES.values()}:
             return Parts({})
         upstream = context.upstream_output
         folder = self._folder(context)

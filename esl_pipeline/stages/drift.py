@@ -11,8 +11,8 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.hipoink.client import RESPONSE_FIELDS, HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.labels.build import canonical_json, label_hash
+from esl_pipeline.labels.checks import CODE_PATTERN, UNREADABLE
 from esl_pipeline.labels.lengths import fitted
-from esl_pipeline.labels.schema import CODE_PATTERN, UNREADABLE
 from esl_pipeline.printable import printable
 from esl_pipeline.sources.facts import Row
 

@@ -1,4 +1,4 @@
-"""Migrations: from nothing, from half-way, twice, by two at once, and through an SQL editor."""
+"""Migrations: from nothing, twice, by two at once, through an SQL editor, and over what is older or newer."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,8 +48,8 @@ def is_usable(dsn: str) -> bool:
     return True
 
 
-def test_versions_are_numbered_without_gaps_but_for_those_that_became_functions() -> None:
-    assert [migration.version for migration in migrations()] == [1, *range(7, code_version() + 1)]
+def test_versions_are_numbered_without_gaps() -> None:
+    assert [migration.version for migration in migrations()] == [*range(100, code_version() + 1)]
 
 
 def test_an_empty_database_is_migrated_once(database: str) -> None:
@@ -64,26 +64,14 @@ def test_the_printed_file_does_the_same_and_may_be_run_twice(database: str, buff
     paste(database)
     once = describe(database)
     assert once == describe(buffer_dsn)
+    with psycopg.connect(database) as connection:
+        connection.execute("insert into esl.store_health (store_code, reason) values ('S1', 'kept')")
     paste(database)
     assert describe(database) == once
     assert migrate(database) == []
     assert is_usable(database)
-
-
-def test_half_a_migration_is_completed_and_keeps_its_rows(database: str, buffer_dsn: str) -> None:
-    assert migrate(database, up_to=1) == ["0001 tables"]
-    with psycopg.connect(database) as connection:
-        connection.execute("insert into esl.store_pauses values ('S1', now(), 'kept')")
-    paste(database)
-    assert describe(database) == describe(buffer_dsn)
     with psycopg.connect(database) as connection:
         assert connection.execute("select reason from esl.store_health").fetchall() == [("kept",)]
-
-
-def test_the_missing_ones_are_applied(database: str, buffer_dsn: str) -> None:
-    migrate(database, up_to=1)
-    assert migrate(database) == [*map(str, migrations()[1:]), "functions"]
-    assert describe(database) == describe(buffer_dsn)
 
 
 def test_functions_of_another_build_are_replaced(buffer_dsn: str) -> None:
@@ -92,34 +80,6 @@ def test_functions_of_another_build_are_replaced(buffer_dsn: str) -> None:
         connection.execute("comment on schema esl is 'another build'; drop function public.esl_due(jsonb)")
     assert migrate(buffer_dsn) == ["functions"]
     assert describe(buffer_dsn) == before
-
-
-def test_the_policies_of_version_6_keep_their_currency_and_prices(database: str) -> None:
-    migrate(database, up_to=1)
-    with psycopg.connect(database) as connection:
-        connection.execute(
-            """
-            with m as (
-                insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, settings)
-                values ('shopify', 's', 'S', '{"currency": "EUR"}') returning id
-            ), pushes as (
-                select gen_random_uuid() as push, m.id as mapping, price
-                from m, unnest(array['1.00', '1.00', '2.00']) price
-            )
-            insert into esl.sync_log
-                (kind, push_id, store_code, code, mapping_id, variant_id, operation, label, outcome)
-            select kind, push, 'S', 'C', mapping, 'v', 'upsert',
-                   case kind when 'intent' then jsonb_build_object('pp', price) end,
-                   case kind when 'result' then 'accepted' end
-            from pushes, unnest(array['intent', 'result']) kind"""
-        )
-    migrate(database)
-    with psycopg.connect(database) as connection:
-        assert connection.execute("select settings from esl.store_mappings").fetchall() == [
-            ({"expected_currency": "EUR"},)
-        ]
-        prices = connection.execute("select price from esl.price_history order by since").fetchall()
-    assert sorted(float(price) for (price,) in prices) == [1.0, 2.0]
 
 
 def test_two_migrators_at_once_take_turns(database: str) -> None:
@@ -136,6 +96,31 @@ def test_a_failed_migration_leaves_nothing_behind(database: str) -> None:
         migrate(database)
     with psycopg.connect(database) as connection:
         assert connection.execute("select to_regclass('esl.webhook_inbox')").fetchone() == (None,)
+
+
+def test_a_buffer_of_before_the_first_release_is_told_how_to_go_on_and_left_alone(buffer_dsn: str) -> None:
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute(
+            "delete from esl.schema_migrations; insert into esl.schema_migrations (version, name)"
+            " select n, 'unreleased' from generate_series(1, 21) n"
+        )
+    before = describe(buffer_dsn)
+    said = (
+        "at version 21, of before the first release, and cannot be brought to this one: make a new database"
+    )
+    with pytest.raises(BufferVersionError, match=said):
+        migrate(buffer_dsn)
+    with pytest.raises(BufferVersionError, match=said):
+        is_usable(buffer_dsn)
+    with pytest.raises(psycopg.errors.RaiseException, match=said):
+        paste(buffer_dsn)
+    assert describe(buffer_dsn) == before
+
+    # One of the ways that the sentence names.
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute("drop schema esl cascade")
+    migrate(buffer_dsn)
+    assert is_usable(buffer_dsn)
 
 
 def test_f37_older_code_does_not_migrate_a_newer_buffer(buffer_dsn: str) -> None:
@@ -214,23 +199,3 @@ def test_field_38_a_newer_build_asks_for_migrate_and_takes_over(buffer_dsn: str,
     assert migrate(buffer_dsn) == ["functions"]
     assert _comment(buffer_dsn) == f"{functions_build()} {functions_digest()}"
     assert is_usable(buffer_dsn)
-
-
-def test_field_35_deliveries_of_before_the_counters_are_counted_once(database: str) -> None:
-    migrate(database, up_to=15)
-    states = {"done": 3, "superseded": 1, "unusable": 2, "dead": 1, "ready": 4}
-    with psycopg.connect(database) as connection:
-        for state, count in states.items():
-            connection.execute(
-                "insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, body_sha256, state,"
-                " reason) select 'shopify', 's', 't', %(s)s || n, %(s)s || n, %(s)s,"
-                " case when n = 1 then 'replay suspected: x' end from generate_series(1, %(n)s) n",
-                {"s": state, "n": count},
-            )
-    migrate(database)
-    paste(database)
-    with PsycopgTransport(SecretStr(database)) as transport:
-        (shop,) = Buffer(transport).status()["shops"]
-    del states["ready"]
-    assert {state: shop[state] for state in states} == states
-    assert (shop["deliveries"], shop["waiting"], shop["replays"]) == (11, 4, 1)

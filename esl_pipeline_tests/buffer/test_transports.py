@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
@@ -32,6 +32,7 @@ from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, 
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import Failure as Outage
 from esl_pipeline_tests.gateway import Gateway, create_supabase_roles
+from esl_pipeline_tests.waiting import eventually
 
 CANARY = "canary-7f3a91"
 
@@ -131,13 +132,6 @@ def terminate(dsn: str, application: str) -> None:
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
         f"where datname = current_database() and application_name = '{application}'",
     )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true within 5 s"
-        time.sleep(0.01)
 
 
 def error_of(transport: Transport, function: str, p: dict[str, Any] | None = None) -> BufferError:
@@ -473,7 +467,7 @@ def test_connections_that_died_while_idle_are_replaced_unseen(both: Both) -> Non
         with psycopg.connect(both.database) as blocker, ThreadPoolExecutor(3) as threads:
             blocker.execute("select pg_advisory_lock(1)")
             calls = [threads.submit(transport.call, "esl_test_locked", {}) for _ in range(3)]
-            wait_until(lambda: blocked(both.database) == 3)
+            eventually(lambda: blocked(both.database) == 3, 5)
             blocker.execute("select pg_advisory_unlock(1)")
             assert [call.result() for call in calls] == ["", "", ""]
 
@@ -491,7 +485,7 @@ def test_a_connection_lost_in_mid_call_is_tried_again(both: Both) -> None:
     with psycopg.connect(both.database, autocommit=True) as blocker, ThreadPoolExecutor(1) as threads:
         blocker.execute("select pg_advisory_lock(1)")
         call = threads.submit(transport.call, "esl_test_locked", {})
-        wait_until(lambda: blocked(both.database) == 1)
+        eventually(lambda: blocked(both.database) == 1, 5)
         terminate(both.database, "esl_pipeline")
         blocker.execute("select pg_advisory_unlock(1)")
         assert call.result() == ""
@@ -579,7 +573,7 @@ def test_more_threads_than_connections_wait_and_then_give_up(
     ):
         blocker.execute("select pg_advisory_lock(1)")
         first = threads.submit(transport.call, "esl_test_locked", {})
-        wait_until(lambda: blocked(both.database) == 1)
+        eventually(lambda: blocked(both.database) == 1, 5)
         error = error_of(transport, "esl_test_echo")
         assert (type(error), error.code) == (BufferUnavailable, "53300")
         blocker.execute("select pg_advisory_unlock(1)")
@@ -595,8 +589,8 @@ def test_close_gives_connections_back_and_ends_service(both: Both) -> None:
         error = error_of(transport, "esl_test_echo")
         assert (type(error), error.retryable) == (BufferUnavailable, False)
         assert transport.calls == 1
-    wait_until(lambda: connections(both.database) == 0)
-    wait_until(lambda: threading.active_count() <= threads)
+    eventually(lambda: connections(both.database) == 0, 5)
+    eventually(lambda: threading.active_count() <= threads, 5)
 
 
 def test_a_call_that_ends_after_close_leaves_no_connection(both: Both) -> None:
@@ -604,11 +598,11 @@ def test_a_call_that_ends_after_close_leaves_no_connection(both: Both) -> None:
     with psycopg.connect(both.database) as blocker, ThreadPoolExecutor(1) as threads:
         blocker.execute("select pg_advisory_lock(1)")
         call = threads.submit(transport.call, "esl_test_locked", {})
-        wait_until(lambda: blocked(both.database) == 1)
+        eventually(lambda: blocked(both.database) == 1, 5)
         transport.close()
         blocker.execute("select pg_advisory_unlock(1)")
         assert call.result() == ""
-    wait_until(lambda: connections(both.database) == 0)
+    eventually(lambda: connections(both.database) == 0, 5)
 
 
 # What stands between us and PostgREST

@@ -13,10 +13,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.buffer.migrate import code_version, migrations
+from esl_pipeline.buffer.migrate import code_version, functions_build, migrations
 from esl_pipeline.buffer.migrate import migrate as migrate_database
 from esl_pipeline.commands import cli, shared
 from esl_pipeline.connections import open_label_server, push_rules
@@ -51,9 +50,8 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process; nothing that it says may be a traceback or hold a secret."""
-    for module in (cli, shared):
-        monkeypatch.setattr(module, "out", Console(width=200))
-        monkeypatch.setattr(module, "err", Console(width=200, stderr=True))
+    monkeypatch.setattr(shared.out, "width", 200)
+    monkeypatch.setattr(shared.err, "width", 200)
 
     def run(*arguments: str) -> Done:
         capsys.readouterr()
@@ -158,11 +156,22 @@ def test_an_unreachable_buffer(
 
 
 def test_an_older_buffer(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, database: str) -> None:
-    migrate_database(database, up_to=1)
+    migrate_database(database)
+    sql(database, "comment on schema esl is '1 of an older build'")
     monkeypatch.setenv("ESL_DATABASE_URL", database)
     assert refused("status") == (
-        f"the buffer is at version 1, this code needs {code_version()}: run `esl-pipeline migrate`"
+        f"the buffer is at build 1 of version {code_version()}, this code needs {functions_build()}: "
+        "run `esl-pipeline migrate`"
     )
+
+
+def test_a_buffer_of_before_the_first_release(
+    refused: Callable[..., str], configured: None, buffer_dsn: str
+) -> None:
+    sql(buffer_dsn, "update esl.schema_migrations set version = 21")
+    for arguments in (("status",), ("migrate",), ("receiver", "--port", "0")):
+        said = refused(*arguments)
+        assert "at version 21, of before the first release" in said and "make a new database" in said
 
 
 def test_an_empty_database(
@@ -261,7 +270,7 @@ def test_field_29_a_shop_is_mapped_and_reconciled_under_its_domain(
 
 
 def test_field_29_a_name_that_is_no_shop_is_refused(refused: Callable[..., str], configured: None) -> None:
-    assert "must be the shop's domain" in refused("stores", "add", "www.corner-shop.example", STORE)
+    assert "must be the shop's id, like " in refused("stores", "add", "www.corner-shop.example", STORE)
 
 
 def test_field_29_shops_that_cannot_be_read_are_said(
@@ -344,10 +353,10 @@ def test_no_store_yet(run: Run, configured: None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("add", "corner-shop.example.com", "S1"), "source_store_id: must be the shop's domain"),
-        (("add", "", "S1"), "source_store_id: must be the shop's domain"),
+        (("add", "corner-shop.example.com", "S1"), "source_store_id: must be the shop's id, like "),
+        (("add", "", "S1"), "source_store_id: must be the shop's id, like "),
         (("add", SHOP, "S/1"), "hipoink_store_code: must be 1 to 32 letters"),
-        (("add", SHOP, "S1", "--source", "other"), "source_system: Input should be 'shopify'"),
+        (("add", SHOP, "S1", "--source", "other"), "no source is called "),
         (("add", SHOP, "S1", "--settings", "{currency: EUR}"), "settings: not JSON: "),
         (("add", SHOP, "S1", "--settings", "[]"), "settings: not a JSON object; write for example "),
         (

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 
 from esl_pipeline.labels.build import build_label, canonical_json, label_hash
+from esl_pipeline.labels.checks import RULES
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.labels.schema import RULES
 from esl_pipeline.labels.unit_price import measurement_of
 from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
 from esl_pipeline_tests.labels.support import GOOD, LOCATION, MAPPING, evaluate, frame, judge, store

@@ -20,7 +20,7 @@ import httpx
 import psycopg
 import pytest
 
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline_tests.processes import PARTS, Up, part_of, processes_of
 
 pytestmark = [

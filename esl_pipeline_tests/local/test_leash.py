@@ -13,6 +13,7 @@ import pytest
 
 from esl_pipeline.local import leash
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline_tests.waiting import eventually
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start processes as another user")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
@@ -29,13 +30,6 @@ STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('up'); time.sleep
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", PRELUDE + code]
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 10) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:

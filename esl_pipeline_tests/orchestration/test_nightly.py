@@ -13,7 +13,7 @@ from esl_pipeline.model.shop import shop_of
 from esl_pipeline.orchestration import assets
 from esl_pipeline.orchestration import catch_up as catch_up_module
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
-from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.sandbox.shopify.faults import CutDownload
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ShopifySandbox
 from esl_pipeline.sandbox.shopify.server import running_shopify
@@ -175,9 +175,7 @@ def test_without_a_token_a_run_says_what_is_missing_and_is_not_repeated(pipeline
     map_shop(pipeline.buffer)
     failed = reconcile(pipeline, raise_on_error=False)
     (failure,) = [event for event in failed.all_events if event.is_step_failure]
-    assert f"no app and no Admin API token for {SHOP}: set SHOPIFY_API_KEY" in str(
-        failure.event_specific_data
-    )
+    assert f"nothing opens {SHOP}: set SHOPIFY_API_KEY" in str(failure.event_specific_data)
     run = pipeline.instance.get_run_by_id(failed.run_id)
     assert run is not None and run.tags["dagster/retry_on_asset_or_op_failure"] == "false"
 
@@ -185,13 +183,13 @@ def test_without_a_token_a_run_says_what_is_missing_and_is_not_repeated(pipeline
 def tick(pipeline: Pipeline, name: str) -> list[Any]:
     """What a schedule answers at two o'clock."""
     schedule = pipeline.definitions.resolve_schedule_def(name)
-    shopify = ShopifyAdmin(load_settings())
+    sources = Sources(load_settings())
     # Schedules reach their instance by reference only, which an ephemeral one has not.
     with (
         dg.instance_for_test() as instance,
         dg.build_schedule_context(instance=instance, scheduled_execution_time=NIGHT) as context,
     ):
-        found = schedule(context, buffer=pipeline.buffer, shopify=shopify)
+        found = schedule(context, buffer=pipeline.buffer, sources=sources)
         requests = [found] if isinstance(found, dg.RunRequest | dg.SkipReason) else list(found)
     return [r.skip_message if isinstance(r, dg.SkipReason) else r for r in requests]
 

@@ -32,11 +32,12 @@ import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from psycopg.rows import dict_row
 
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.orchestration.near_real_time import HOLD_SECONDS
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline_tests.processes import Up, descendants_of, eventually, is_alive
+from esl_pipeline_tests.processes import Up, descendants_of, is_alive
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,

@@ -240,10 +240,3 @@ def raw_exchange(url: str, *pieces: bytes) -> bytes:
         while part := connection.recv(65_536):
             received += part
         return received
-
-
-def wait_until(condition: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)

@@ -29,8 +29,8 @@ from esl_pipeline_tests.receiver.support import (
     deliver,
     make_app,
     make_settings,
-    wait_until,
 )
+from esl_pipeline_tests.waiting import eventually
 
 PATH = "/api/store-mappings/"
 MAPPING = {"source_system": "shopify", "source_store_id": SHOP, "hipoink_store_code": "001"}
@@ -256,7 +256,7 @@ def receiver(dsn: str, log: Path, *arguments: str) -> Iterator[str]:
                 return False
 
         try:
-            wait_until(answers, 60)
+            eventually(answers, 60)
             yield url
         finally:
             process.terminate()

@@ -21,8 +21,8 @@ from esl_pipeline_tests.receiver.support import (
     raw_exchange,
     served,
     signed,
-    wait_until,
 )
+from esl_pipeline_tests.waiting import eventually
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
@@ -192,7 +192,7 @@ def test_s29_a_full_receiver_lets_a_signed_sender_in(buffer: MemoryBuffer) -> No
         buffer.release.clear()
         with ThreadPoolExecutor(1) as pool:
             sent = pool.submit(send, url, 2)
-            wait_until(lambda: len(buffer.calls) == 2)
+            eventually(lambda: len(buffer.calls) == 2)
             strangers += [connected(url) for _ in range(20)]
             time.sleep(0.2)
             buffer.release.set()

@@ -25,8 +25,8 @@ from esl_pipeline_tests.receiver.support import (
     make_settings,
     served,
     signed,
-    wait_until,
 )
+from esl_pipeline_tests.waiting import eventually
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
@@ -55,26 +55,26 @@ def tell(refusals: Refusals, buffer: Any) -> None:
 def test_a_series_is_told_once_and_whole(memory: MemoryBuffer) -> None:
     refusals = counted(memory)
     for minutes in (0, 1, 5):
-        refusals.refused(SHOP, NOW + timedelta(minutes=minutes))
+        refusals.refused("shopify", SHOP, NOW + timedelta(minutes=minutes))
     for _ in range(2):
         tell(refusals, memory)
     series = KEY | {"refused": 3, "since": NOW.isoformat(), "receiver": refusals.receiver}
     assert memory.told == [series | {"last_at": (NOW + timedelta(minutes=5)).isoformat()}]
-    refusals.refused(SHOP, NOW + timedelta(minutes=6))
+    refusals.refused("shopify", SHOP, NOW + timedelta(minutes=6))
     tell(refusals, memory)
     assert memory.told[1]["refused"] == 4  # the series, not what came since
     later = NOW + QUIET + timedelta(minutes=7)
-    refusals.refused(SHOP, later)
+    refusals.refused("shopify", SHOP, later)
     tell(refusals, memory)
     assert (memory.told[2]["refused"], memory.told[2]["since"]) == (1, later.isoformat())
 
 
 def test_what_no_mapped_shop_is_said_to_have_sent_is_not_counted(memory: MemoryBuffer) -> None:
     refusals = Refusals()
-    refusals.refused(SHOP, NOW)  # which shops are mapped is not known yet
+    refusals.refused("shopify", SHOP, NOW)  # which shops are mapped is not known yet
     tell(refusals, memory)
     for shop in (None, "stranger.myshopify.com"):
-        refusals.refused(shop, NOW)
+        refusals.refused("shopify", shop, NOW)
     tell(refusals, memory)
     assert memory.told == []
 
@@ -85,14 +85,14 @@ def test_as_many_shops_are_counted_as_the_table_holds(memory: MemoryBuffer) -> N
     refusals = Refusals(shops=3)
     tell(refusals, memory)
     for shop in (shops[0], *shops):
-        refusals.refused(shop, NOW)
+        refusals.refused("shopify", shop, NOW)
     tell(refusals, memory)
     assert [row["source_store_id"] for row in memory.told] == shops[1:]
 
 
 def test_what_could_not_be_told_is_told_the_next_time(memory: MemoryBuffer) -> None:
     refusals = counted(memory)
-    refusals.refused(SHOP, NOW)
+    refusals.refused("shopify", SHOP, NOW)
     memory.failure = BufferUnavailable("away")
     with pytest.raises(BufferUnavailable):
         tell(refusals, memory)
@@ -103,7 +103,7 @@ def test_what_could_not_be_told_is_told_the_next_time(memory: MemoryBuffer) -> N
 
 def test_the_timer_outlives_every_error(memory: MemoryBuffer, caplog: pytest.LogCaptureFixture) -> None:
     refusals = counted(memory)
-    refusals.refused(SHOP, NOW)
+    refusals.refused("shopify", SHOP, NOW)
     memory.failure = BufferUnavailable("away")
 
     async def go() -> None:
@@ -145,7 +145,7 @@ def test_a_wrong_secret_is_shown_by_status(buffer: Buffer, monkeypatch: pytest.M
             headers = signed("products/update", raw, **({"secret": secret} if secret else {}), **changes)
             return client.post(UPDATE, content=raw, headers=headers).status_code
 
-        wait_until(lambda: send("wrong") == 401 and buffer.status()["refused"])
+        eventually(lambda: send("wrong") == 401 and buffer.status()["refused"])
         count = -1
         while (
             now := buffer.status()["refused"][0]["refused"]
@@ -157,7 +157,7 @@ def test_a_wrong_secret_is_shown_by_status(buffer: Buffer, monkeypatch: pytest.M
         assert send("wrong", hmac_sha256=None) == 401  # who signs nothing has no wrong secret
         for _ in range(4):
             assert send("wrong") == 401
-        wait_until(lambda: sum(row["refused"] for row in buffer.status()["refused"]) == count + 4)
+        eventually(lambda: sum(row["refused"] for row in buffer.status()["refused"]) == count + 4)
         assert f"{SHOP}: {count + 4} refused since " in shown(buffer)
         assert ": wrong secret?" in shown(buffer) and "stranger" not in shown(buffer)
         raw = json.dumps(PRODUCT).encode()

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from esl_pipeline.addresses import networks, one_form, sender, whose
-from esl_pipeline.receiver import intake
 from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.pace import PAUSE_SECONDS, Backlog, Pace
 from esl_pipeline.receiver.places import Room
 from esl_pipeline.receiver.tokens import digest, new_token
+from esl_pipeline.sources.shopify import signed
 from esl_pipeline_tests.receiver.support import (
     PRODUCT,
     SHOP,
@@ -27,8 +27,8 @@ from esl_pipeline_tests.receiver.support import (
     make_settings,
     served,
     signed,
-    wait_until,
 )
+from esl_pipeline_tests.waiting import eventually
 
 OTHER = "other-shop.myshopify.com"
 UPDATE = "/webhooks/shopify/products/update"
@@ -120,13 +120,13 @@ def test_s34_the_pace_is_asked_before_the_body_is_parsed(
     buffer: MemoryBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = []
-    real = intake.delivery
+    real = signed.delivery
 
     def delivery(*given: Any) -> dict[str, Any]:
         parsed.append(given)
         return real(*given)
 
-    monkeypatch.setattr(intake, "delivery", delivery)
+    monkeypatch.setattr(signed, "delivery", delivery)
     app = make_app(buffer, Limits(per_second=0.01, burst=1))
     assert [deliver(app, "products/update", PRODUCT).status_code for _ in range(3)] == [200, 429, 429]
     assert len(parsed) == 1
@@ -158,9 +158,9 @@ def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: MemoryBuff
     with served(make_app(buffer, Limits(storing=8, threads=8))) as url, ThreadPoolExecutor(8) as pool:
         buffer.release.clear()
         hanging = [pool.submit(post, url, b'{"id":%d}' % n) for n in range(6)]
-        wait_until(lambda: sum(one.done() for one in hanging) == 2)
+        eventually(lambda: sum(one.done() for one in hanging) == 2)
         other = pool.submit(post, url, b'{"id":1}', OTHER)
-        wait_until(lambda: len(buffer.calls) == 5)
+        eventually(lambda: len(buffer.calls) == 5)
         buffer.release.set()
         assert other.result().status_code == 200
         assert sorted(one.result().status_code for one in hanging) == [200] * 4 + [503] * 2

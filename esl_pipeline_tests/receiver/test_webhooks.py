@@ -31,9 +31,9 @@ from esl_pipeline_tests.receiver.support import (
     served,
     signature,
     signed,
-    wait_until,
 )
 from esl_pipeline_tests.shared_data import DATA
+from esl_pipeline_tests.waiting import eventually
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
@@ -325,7 +325,7 @@ def test_a_sender_that_goes_away_is_no_error(buffer: MemoryBuffer, caplog: pytes
         with connected(url) as sender:
             sender.sendall(request_head("Content-Length: 100") + b"{")
             time.sleep(0.2)  # who goes before the request begins is not even told of
-        wait_until(lambda: "went away" in caplog.text)
+        eventually(lambda: "went away" in caplog.text)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert buffer.calls == []
 
@@ -365,7 +365,7 @@ def test_a_slow_buffer_blocks_neither_health_nor_the_next_sender(buffer: MemoryB
             return httpx.post(path, content=raw, headers=headers, timeout=20)
 
         waiting = [pool.submit(send, number) for number in range(2)]
-        wait_until(lambda: len(buffer.calls) == 2)
+        eventually(lambda: len(buffer.calls) == 2)
         assert httpx.get(f"{url}/health").status_code == 200
         refusal = send(2)
         assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
@@ -407,7 +407,7 @@ def test_health_does_not_wait_for_a_silent_buffer_and_pings_once_for_all(
         took = time.monotonic() - began
         assert len(pings) == 1
         silent.set()
-        wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        eventually(lambda: httpx.get(f"{url}/health").status_code == 200)
     assert set(answers) == {503}
     assert took < 15
 

@@ -22,7 +22,8 @@ import psycopg
 from esl_pipeline_tests.reliability.chaos import ChaosProxy
 from esl_pipeline_tests.reliability.forked import RUN_ENDED, Victim
 from esl_pipeline_tests.reliability.sender import Delivery, Half
-from esl_pipeline_tests.world import STORE, Body, World, eventually, product, variant
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import STORE, Body, World, product, variant
 
 Fault = Literal["KILL", "TERM", "STOP", "CUT"]
 FAULTS: dict[Fault, str] = {

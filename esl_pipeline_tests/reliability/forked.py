@@ -24,13 +24,14 @@ import httpx
 from esl_pipeline import connections
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands import cli
+from esl_pipeline.commands import running
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages import drain
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.receiver.support import SECRET
-from esl_pipeline_tests.world import ASSET, eventually
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import ASSET
 
 LEASE = 1.5
 _PR_SET_PDEATHSIG = 1
@@ -59,7 +60,7 @@ class _HastyBuffer(Buffer):
 def _receive(dsn: str, port: int, log: Path) -> None:
     _begin(log)
     os.environ.update(ESL_DATABASE_URL=dsn, SHOPIFY_WEBHOOK_SECRET=SECRET)
-    cli.receiver(port=port)
+    running.receiver(port=port)
 
 
 def _work(dsn: str, labels_url: str, log: Path, timeout: float, lease: float, **variables: Any) -> None:

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import hypothesis.strategies as st
 import psycopg
@@ -32,9 +30,9 @@ from esl_pipeline.hipoink import HipoinkClient
 from esl_pipeline.labels.lengths import MOST_PARTS, MOST_VARIANTS
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify.admin import AdminError
 from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.source import OnStart, Reader, SourceError
 from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline.stages import snapshot as snapshot_stage
 from esl_pipeline.stages.drain import Portion
@@ -250,7 +248,7 @@ class ShopModel:
         return told
 
 
-class Catalogue:
+class Catalogue(Reader):
     """The model as the source of a full reconciliation; a part is a product, and it may break off before the end."""
 
     def __init__(self, shop: ShopModel, as_of: float, parts: int | None) -> None:
@@ -259,8 +257,8 @@ class Catalogue:
         self.seconds = {body["id"]: body.pop("second") for body in self.bodies}
         self.levels = dict(shop.levels)
 
-    def read(self, on_poll: Any) -> Iterator[Facts]:
-        on_poll(SimpleNamespace(created_at=datetime.fromisoformat(when(self.as_of))))  # type: ignore[arg-type]
+    def catalogue(self, on_start: OnStart, *, chunk: int) -> Iterator[Facts]:
+        on_start(datetime.fromisoformat(when(self.as_of)))  # type: ignore[arg-type]
         for body in self.bodies[: self.parts]:
             raw = json.dumps(body).encode()
             said = self.shop.key | {
@@ -279,10 +277,13 @@ class Catalogue:
             facts.events.clear()
             yield facts
         if self.parts is not None:
-            raise AdminError("the download broke off")
+            raise SourceError("the download broke off")
 
-    def read_stock(self, on_poll: Any) -> Iterator[Facts]:
-        on_poll(SimpleNamespace(created_at=datetime.fromisoformat(when(self.as_of))))  # type: ignore[arg-type]
+    def changes(self, since: datetime) -> Iterator[Facts]:
+        raise NotImplementedError
+
+    def stock(self, on_start: OnStart, *, chunk: int) -> Iterator[Facts]:
+        on_start(datetime.fromisoformat(when(self.as_of)))  # type: ignore[arg-type]
         yield Facts(
             levels=[
                 self.shop.key
@@ -910,12 +911,11 @@ class Machine(RuleBasedStateMachine):
         shop.is_certain = False
 
         def job(buffer: Buffer, _: HipoinkClient) -> None:
-            source: Any = catalogue
             try:
-                snapshot_stage.read_snapshot(buffer, source, shop=shop.key, run_id="read")
+                snapshot_stage.read_snapshot(buffer, catalogue, shop=shop.key, run_id="read")
             except snapshot_stage.SnapshotLostError:
                 return
-            except AdminError:  # it broke off, as the model says
+            except SourceError:  # it broke off, as the model says
                 pass
             catalogue.heard()
             # Of several reads at once nobody knows which of them told what.
@@ -1598,17 +1598,6 @@ def _moment(at: str | None) -> str:
 
 
 @contextmanager
-def _model_is_the_source() -> Iterator[None]:
-    with mock.patch.multiple(
-        snapshot_stage,
-        read_shop=lambda catalogue, shop: Facts(),
-        read_catalogue=lambda catalogue, **options: catalogue.read(options["on_poll"]),
-        read_stock=lambda catalogue, **options: catalogue.read_stock(options["on_poll"]),
-    ):
-        yield
-
-
-@contextmanager
 def machine_parts(buffer: Buffer, dsn: str) -> Iterator[Parts]:
     """The real things that a Machine works on: set Machine.parts to them."""
     stamina.set_testing(True, attempts=3, cap=True)  # repeats without their pauses
@@ -1618,7 +1607,6 @@ def machine_parts(buffer: Buffer, dsn: str) -> Iterator[Parts]:
             running_sandbox(labels) as sandbox,
             client_of(sandbox.url, retries=1, timeout_seconds=5) as client,
             psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection,
-            _model_is_the_source(),
             light_evaluation(),
         ):
             workers = [Worker(buffer.transport, sandbox.url) for _ in WORKERS]

@@ -28,7 +28,8 @@ from esl_pipeline.sandbox.shopify.catalogue import Product
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ProductEdit, ShopifySandbox, VariantEdit
 from esl_pipeline.sandbox.shopify.shop import CURRENCY, DOMAIN, Shop, real_time
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
-from esl_pipeline_tests.processes import eventually, free_port
+from esl_pipeline_tests.processes import free_port
+from esl_pipeline_tests.waiting import eventually
 
 STORE = "001"
 NEIGHBOUR, NEIGHBOURS_STORE = "neighbour.myshopify.com", "002"

@@ -10,7 +10,8 @@ from uuid import uuid4
 import httpx
 
 from esl_pipeline_tests.receiver.support import signed
-from esl_pipeline_tests.world import SHOP, Body, eventually
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import SHOP, Body
 
 _TOPIC = "products/update"
 

@@ -21,12 +21,11 @@ import psycopg.rows
 import typer
 
 from esl_pipeline.demo.day import Difference
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop, real_time
-from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,
     LabelServer,
@@ -43,6 +42,7 @@ from esl_pipeline_tests.reliability.outside import (
 )
 from esl_pipeline_tests.reliability.unrest import OURS, Unrest
 from esl_pipeline_tests.reliability.victim import Trouble, Victim, until_sound
+from esl_pipeline_tests.waiting import eventually
 
 RATE = 20.0
 PAUSE = 8.0

@@ -13,14 +13,13 @@ import psycopg
 import psycopg.rows
 import pytest
 
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.catalogue import Product, price_text
 from esl_pipeline.sandbox.shopify.delivery import WebhookSender
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop, real_time
 from esl_pipeline.sandbox.shopify.webhooks import Webhooks
-from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     STORE,
     WEBHOOK_SECRET,
@@ -30,6 +29,7 @@ from esl_pipeline_tests.reliability.outside import (
     scratch_home,
 )
 from esl_pipeline_tests.reliability.victim import Victim
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),

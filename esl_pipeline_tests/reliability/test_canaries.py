@@ -28,10 +28,10 @@ from psycopg import sql
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_buffer, open_label_server
+from esl_pipeline.local.databases import dagster_url, prepare_database
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import dagster_url, prepare_database
 from esl_pipeline.local.webserver import Webserver, WebserverError
-from esl_pipeline.orchestration.resources import ShopifyAdmin
+from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.sandbox.shopify.faults import BulkEndless
 from esl_pipeline.sandbox.shopify.oauth import App
 from esl_pipeline.sandbox.shopify.server import running_shopify
@@ -45,9 +45,10 @@ from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.orchestration.conftest import DAGSTERS_OWN_WARNINGS
 from esl_pipeline_tests.orchestration.world import OTHER_SHOP, OTHER_STORE, SHOP, STORE, product
-from esl_pipeline_tests.processes import Up, eventually
+from esl_pipeline_tests.processes import Up
 from esl_pipeline_tests.receiver.support import signed
 from esl_pipeline_tests.sandbox.shopify.support import small_shop
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 
@@ -395,7 +396,7 @@ def test_s16_no_object_shows_a_secret(monkeypatch: pytest.MonkeyPatch, buffer_ds
         definitions = build_definitions()
         resources = list((definitions.resources or {}).values())
         for thing in (settings, buffer, buffer.transport, hosted, hosted.transport, client, admin, definitions,
-                      ShopifyAdmin(settings), *resources):  # fmt: skip
+                      Sources(settings), *resources):  # fmt: skip
             shown = f"{thing!r} {thing} {vars(thing)!r}"
             assert MARK not in shown, type(thing)
         for call in (

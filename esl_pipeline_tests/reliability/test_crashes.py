@@ -23,7 +23,8 @@ from esl_pipeline_tests.reliability.conftest import free_port
 from esl_pipeline_tests.reliability.crash_matrix import ARROWS, NEWEST, Ground, change, run_case
 from esl_pipeline_tests.reliability.forked import Victim
 from esl_pipeline_tests.reliability.sender import Delivery
-from esl_pipeline_tests.world import World, eventually, product, variant
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import World, product, variant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -15,7 +15,8 @@ from esl_pipeline.receiver.app import create_app
 from esl_pipeline_tests.gateway import Failure, Gateway
 from esl_pipeline_tests.receiver.support import deliver, make_settings
 from esl_pipeline_tests.reliability.chaos import ChaosProxy, Timeout
-from esl_pipeline_tests.world import World, eventually, product, variant
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import World, product, variant
 
 pytestmark = pytest.mark.long
 

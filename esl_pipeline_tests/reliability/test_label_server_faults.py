@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN
 from esl_pipeline.sandbox.shopify.shop import DOMAIN, stocked_shop
 from esl_pipeline.sources.shopify.admin import AdminAuthenticationError, AdminClient
+from esl_pipeline.sources.shopify.reader import ShopifyReader
 from esl_pipeline.stages.snapshot import read_snapshot
 from esl_pipeline_tests.hipoink.servers import client_of
 from esl_pipeline_tests.reliability.chaos import ChaosProxy, LimitData, ResetPeer, Timeout, Toxic
@@ -90,16 +91,17 @@ def test_f36_a_token_that_shopify_refuses_once_ends_the_read_and_removes_nothing
         running_shop(shop) as shopify,
         AdminClient(shopify.url, SecretStr(TOKEN), "2026-10", sleep=lambda _: time.sleep(0.01)) as admin,
     ):
-        read_snapshot(world.buffer, admin, shop=key, run_id=RUN, sleep=lambda _: time.sleep(0.01))
+        reader = ShopifyReader(admin, DOMAIN, sleep=lambda _: time.sleep(0.01))
+        read_snapshot(world.buffer, reader, shop=key, run_id=RUN)
         world.settle()
         before = world.prices()
         assert before
         shopify.faults({"kind": "unauthorized", "times": 1})
         with pytest.raises(AdminAuthenticationError):
-            read_snapshot(world.buffer, admin, shop=key, run_id=RUN)
+            read_snapshot(world.buffer, reader, shop=key, run_id=RUN)
         world.settle()
         assert world.prices() == before
-        read_snapshot(world.buffer, admin, shop=key, run_id=RUN, sleep=lambda _: time.sleep(0.01))
+        read_snapshot(world.buffer, reader, shop=key, run_id=RUN)
     world.settle()
     assert world.prices() == before
     states = world.sql("select state from esl.snapshots order by started_at")

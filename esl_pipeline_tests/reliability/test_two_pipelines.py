@@ -20,7 +20,6 @@ from esl_pipeline.sandbox.shopify.delivery import WebhookSender
 from esl_pipeline.sandbox.shopify.sandbox import ProductEdit, ShopifySandbox
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     STORE,
     WEBHOOK_SECRET,
@@ -33,6 +32,7 @@ from esl_pipeline_tests.reliability.outside import (
     scratch_home,
 )
 from esl_pipeline_tests.reliability.victim import Victim
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),

@@ -26,7 +26,7 @@ from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.sandbox.shopify.delivery import WebhookSender
 from esl_pipeline.sandbox.shopify.server import running_shopify
-from esl_pipeline_tests.processes import eventually, free_port
+from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,
     LabelServer,
@@ -37,6 +37,7 @@ from esl_pipeline_tests.reliability.outside import (
     pipeline_settings,
     scratch_home,
 )
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the processes stop and go on by signals"),

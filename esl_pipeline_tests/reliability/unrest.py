@@ -18,7 +18,6 @@ from psycopg.types.json import Jsonb
 
 from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop
 from esl_pipeline.sandbox.shopify.webhooks import Delivery, Webhooks
-from esl_pipeline_tests.processes import eventually
 from esl_pipeline_tests.reliability.outside import (
     MAPPING,
     NEIGHBOUR,
@@ -29,6 +28,7 @@ from esl_pipeline_tests.reliability.outside import (
     Senders,
     body_hash,
 )
+from esl_pipeline_tests.waiting import eventually
 
 _NEIGHBOURS_CODE = "NEIGHBOUR-1"
 OURS = "unrest-"

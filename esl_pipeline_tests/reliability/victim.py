@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline_tests.processes import Up, eventually, part_of, runs_of
+from esl_pipeline_tests.processes import Up, part_of, runs_of
 from esl_pipeline_tests.reliability.outside import STORE, LabelServer, Row, fixed_ports
+from esl_pipeline_tests.waiting import eventually
 
 # Each once in a random order, then again: all of them come early and equally often.
 KILLS = (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esl_pipeline.sources.shopify import signature
+from esl_pipeline.sources import signature
 from esl_pipeline.sources.signature import verify
 from esl_pipeline_tests.shared_data import DATA
 

@@ -14,13 +14,13 @@ from esl_pipeline.sandbox.shopify.webhooks import Webhooks
 from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.stages.test_snapshot_and_drift import DOMAIN, KEY, Market, open_market
+from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import (
     LOCATION,
     SHOP,
     STORE,
     Body,
     World,
-    eventually,
     level,
     product,
     variant,

@@ -21,7 +21,8 @@ from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.drain import CONNECTIONS, LEASE, DrainLimits, Round, drain, read_round
 from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.hipoink.servers import Sandbox
-from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant, when
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant, when
 
 AT_ONCE = DrainLimits(idle=0, age=60)
 

@@ -16,8 +16,9 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.commands.console import print_status
 from esl_pipeline.labels.lengths import CUT, LENGTHS
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify import ShopifySource
+from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.shopify.deliveries import delivery
+from esl_pipeline.sources.shopify.source import ShopifySource
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.stages import inbox
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
@@ -221,12 +222,13 @@ def test_s30_a_shop_whose_deliveries_cannot_be_read_holds_up_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Breaks(ShopifySource):
-        def read_deliveries(self, deliveries: Sequence[Any]) -> Facts:
+        @classmethod
+        def read_deliveries(cls, deliveries: Sequence[Any]) -> Facts:
             if deliveries[0]["source_store_id"] == HOSTILE:
                 raise KeyError("a defect that one shop brings out")
             return super().read_deliveries(deliveries)
 
-    monkeypatch.setitem(inbox.SOURCES, "shopify", Breaks())  # type: ignore[arg-type]
+    monkeypatch.setitem(SOURCES, "shopify", Breaks)
     world.map(shop=HOSTILE, store="S9")
     world.map()
     world.update(product(1), shop=HOSTILE)

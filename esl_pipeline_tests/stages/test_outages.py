@@ -11,7 +11,8 @@ from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import push_batch
 from esl_pipeline_tests.hipoink.servers import client_of
-from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, eventually, product, variant
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant
 
 pytestmark = pytest.mark.long
 

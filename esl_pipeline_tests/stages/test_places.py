@@ -517,7 +517,7 @@ def test_field_25_compare_at_is_the_same_after_a_product_was_away(world: World) 
         return None if label is None else label["pop"]
 
     sell(1, "10.00")
-    world.sql("update esl.price_history set since = since - interval '31 days'")
+    world.age_prices(31)
     assert sell(2, "8.00") == "10.00"
     assert sell(3, "8.00", status="draft") is None
     assert sell(4, "8.00") == "10.00"

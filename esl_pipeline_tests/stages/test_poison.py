@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify import ShopifySource
-from esl_pipeline.stages import inbox
+from esl_pipeline.sources.registry import SOURCES
+from esl_pipeline.sources.shopify.source import ShopifySource
 from esl_pipeline_tests.world import World, product
 
 GOOD = 60
@@ -18,7 +18,8 @@ class _PoisonError(Exception):
 
 
 class _Poisoned(ShopifySource):
-    def read_deliveries(self, deliveries: Sequence[Any]) -> Facts:
+    @classmethod
+    def read_deliveries(cls, deliveries: Sequence[Any]) -> Facts:
         facts = super().read_deliveries(deliveries)
         if any(row["title"] == "poison" for row in facts.products):
             raise _PoisonError
@@ -32,7 +33,7 @@ def test_f11_a_poison_delivery_dies_alone_and_can_be_sent_again(
     world.map()
     bodies = [product(number) for number in range(1, GOOD + 1)]
     bodies.insert(37, product(999, title="poison"))
-    monkeypatch.setitem(inbox.SOURCES, "shopify", _Poisoned())  # type: ignore[arg-type]
+    monkeypatch.setitem(SOURCES, "shopify", _Poisoned)
     world.update(*bodies)
     failed = 0
     for _ in range(80):

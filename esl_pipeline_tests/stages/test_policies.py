@@ -404,17 +404,22 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 def test_f22_thirty_days_are_the_same_whatever_the_clocks_do(
     world: World, reduced_at: str, thirty_days_before: str, zone: str
 ) -> None:
-    for minutes, lowest in ((-1, 4), (1, 3)):
+    for variant_id, minutes, lowest in (("1", -1, 4), ("2", 1, 3)):
         with psycopg.connect(world.dsn, options=f"-c timezone={zone}") as connection:
-            connection.execute("delete from esl.price_history")
             connection.execute(
                 "insert into esl.price_history values"
-                " ('1', %(id)s, %(end)s::timestamptz - interval '999 hours', 3),"
-                " ('1', %(id)s, %(end)s::timestamptz + make_interval(mins => %(minutes)s), 4),"
-                " ('1', %(id)s, %(reduced)s, 2)",
-                {"id": NOBODY, "end": thirty_days_before, "minutes": minutes, "reduced": reduced_at},
+                " (%(variant)s, %(id)s, %(end)s::timestamptz - interval '999 hours', 3),"
+                " (%(variant)s, %(id)s, %(end)s::timestamptz + make_interval(mins => %(minutes)s), 4),"
+                " (%(variant)s, %(id)s, %(reduced)s, 2)",
+                {
+                    "variant": variant_id,
+                    "id": NOBODY,
+                    "end": thirty_days_before,
+                    "minutes": minutes,
+                    "reduced": reduced_at,
+                },
             )
-            row = connection.execute("select esl.prior_price(%s, '1', 2)", [NOBODY]).fetchone()
+            row = connection.execute("select esl.prior_price(%s, %s, 2)", [NOBODY, variant_id]).fetchone()
             assert row == (lowest,)
 
 
@@ -427,7 +432,7 @@ def test_compare_at_is_shown_when_our_own_prices_of_30_days_bear_it_out(world: W
         return str(world.labels()["C-1"]["pop"])
 
     def days_pass(days: int) -> None:
-        world.sql(f"update esl.price_history set since = since - interval '{days} days'")
+        world.age_prices(days)
 
     assert sell(1, "10.00", "12.00") == ""  # no history yet
     assert ("1", "compare_at_unproven") in world.findings("warning")

@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg.types.json import Jsonb
 from rich.console import Console
 
-from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.commands.console import print_status, print_trace
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.stages.drain import DrainLimits, drain
 from esl_pipeline.stages.push import push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules, refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of, running_sandbox
+from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import (
     ASSET,
     RULES,
@@ -27,7 +25,6 @@ from esl_pipeline_tests.world import (
     STORE,
     World,
     drain_round,
-    eventually,
     product,
     variant,
 )
@@ -482,21 +479,3 @@ def test_a_push_that_is_not_accepted_wants_no_trigger(shelf: World) -> None:
     assert push_batch(shelf.buffer, shelf.client, RULES, run_id=RUN, asset=ASSET).empty
     shelf.round()
     assert shelf.sql("select * from esl.refresh_marks") == []
-
-
-def test_what_was_accepted_before_the_upgrade_is_triggered_once(database: str) -> None:
-    migrate(database, up_to=11)
-    with psycopg.connect(database) as connection:
-        (mapping,) = connection.execute(
-            "insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code)"
-            " values ('shopify', 'a.myshopify.com', 'S1') returning id"
-        ).fetchone() or (None,)
-        connection.execute(
-            "insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)"
-            " values ('S1', 'C-1', %s, '1', %s, 'x', gen_random_uuid())",
-            [mapping, Jsonb({"pc": "C-1"})],
-        )
-    migrate(database)
-    with psycopg.connect(database) as connection:
-        rows = connection.execute("select store_code, since is not null from esl.refresh_marks").fetchall()
-    assert rows == [("S1", True)]

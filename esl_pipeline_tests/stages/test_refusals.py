@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from esl_pipeline.stages.push import PushRules, push_batch
-from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, STORE, World, eventually, product, variant
+from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, STORE, World, product, variant
 
 OTHER_SHOP, OTHER_STORE = "other-shop.myshopify.com", "S2"
 BUSY = {"kind": "error", "error_code": 1, "error_msg": "system busy, try again later"}

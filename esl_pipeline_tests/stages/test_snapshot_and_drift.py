@@ -32,6 +32,7 @@ from esl_pipeline.sources.shopify.admin import (
     IncompleteDownloadError,
 )
 from esl_pipeline.sources.shopify.deliveries import delivery
+from esl_pipeline.sources.shopify.reader import ShopifyReader
 from esl_pipeline.stages import snapshot as snapshot_stage
 from esl_pipeline.stages.catch_up import read_changes
 from esl_pipeline.stages.drift import Drift, compare_store, differing_fields
@@ -90,10 +91,14 @@ class Market:
         return Webhooks(self.shop).updated(product)
 
     def snapshot(self, **options: Any) -> Snapshot:
-        return read_snapshot(self.world.buffer, self.admin, shop=KEY, run_id=RUN, **{"sleep": nap} | options)
+        return read_snapshot(self.world.buffer, self.reader, shop=KEY, run_id=RUN, **options)
 
     def changes(self, **options: Any) -> dict[str, Any]:
-        return read_changes(self.world.buffer, self.admin, shop=KEY, run_id=RUN, **options)
+        return read_changes(self.world.buffer, self.reader, shop=KEY, run_id=RUN, **options)
+
+    @property
+    def reader(self) -> ShopifyReader:
+        return ShopifyReader(self.admin, DOMAIN, sleep=nap)
 
     def compare(self, **options: Any) -> Drift:
         return compare_store(self.world.buffer, self.world.client, store=STORE, run_id=RUN, **options)
@@ -1056,7 +1061,7 @@ def _nightly(dsn: str, shopify_url: str, label_url: str, point: tuple[str, str, 
         AdminClient(shopify_url, SecretStr(TOKEN), "2026-10", sleep=nap) as admin,
         client_of(label_url, retries=1) as client,
     ):
-        read_snapshot(buffer, admin, shop=KEY, run_id="killed", sleep=nap)
+        read_snapshot(buffer, ShopifyReader(admin, DOMAIN, sleep=nap), shop=KEY, run_id="killed")
         while drain_round(buffer, client, RULES, run_id="killed", asset=ASSET).did_something:
             pass
         compare_store(buffer, client, store=STORE, run_id="killed")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify import ShopifySource
-from esl_pipeline.stages import inbox
+from esl_pipeline.sources.registry import SOURCES
+from esl_pipeline.sources.shopify.source import ShopifySource
 from esl_pipeline.stages.drain import DrainLimits, Portion, Round, drain
 from esl_pipeline.stages.evaluate import due_variants
 from esl_pipeline.stages.inbox import read_inbox
@@ -158,7 +158,8 @@ class _PoisonError(Exception):
 
 
 class _Poisoned(ShopifySource):
-    def read_deliveries(self, deliveries: Sequence[Any]) -> Facts:
+    @classmethod
+    def read_deliveries(cls, deliveries: Sequence[Any]) -> Facts:
         facts = super().read_deliveries(deliveries)
         if any(row["title"] == "poison" for row in facts.products):
             raise _PoisonError
@@ -168,7 +169,7 @@ class _Poisoned(ShopifySource):
 def test_s33_what_cannot_be_read_of_one_shop_holds_up_no_other(
     two: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(inbox.SOURCES, "shopify", _Poisoned())  # type: ignore[arg-type]
+    monkeypatch.setitem(SOURCES, "shopify", _Poisoned)
     two.update(product(10), product(11, title="poison"), product(12), shop=FLOOD)
     two.update(product(1), shop=SMALL)
     assert isinstance(two.round().failure, _PoisonError)
@@ -184,7 +185,7 @@ def test_s33_what_cannot_be_read_of_one_shop_holds_up_no_other(
 def test_s33_a_drain_works_on_and_says_at_its_end_what_it_could_not_read(
     two: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(inbox.SOURCES, "shopify", _Poisoned())  # type: ignore[arg-type]
+    monkeypatch.setitem(SOURCES, "shopify", _Poisoned)
     two.update(product(11, title="poison"), shop=FLOOD)
 
     def later(done: Round) -> None:

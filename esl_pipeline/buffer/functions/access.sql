@@ -26,8 +26,8 @@ language sql immutable set search_path = '' as $$
 $$;
 
 -- Called at the end of every migration: who may call what, and what holds for every call. The roles are groups: each
--- process has a login of its own, a member of one. (A function's own statement_timeout is for PostgREST, which applies it
--- before the call, over the 8 s that a project's role has. Over psycopg it would come too late: see PsycopgTransport.)
+-- process has a login of its own, a member of one. (A function's own statement_timeout is for PostgREST, which applies
+-- it before the call, over the 8 s that a project's role has. Over psycopg it is too late: see PsycopgTransport.)
 create or replace function esl.restrict_functions() returns void language plpgsql set search_path = '' as $$
 declare t regclass; f record; r text;
 begin
@@ -71,9 +71,9 @@ begin
     notify pgrst, 'reload schema';
 end $$;
 
--- {} -> {"version": n, "build": n, "functions": digest}: the handshake at start, and the receiver's health check. Number
--- and digest of these files are kept as the schema's comment, so that code and functions of different builds never work
--- together, and the older of the two knows it.
+-- {} -> {"version": n, "build": n, "functions": digest}: the handshake at start, and the receiver's health check.
+-- Number and digest of these files are kept as the schema's comment, so that code and functions of different builds
+-- never work together, and the older of the two knows it.
 create or replace function public.esl_version(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object('version', coalesce(max(version), 0),

@@ -1,8 +1,9 @@
--- How shops are connected: who makes their webhook subscriptions, what arrives of them, and what is refused at the door.
+-- How shops are connected: who makes their webhook subscriptions, what arrives of them, and what is refused at the
+-- door.
 
--- {source_system, source_store_id, subscriptions: "api" | "toml", anew?, by} -> the connection. The same again leaves it as
--- it is, and so its first webhook: awaited is it from a new connection on, one that had ended, another kind, or when the
--- caller says that it had to make or mend subscriptions (anew). 22023: no shop of the source, or no such kind.
+-- {source_system, source_store_id, subscriptions: "api" | "toml", anew?, by} -> the connection. The same again leaves
+-- it as it is, and so its first webhook: awaited is it from a new connection on, one that had ended, another kind, or
+-- when the caller says that it had to make or mend subscriptions (anew). 22023: no shop of the source, or no such kind.
 create or replace function public.esl_connection_set(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare c esl.connections;
@@ -16,15 +17,17 @@ begin
     values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'subscriptions',
             coalesce(p ->> 'by', 'role:' || session_user))
     on conflict (source_store_id, source_system) do update
-    set subscriptions = excluded.subscriptions, connected_at = excluded.connected_at, connected_by = excluded.connected_by,
-        db_user = excluded.db_user, first_webhook_at = null, ended_at = null, ended_by = null
+    set subscriptions = excluded.subscriptions, connected_at = excluded.connected_at,
+        connected_by = excluded.connected_by, db_user = excluded.db_user,
+        first_webhook_at = null, ended_at = null, ended_by = null
     where o.ended_at is not null or o.subscriptions <> excluded.subscriptions or (p ->> 'anew')::boolean;
     select * into c from esl.connections o
     where o.source_system = p ->> 'source_system' and o.source_store_id = p ->> 'source_store_id';
     return to_jsonb(c) - 'db_user';
 end $$;
 
--- {source_system, source_store_id, by} -> the connection, or null where there is none. One that has ended stays as it is.
+-- {source_system, source_store_id, by} -> the connection, or null where there is none. One that has ended stays as it
+-- is.
 create or replace function public.esl_connection_end(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare c esl.connections;
@@ -42,16 +45,15 @@ language sql volatile set search_path = '' as $$
     where source_system = p_system and source_store_id = p_shop and ended_at is null
 $$;
 
--- Of the deliveries that have just ended, the first of each connection that awaits one. In one order, so that no two wait
--- for each other in a circle.
+-- Of the deliveries that have just ended, the first of each connection that awaits one. In one order, so that no two
+-- wait for each other in a circle.
 create or replace function esl.note_first_webhooks(p_ended jsonb) returns void
 language sql volatile set search_path = '' as $$
     update esl.connections c set first_webhook_at = f.first_at
     from (select o.source_system, o.source_store_id, e.first_at
           from esl.connections o cross join lateral (
               select min(d.received_at) as first_at
-              from jsonb_to_recordset(p_ended) as d (
-                  source_system text, source_store_id text, received_at timestamptz, n int)
+              from jsonb_populate_recordset(null::esl.ended_row, p_ended) d
               where d.source_system = o.source_system and d.source_store_id = o.source_store_id and d.n = 1
                 and d.received_at >= o.connected_at) e
           where o.first_webhook_at is null and o.ended_at is null and e.first_at is not null
@@ -75,8 +77,8 @@ language sql stable set search_path = '' as $$
                      where d.source_system = p_system and d.source_store_id = p_shop))
 $$;
 
--- The signatures refused per shop that are still worth a word: of the last week, and those after which a good one came of
--- the last hour only. accepted_at: when the last good one came.
+-- The signatures refused per shop that are still worth a word: of the last week, and those after which a good one came
+-- of the last hour only. accepted_at: when the last good one came.
 create or replace function esl.refused()
 returns table (source_system text, source_store_id text, refused bigint, since timestamptz, last_at timestamptz,
                accepted_at timestamptz)
@@ -88,15 +90,18 @@ language sql stable set search_path = '' as $$
     group by 1, 2
 $$;
 
--- {shops?: [{source_system, source_store_id}]} -> {connections: [{source_system, source_store_id, subscriptions, formerly,
--- connected_at, connected_by, ended_at, ended_by, first_webhook_at, last_webhook_at, last_api_version, is_active, refused,
--- refused_since, last_refused_at}]}: of all shops that are connected or mapped, or of these. subscriptions: null where the
--- connection has ended (formerly has them then) or never was made by us. is_active: whether a mapping of the shop is.
+-- {shops?: [{source_system, source_store_id}]} -> {connections: [{source_system, source_store_id, subscriptions,
+-- formerly, connected_at, connected_by, ended_at, ended_by, first_webhook_at, last_webhook_at, last_api_version,
+-- is_active, refused, refused_since, last_refused_at}]}: of all shops that are connected or mapped, or of these.
+-- subscriptions: null where the connection has ended (formerly has them then) or never was made by us. is_active:
+-- whether a mapping of the shop is.
 create or replace function public.esl_connection_list(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
-    select jsonb_build_object('connections', coalesce(jsonb_agg(to_jsonb(t) order by t.source_system, t.source_store_id), '[]'))
+    select jsonb_build_object('connections', coalesce(
+        jsonb_agg(to_jsonb(t) order by t.source_system, t.source_store_id), '[]'))
     from (
-        select k.source_system, k.source_store_id, case when c.ended_at is null then c.subscriptions end as subscriptions,
+        select k.source_system, k.source_store_id,
+               case when c.ended_at is null then c.subscriptions end as subscriptions,
                case when c.ended_at is not null then c.subscriptions end as formerly,
                c.connected_at, c.connected_by, c.ended_at, c.ended_by,
                coalesce(c.first_webhook_at, (
@@ -114,13 +119,13 @@ language sql volatile security definer set search_path = '' as $$
         left join esl.shop_deliveries d using (source_system, source_store_id)
         left join esl.refused() r using (source_system, source_store_id)
         where p -> 'shops' is null or (k.source_system, k.source_store_id) in (
-            select * from jsonb_to_recordset(p -> 'shops') as w (source_system text, source_store_id text))) t
+            select * from jsonb_populate_recordset(null::esl.shop_row, p -> 'shops'))) t
 $$;
 
 -- {receiver, refused: [{source_system, source_store_id, refused, since, last_at}]} -> {mapped: [{source_system,
--- source_store_id}]}: what a receiver's process has counted of wrong signatures, and the shops to count for. Told every few
--- seconds whatever came, so that nobody outside can cause a call. Only mapped shops are kept, and no time ahead of ours.
--- 22023: none that a receiver sends.
+-- source_store_id}]}: what a receiver's process has counted of wrong signatures, and the shops to count for. Told every
+-- few seconds whatever came, so that nobody outside can cause a call. Only mapped shops are kept, and no time ahead of
+-- ours. 22023: none that a receiver sends.
 create or replace function public.esl_refusals_note(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
@@ -130,8 +135,7 @@ begin
     insert into esl.refused_signatures as o (source_system, source_store_id, receiver, refused, since, last_at)
     select r.source_system, r.source_store_id, p ->> 'receiver', max(r.refused), least(min(r.since), now()),
            least(max(r.last_at), now())
-    from jsonb_to_recordset(p -> 'refused') as r (
-        source_system text, source_store_id text, refused bigint, since timestamptz, last_at timestamptz)
+    from jsonb_populate_recordset(null::esl.refused_row, p -> 'refused') r
     where r.refused > 0 and r.since is not null and r.last_at is not null
       and esl.is_mapped(r.source_system, r.source_store_id)
     group by 1, 2 order by 1, 2

@@ -1,6 +1,7 @@
 -- What is not kept for ever: webhook bodies, and everything of a shop that has left.
 
--- The newest time that a shop's own words are of: those of its signed bodies, and a whole read of it. Null: none is known.
+-- The newest time that a shop's own words are of: those of its signed bodies, and a whole read of it. Null: none is
+-- known.
 create or replace function esl.last_said(p_system text, p_shop text) returns timestamptz
 language sql stable set search_path = '' as $$
     select greatest(
@@ -16,48 +17,72 @@ language sql stable set search_path = '' as $$
     select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
 $$;
 
--- A shop says that it has left (p_topic), in the delivery p_id. Uninstalling has a time of its own, the signed p_said_at,
--- and switches the shop's mappings off unless the shop has said something since, or was connected or its mapping activated
--- after it: a message may come late, or again. An order to erase has no time of its own: see esl_redaction_list.
-create or replace function esl.shop_left(p_id bigint, p_system text, p_shop text, p_topic text, p_said_at timestamptz)
-returns void
-language plpgsql set search_path = '' as $$
-declare v_void text; v_mapping uuid; v_said timestamptz; v_activated timestamptz; v_connected timestamptz;
+-- Why an uninstallation is void, or null: it is of before the shop's last word, or before it was connected or its
+-- mapping activated, for a message may come late, or again.
+create or replace function esl.uninstalled_void(i esl.webhook_inbox) returns text
+language plpgsql stable set search_path = '' as $$
+declare
+    v_said timestamptz := esl.last_said(i.source_system, i.source_store_id);
+    v_activated timestamptz := (
+        select max(m.activated_at) from esl.store_mappings m
+        where m.source_system = i.source_system and m.source_store_id = i.source_store_id and m.is_active);
+    v_connected timestamptz := (
+        select c.connected_at from esl.connections c
+        where c.source_system = i.source_system and c.source_store_id = i.source_store_id and c.ended_at is null);
 begin
-    if p_topic = 'shop/redact' then
-        insert into esl.redactions (source_system, source_store_id, inbox_id) values (p_system, p_shop, p_id);
-        return;
-    end if;
-    v_said := esl.last_said(p_system, p_shop);
-    select max(m.activated_at) into v_activated from esl.store_mappings m
-    where m.source_system = p_system and m.source_store_id = p_shop and m.is_active;
-    select c.connected_at into v_connected from esl.connections c
-    where c.source_system = p_system and c.source_store_id = p_shop and c.ended_at is null;
-    if p_said_at is null then
-        v_void := 'void: it has no time of its own';
-    elsif v_said > p_said_at then
-        v_void := format('void: of %s, and the shop has said something of %s', esl.utc(p_said_at), esl.utc(v_said));
-    elsif date_trunc('second', v_activated) > p_said_at then
-        v_void := format('void: of %s, and its mapping was activated at %s', esl.utc(p_said_at), esl.utc(v_activated));
-    elsif date_trunc('second', v_connected) > p_said_at then
-        v_void := format('void: of %s, and the shop was connected at %s', esl.utc(p_said_at), esl.utc(v_connected));
-    else
-        for v_mapping in
-            select m.id from esl.store_mappings m
-            where m.source_system = p_system and m.source_store_id = p_shop and m.is_active
-        loop
-            perform public.esl_mapping_update(jsonb_build_object('id', v_mapping, 'is_active', false, 'by', p_topic));
-            update esl.store_mappings set switched_off = format('%s of %s', p_topic, esl.utc(p_said_at))
-            where id = v_mapping;
-        end loop;
-        -- Its subscriptions have gone with the app.
-        perform esl.end_connection(p_system, p_shop, format('%s of %s', p_topic, esl.utc(p_said_at)));
-    end if;
-    update esl.webhook_inbox set state = 'superseded', reason = v_void where id = p_id and v_void is not null;
+    return case
+        when i.said_at is null then 'void: it has no time of its own'
+        when v_said > i.said_at then
+            format('void: of %s, and the shop has said something of %s', esl.utc(i.said_at), esl.utc(v_said))
+        when date_trunc('second', v_activated) > i.said_at then
+            format('void: of %s, and its mapping was activated at %s', esl.utc(i.said_at), esl.utc(v_activated))
+        when date_trunc('second', v_connected) > i.said_at then
+            format('void: of %s, and the shop was connected at %s', esl.utc(i.said_at), esl.utc(v_connected)) end;
 end $$;
 
--- What speaks against an order to erase a shop, or null: the shop was activated or connected after it, or has said something
--- after it uninstalled the app. Where that is not known: in the 48 h before the order, for Shopify sends it no earlier.
+-- A shop has uninstalled the app, and its subscriptions have gone with it: its mappings are switched off.
+create or replace function esl.switch_off(p_system text, p_shop text, p_by text, p_message text) returns void
+language plpgsql set search_path = '' as $$
+declare v_mapping uuid;
+begin
+    for v_mapping in
+        select m.id from esl.store_mappings m
+        where m.source_system = p_system and m.source_store_id = p_shop and m.is_active
+    loop
+        perform public.esl_mapping_update(jsonb_build_object('id', v_mapping, 'is_active', false, 'by', p_by));
+        update esl.store_mappings set switched_off = p_message where id = v_mapping;
+    end loop;
+    perform esl.end_connection(p_system, p_shop, p_message);
+end $$;
+
+-- Those of these deliveries that say that a shop has left take effect. Uninstalling has a time of its own, which is
+-- signed; an order to erase has none: see esl_redaction_list.
+create or replace function esl.shops_left(p_ids bigint[]) returns void
+language plpgsql set search_path = '' as $$
+declare i esl.webhook_inbox; v_void text;
+begin
+    for i in
+        select * from esl.webhook_inbox w
+        where w.id = any (p_ids) and w.topic in ('app/uninstalled', 'shop/redact') and w.state = 'done' order by w.id
+    loop
+        if i.topic = 'shop/redact' then
+            insert into esl.redactions (source_system, source_store_id, inbox_id)
+            values (i.source_system, i.source_store_id, i.id);
+            continue;
+        end if;
+        v_void := esl.uninstalled_void(i);
+        if v_void is null then
+            perform esl.switch_off(i.source_system, i.source_store_id, i.topic,
+                                   format('%s of %s', i.topic, esl.utc(i.said_at)));
+        else
+            update esl.webhook_inbox set state = 'superseded', reason = v_void where id = i.id;
+        end if;
+    end loop;
+end $$;
+
+-- What speaks against an order to erase a shop, or null: the shop was activated or connected after it, or has said
+-- something after it uninstalled the app. Where that is not known: in the 48 h before the order, for Shopify sends it
+-- no earlier.
 create or replace function esl.redaction_void(r esl.redactions) returns text
 language sql stable set search_path = '' as $$
     select case
@@ -86,9 +111,10 @@ language sql volatile set search_path = '' as $$
     update esl.webhook_inbox i set state = 'superseded', reason = p_void from closed c where i.id = c.inbox_id
 $$;
 
--- {} -> {redactions: [{id, source_system, source_store_id, requested_at}]}: orders to erase a shop that wait for the answer
--- of esl_redaction_decide. Void ones are closed with their reason; while a mapping of the shop is active, its order waits,
--- and for its first two days (not_before): the lie of a stolen receiver login is seen meanwhile, a shop that returns is back.
+-- {} -> {redactions: [{id, source_system, source_store_id, requested_at}]}: orders to erase a shop that wait for the
+-- answer of esl_redaction_decide. Void ones are closed with their reason; while a mapping of the shop is active, its
+-- order waits, and for its first two days (not_before): the lie of a stolen receiver login is seen meanwhile, a shop
+-- that returns is back.
 create or replace function public.esl_redaction_list(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
@@ -98,19 +124,15 @@ begin
                 'id', r.id, 'source_system', r.source_system, 'source_store_id', r.source_store_id,
                 'requested_at', r.requested_at) order by r.id), '[]'))
             from esl.redactions r
-            where r.finished_at is null and r.confirmed_at is null and r.not_before <= now() and not esl.is_active(r));
+            where r.finished_at is null and r.confirmed_at is null and r.not_before <= now()
+              and not esl.has_active_mapping(r.source_system, r.source_store_id));
 end $$;
-
-create or replace function esl.is_active(r esl.redactions) returns boolean
-language sql stable set search_path = '' as $$
-    select exists (select from esl.store_mappings m
-                   where m.source_system = r.source_system and m.source_store_id = r.source_store_id and m.is_active)
-$$;
 
 -- Whether a shop may be erased now.
 create or replace function esl.may_redact(r esl.redactions) returns boolean
 language sql stable set search_path = '' as $$
-    select r.finished_at is null and r.confirmed_at is not null and r.not_before <= now() and not esl.is_active(r) and esl.redaction_void(r) is null
+    select r.finished_at is null and r.confirmed_at is not null and r.not_before <= now()
+           and not esl.has_active_mapping(r.source_system, r.source_store_id) and esl.redaction_void(r) is null
 $$;
 
 -- {id, token_works} -> {confirmed}: whether the shop still takes our Admin token (false too where there is none). If it
@@ -122,22 +144,18 @@ begin
         perform esl.redaction_close((p ->> 'id')::bigint, 'void: the shop still takes our Admin token');
     else
         update esl.redactions r set confirmed_at = coalesce(r.confirmed_at, clock_timestamp())
-        where r.id = (p ->> 'id')::bigint and r.finished_at is null and r.not_before <= now() and not esl.is_active(r);
+        where r.id = (p ->> 'id')::bigint and r.finished_at is null and r.not_before <= now()
+          and not esl.has_active_mapping(r.source_system, r.source_store_id);
     end if;
     return (select jsonb_build_object('confirmed', coalesce(bool_or(r.confirmed_at is not null), false))
             from esl.redactions r where r.id = (p ->> 'id')::bigint);
 end $$;
 
--- Deletes up to p_limit rows per table of what a shop has told us, and what was made of it; how many went. What stays
--- is about labels and about us, not about people: the mappings (inactive), the audit of what labels showed (sync_log,
--- approvals, drift, price_history), the ledger of what the label server still holds, and, without their bodies, the
--- deliveries that ended the relation, so that they cannot be replayed.
-create or replace function esl.redact(p_system text, p_shop text, p_limit int) returns int
+-- The tables that are about a shop by its name, of which nothing stays.
+create or replace function esl.forget_shop(p_system text, p_shop text, p_limit int) returns int
 language plpgsql set search_path = '' as $$
-declare v_table text; v_mappings uuid[]; v_rows int; v_all int;
+declare v_table text; v_rows int; v_all int;
 begin
-    select coalesce(array_agg(id), '{}') into v_mappings from esl.store_mappings
-    where source_system = p_system and source_store_id = p_shop;
     delete from esl.webhook_inbox where id in (
         select id from esl.webhook_inbox
         where source_system = p_system and source_store_id = p_shop and topic not in ('app/uninstalled', 'shop/redact')
@@ -156,39 +174,55 @@ begin
         get diagnostics v_rows = row_count;
         v_all := v_all + v_rows;
     end loop;
-    delete from esl.turns where party = p_system || ':' || p_shop or party = any (v_mappings::text[]);
     delete from esl.snapshot_variants n where not exists (select from esl.snapshots s where s.id = n.snapshot_id);
     delete from esl.snapshot_levels n where not exists (select from esl.snapshots s where s.id = n.snapshot_id);
-
-    -- A label that still hangs keeps a row without content, so that it can leave if the mapping is ever used again.
-    update esl.labels l
-    set state = 'withdrawn', code = null, label = null, label_hash = null, precedence = null, event_ids = '{}'
-    where l.mapping_id = any (v_mappings) and (l.state <> 'withdrawn' or l.code is not null)
-      and exists (select from esl.hipoink_products s where s.mapping_id = l.mapping_id and s.variant_id = l.variant_id);
-    get diagnostics v_rows = row_count;
-    v_all := v_all + v_rows;
-    delete from esl.labels l
-    where l.mapping_id = any (v_mappings)
-      and not exists (select from esl.hipoink_products s where s.mapping_id = l.mapping_id and s.variant_id = l.variant_id);
-    get diagnostics v_rows = row_count;
-    v_all := v_all + v_rows;
-    delete from esl.findings where mapping_id = any (v_mappings);
-    get diagnostics v_rows = row_count;
-    v_all := v_all + v_rows;
-    delete from esl.sync_queue where mapping_id = any (v_mappings) and state <> 'leased';
-    get diagnostics v_rows = row_count;
-    v_all := v_all + v_rows;
     return v_all;
 end $$;
 
--- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, unmapped, redacted, more}: one batch; call again
--- while more. Deletes what has waited keep_bodies_days for a store to be mapped (see esl_inbox_add), and counts it. Nulls the bodies of finished deliveries (their hashes stay, so that copies are still known), deletes later those
--- that protect nothing any more, and what shops have asked to be forgotten, once that is confirmed
--- (esl_redaction_decide) and for as long as nothing speaks against it.
-create or replace function public.esl_housekeep(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
+-- What was made of a shop's products for its mappings. A label that still hangs keeps a row without content, so that it
+-- can leave if the mapping is ever used again.
+create or replace function esl.forget_labels(p_mappings uuid[]) returns int
+language sql volatile set search_path = '' as $$
+    with emptied as (
+        update esl.labels l
+        set state = 'withdrawn', code = null, label = null, label_hash = null, precedence = null, event_ids = '{}'
+        where l.mapping_id = any (p_mappings) and (l.state <> 'withdrawn' or l.code is not null)
+          and exists (select from esl.hipoink_products s
+                      where s.mapping_id = l.mapping_id and s.variant_id = l.variant_id)
+        returning 1
+    ), labels as (
+        delete from esl.labels l
+        where l.mapping_id = any (p_mappings)
+          and not exists (select from esl.hipoink_products s
+                          where s.mapping_id = l.mapping_id and s.variant_id = l.variant_id)
+        returning 1
+    ), findings as (
+        delete from esl.findings where mapping_id = any (p_mappings) returning 1
+    ), queue as (
+        delete from esl.sync_queue where mapping_id = any (p_mappings) and state <> 'leased' returning 1
+    )
+    select (select count(*) from emptied)::int + (select count(*) from labels)::int
+           + (select count(*) from findings)::int + (select count(*) from queue)::int
+$$;
+
+-- Deletes up to p_limit rows per table of what a shop has told us, and what was made of it; how many went. What stays
+-- is about labels and about us, not about people: the mappings (inactive), the audit of what labels showed (sync_log,
+-- approvals, drift, price_history), the ledger of what the label server still holds, and, without their bodies, the
+-- deliveries that ended the relation, so that they cannot be replayed.
+create or replace function esl.redact(p_system text, p_shop text, p_limit int) returns int
+language plpgsql set search_path = '' as $$
 declare
-    r esl.redactions; v_bodies int; v_deliveries int; v_unmapped int; v_rows int := 0; v_limit int := (p ->> 'limit')::int;
+    v_mappings uuid[] := array(select id from esl.store_mappings
+                               where source_system = p_system and source_store_id = p_shop);
+begin
+    delete from esl.turns where party = p_system || ':' || p_shop or party = any (v_mappings::text[]);
+    return esl.forget_shop(p_system, p_shop, p_limit) + esl.forget_labels(v_mappings);
+end $$;
+
+-- Deletes what has waited p_days for a store to be mapped (see esl_inbox_add), and counts it; how many.
+create or replace function esl.expire_unmapped(p_days int, p_limit int) returns int
+language plpgsql volatile set search_path = '' as $$
+declare v_expired int;
 begin
     with gone as (
         delete from esl.webhook_inbox where id in (
@@ -197,44 +231,73 @@ begin
             cross join lateral (
                 select e.id, e.received_at from esl.webhook_inbox e
                 where e.source_system = s.source_system and e.source_store_id = s.source_store_id and e.state = 'ready'
-                order by e.id limit v_limit for update skip locked) i
+                order by e.id limit p_limit for update skip locked) i
             where not esl.is_mapped(s.source_system, s.source_store_id)
-              and i.received_at < now() - make_interval(days => (p ->> 'keep_bodies_days')::int)
-            limit v_limit)
+              and i.received_at < now() - make_interval(days => p_days)
+            limit p_limit)
         returning source_system, source_store_id
     ), counted as (
         insert into esl.shop_deliveries as o (source_system, source_store_id, expired)
         select source_system, source_store_id, count(*) from gone group by 1, 2 order by 1, 2
         on conflict (source_store_id, source_system) do update set expired = o.expired + excluded.expired
     )
-    select count(*) into v_unmapped from gone;
+    select count(*) into v_expired from gone;
+    return v_expired;
+end $$;
 
+-- Nulls the bodies of deliveries that were finished p_days ago (their hashes stay, so that copies are still known).
+create or replace function esl.drop_bodies(p_days int, p_limit int) returns int
+language plpgsql volatile set search_path = '' as $$
+declare v_bodies int;
+begin
     update esl.webhook_inbox set body = null
     where id in (
         select id from esl.webhook_inbox
-        where body is not null and finished_at < now() - make_interval(days => (p ->> 'keep_bodies_days')::int)
-        order by finished_at limit v_limit for update skip locked);
+        where body is not null and finished_at < now() - make_interval(days => p_days)
+        order by finished_at limit p_limit for update skip locked);
     get diagnostics v_bodies = row_count;
+    return v_bodies;
+end $$;
 
-    -- These bodies carry a signed time of their own: a copy that is no longer known is older than what is stored, and so
-    -- superseded (see esl_variants_merge). The others (products/delete, shop/redact, …) are known by their hash alone.
+-- Deletes deliveries that were finished p_days ago and protect nothing any more: of bodies that carry a signed time of
+-- their own, a copy that is no longer known is older than what is stored, and so superseded (see esl_variants_merge);
+-- and what could not be used. The others (of deleted products, orders to erase) are known by their hash alone.
+create or replace function esl.forget_deliveries(p_days int, p_limit int) returns int
+language plpgsql volatile set search_path = '' as $$
+declare v_deliveries int;
+begin
     delete from esl.webhook_inbox
     where id in (
         select id from esl.webhook_inbox
-        where topic in ('products/create', 'products/update', 'inventory_levels/update', 'app/uninstalled')
-          and finished_at < now() - make_interval(days => (p ->> 'keep_deliveries_days')::int)
-        order by finished_at limit v_limit for update skip locked);
+        where (said_at is not null or state = 'unusable') and finished_at < now() - make_interval(days => p_days)
+        order by finished_at limit p_limit for update skip locked);
     get diagnostics v_deliveries = row_count;
+    return v_deliveries;
+end $$;
 
+-- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, unmapped, redacted, more}: one batch; call
+-- again while more. Deletes what has waited keep_bodies_days for a store to be mapped, the bodies of finished
+-- deliveries, later the deliveries that protect nothing, and what shops have asked to be forgotten, once that is
+-- confirmed (esl_redaction_decide) and for as long as nothing speaks against it.
+create or replace function public.esl_housekeep(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
+declare
+    r esl.redactions; v_limit int := (p ->> 'limit')::int;
+    v_unmapped int; v_bodies int; v_deliveries int; v_redacted int := 0;
+begin
+    v_unmapped := esl.expire_unmapped((p ->> 'keep_bodies_days')::int, v_limit);
+    v_bodies := esl.drop_bodies((p ->> 'keep_bodies_days')::int, v_limit);
+    v_deliveries := esl.forget_deliveries((p ->> 'keep_deliveries_days')::int, v_limit);
     select * into r from esl.redactions o
     where o.finished_at is null and esl.may_redact(o) order by o.id limit 1 for update skip locked;
     if found then
-        v_rows := esl.redact(r.source_system, r.source_store_id, v_limit);
+        v_redacted := esl.redact(r.source_system, r.source_store_id, v_limit);
         update esl.redactions
-        set removed = removed + v_rows, finished_at = case when v_rows = 0 then clock_timestamp() end
+        set removed = removed + v_redacted, finished_at = case when v_redacted = 0 then clock_timestamp() end
         where id = r.id;
     end if;
-    return jsonb_build_object('bodies', v_bodies, 'deliveries', v_deliveries, 'unmapped', v_unmapped, 'redacted', v_rows,
+    return jsonb_build_object('bodies', v_bodies, 'deliveries', v_deliveries, 'unmapped', v_unmapped,
+        'redacted', v_redacted,
         'more', v_bodies = v_limit or v_deliveries = v_limit or v_unmapped = v_limit or (r.id is not null and exists (
             select from esl.redactions o where o.finished_at is null and esl.may_redact(o))));
 end $$;

@@ -1,10 +1,5 @@
 -- The inbox: one insert per delivery, leased claims, completion.
 
-create or replace function esl.is_mapped(p_system text, p_shop text) returns boolean
-language sql stable set search_path = '' as $$
-    select exists (select from esl.store_mappings m where m.source_system = p_system and m.source_store_id = p_shop)
-$$;
-
 -- Of the deliveries those that may not wait: no store is mapped for their shop, and with them more would wait than
 -- p_bytes or p_deliveries. A mapping that is made later begins with a complete read, so nothing is missed. What is kept
 -- already is not among them, so that the same call again has the same answer.
@@ -27,103 +22,118 @@ language sql stable set search_path = '' as $$
     where w.bytes + f.bytes > p_bytes or w.deliveries + f.n > p_deliveries
 $$;
 
--- {deliveries: [...], unmapped_bytes?, unmapped_deliveries?} -> {received, inserted, waiting: {deliveries, bytes}, refused?}.
--- A delivery that is already there is not an error; 22023: none that a receiver sends (esl.check_deliveries). waiting: how much of the (first) delivery's shop waits now. refused: why
--- some were not kept (esl.not_to_keep).
--- A copy has the webhook id of another delivery, or its body and trigger time. One that was kept as unusable only because of
--- its unsigned headers gives way to a good copy; of a body that is there already, none is kept as unusable.
--- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say that a
--- shop has left come without their body and take effect here, in the same transaction (see esl.shop_left).
-create or replace function public.esl_inbox_add(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
-declare
-    v_deliveries jsonb := p -> 'deliveries'; v_added jsonb; v_again jsonb := '[]'; v_order record; v_not_kept text[];
-    v_bytes bigint := coalesce((p ->> 'unmapped_bytes')::bigint, 64000000);
-    v_most bigint := coalesce((p ->> 'unmapped_deliveries')::bigint, 20000);
+-- The deliveries without those that may not wait, which are counted.
+create or replace function esl.keepable(p_deliveries jsonb, p_bytes bigint, p_most bigint) returns jsonb
+language plpgsql volatile set search_path = '' as $$
+declare v_not_kept text[];
 begin
-    perform esl.check_deliveries(v_deliveries);
-    if exists (select from jsonb_array_elements(v_deliveries) d
-               where not esl.is_mapped(d ->> 'source_system', d ->> 'source_store_id')) then
-        with not_kept as (
-            select * from esl.not_to_keep(v_deliveries, v_bytes, v_most)
-        ), counted as (
-            insert into esl.shop_deliveries as o (source_system, source_store_id, not_kept, last_not_kept_at)
-            select source_system, source_store_id, cardinality(webhook_ids), now() from not_kept order by 1, 2
-            on conflict (source_store_id, source_system) do update
-            set not_kept = o.not_kept + excluded.not_kept, last_not_kept_at = excluded.last_not_kept_at
-        )
-        select array_agg(concat_ws(' ', n.source_system, n.source_store_id, w.id)) into v_not_kept
-        from not_kept n cross join lateral unnest(n.webhook_ids) w (id);
+    if not exists (select from jsonb_array_elements(p_deliveries) d
+                   where not esl.is_mapped(d ->> 'source_system', d ->> 'source_store_id')) then
+        return p_deliveries;
     end if;
-    if v_not_kept is not null then
-        v_deliveries := (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(v_deliveries) d
-                         where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', d ->> 'webhook_id')
-                               <> all (v_not_kept));
+    with not_kept as (
+        select * from esl.not_to_keep(p_deliveries, p_bytes, p_most)
+    ), counted as (
+        insert into esl.shop_deliveries as o (source_system, source_store_id, not_kept, last_not_kept_at)
+        select source_system, source_store_id, cardinality(webhook_ids), now() from not_kept order by 1, 2
+        on conflict (source_store_id, source_system) do update
+        set not_kept = o.not_kept + excluded.not_kept, last_not_kept_at = excluded.last_not_kept_at
+    )
+    select array_agg(concat_ws(' ', n.source_system, n.source_store_id, w.id)) into v_not_kept
+    from not_kept n cross join lateral unnest(n.webhook_ids) w (id);
+    if v_not_kept is null then
+        return p_deliveries;
     end if;
+    return (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(p_deliveries) d
+            where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', d ->> 'webhook_id')
+                  <> all (v_not_kept));
+end $$;
 
+-- Keeps deliveries that are not there yet, and says which rows these are. A copy has the webhook id of another
+-- delivery, or its body and trigger time; of a body that is there already, none is kept as unusable.
+create or replace function esl.add_deliveries(p_deliveries jsonb) returns bigint[]
+language plpgsql volatile set search_path = '' as $$
+declare v_ids bigint[];
+begin
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
-                                       api_version, order_key, said_at, body, body_sha256, state, reason, proven, finished_at)
+                                       api_version, said_at, body, body_sha256, state, reason, proven, finished_at)
         select d.source_system, d.source_store_id, d.topic, d.webhook_id, d.event_id, d.triggered_at,
-               d.api_version, d.order_key, d.said_at,
+               d.api_version, d.said_at,
                -- Of a shop without a store nobody looks at what cannot be used: its hash and the reason are enough.
                case when d.state = 'ready' or esl.is_mapped(d.source_system, d.source_store_id)
                     then decode(d.body_base64, 'base64') end,
                d.body_sha256, d.state, d.reason, coalesce(d.proven, false), case when d.state <> 'ready' then now() end
-        from jsonb_to_recordset(v_deliveries) as d (
-            source_system text, source_store_id text, topic text, webhook_id text, event_id text,
-            triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
-            body_sha256 text, state text, reason text, proven boolean)
+        from jsonb_populate_recordset(null::esl.delivery_row, p_deliveries) d
         where d.state <> 'unusable' or not exists (
             select from esl.webhook_inbox i
             where i.body_sha256 = d.body_sha256 and i.topic = d.topic and i.source_store_id = d.source_store_id
               and i.source_system = d.source_system)
         on conflict do nothing
-        returning id, source_system, source_store_id, topic, state, said_at
+        returning id
     )
-    select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_added from added a;
+    select coalesce(array_agg(id), '{}') into v_ids from added;
+    return v_ids;
+end $$;
 
-    if jsonb_array_length(v_added) < jsonb_array_length(v_deliveries) then
-        with again as (
-            update esl.webhook_inbox i
-            set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version,
-                order_key = d.order_key, said_at = d.said_at, body = decode(d.body_base64, 'base64'), received_at = now(),
-                state = d.state, reason = d.reason, attempts = 0, proven = coalesce(d.proven, false),
-                finished_at = case when d.state <> 'ready' then now() end
-            from jsonb_to_recordset(v_deliveries) as d (
-                source_system text, source_store_id text, topic text, webhook_id text, event_id text,
-                triggered_at timestamptz, api_version text, order_key text, said_at timestamptz, body_base64 text,
-                body_sha256 text, state text, reason text, proven boolean)
-            where i.source_system = d.source_system and i.source_store_id = d.source_store_id
-              and i.topic = d.topic and i.body_sha256 = d.body_sha256
-              and i.state = 'unusable' and d.state <> 'unusable'
-              and (i.webhook_id = d.webhook_id or i.triggered_at is not distinct from d.triggered_at)
-              and not exists (
-                  select from esl.webhook_inbox o
-                  where o.body_sha256 = d.body_sha256 and o.topic = d.topic and o.source_store_id = d.source_store_id
-                    and o.source_system = d.source_system and o.triggered_at is not distinct from d.triggered_at
-                    and o.id <> i.id)
-            returning i.id, i.source_system, i.source_store_id, i.topic, i.state, i.said_at
-        )
-        select coalesce(jsonb_agg(to_jsonb(a)), '[]') into v_again from again a;
+-- What was kept as unusable only because of its unsigned headers gives way to a good copy; which rows these are.
+create or replace function esl.take_over_deliveries(p_deliveries jsonb) returns bigint[]
+language plpgsql volatile set search_path = '' as $$
+declare v_ids bigint[];
+begin
+    with again as (
+        update esl.webhook_inbox i
+        set event_id = d.event_id, triggered_at = d.triggered_at, api_version = d.api_version, said_at = d.said_at,
+            body = decode(d.body_base64, 'base64'), received_at = now(), state = d.state, reason = d.reason,
+            attempts = 0, proven = coalesce(d.proven, false), finished_at = case when d.state <> 'ready' then now() end
+        from jsonb_populate_recordset(null::esl.delivery_row, p_deliveries) d
+        where i.source_system = d.source_system and i.source_store_id = d.source_store_id
+          and i.topic = d.topic and i.body_sha256 = d.body_sha256
+          and i.state = 'unusable' and d.state <> 'unusable'
+          and (i.webhook_id = d.webhook_id or i.triggered_at is not distinct from d.triggered_at)
+          and not exists (
+              select from esl.webhook_inbox o
+              where o.body_sha256 = d.body_sha256 and o.topic = d.topic and o.source_store_id = d.source_store_id
+                and o.source_system = d.source_system and o.triggered_at is not distinct from d.triggered_at
+                and o.id <> i.id)
+        returning i.id
+    )
+    select coalesce(array_agg(id), '{}') into v_ids from again;
+    return v_ids;
+end $$;
+
+-- {deliveries: [...], unmapped_bytes?, unmapped_deliveries?} -> {received, inserted, waiting: {deliveries, bytes},
+-- refused?}. A delivery that is already there is not an error; 22023: none that a receiver sends
+-- (esl.check_deliveries). waiting: how much of the (first) delivery's shop waits now. refused: why some were not kept
+-- (esl.not_to_keep).
+-- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say
+-- that a shop has left come without their body and take effect here, in the same transaction (see esl.shop_left).
+create or replace function public.esl_inbox_add(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    v_deliveries jsonb := p -> 'deliveries'; v_received int := jsonb_array_length(v_deliveries); v_ids bigint[];
+    v_bytes bigint := coalesce((p ->> 'unmapped_bytes')::bigint, 64000000);
+    v_most bigint := coalesce((p ->> 'unmapped_deliveries')::bigint, 20000);
+    v_kept int; v_waiting jsonb;
+begin
+    perform esl.check_deliveries(v_deliveries);
+    v_deliveries := esl.keepable(v_deliveries, v_bytes, v_most);
+    v_kept := jsonb_array_length(v_deliveries);
+    v_ids := esl.add_deliveries(v_deliveries);
+    if cardinality(v_ids) < v_kept then
+        v_ids := v_ids || esl.take_over_deliveries(v_deliveries);
     end if;
+    perform esl.shops_left(v_ids);
 
-    for v_order in
-        select * from jsonb_to_recordset(v_added || v_again) as l (
-            id bigint, source_system text, source_store_id text, topic text, state text, said_at timestamptz)
-        where l.topic in ('app/uninstalled', 'shop/redact') and l.state = 'done' order by l.id
-    loop
-        perform esl.shop_left(v_order.id, v_order.source_system, v_order.source_store_id, v_order.topic, v_order.said_at);
-    end loop;
-
-    return jsonb_build_object('received', jsonb_array_length(p -> 'deliveries'),
-                              'inserted', jsonb_array_length(v_added || v_again))
-        || coalesce((select jsonb_build_object('waiting', to_jsonb(w))
-                     from esl.waiting(p #>> '{deliveries,0,source_system}', p #>> '{deliveries,0,source_store_id}') w
-                     where p #> '{deliveries,0}' is not null), '{}')
-        || case when v_not_kept is null then '{}' else jsonb_build_object('refused', format(
-               'no store is mapped for the shop, and no more than %s MB or %s deliveries of it may wait',
-               v_bytes / 1000000, v_most)) end;
+    if v_received > 0 then
+        v_waiting := to_jsonb(esl.waiting(p #>> '{deliveries,0,source_system}',
+                                          p #>> '{deliveries,0,source_store_id}'));
+    end if;
+    return jsonb_strip_nulls(jsonb_build_object(
+        'received', v_received, 'inserted', cardinality(v_ids), 'waiting', v_waiting,
+        'refused', case when v_kept < v_received then format(
+            'no store is mapped for the shop, and no more than %s MB or %s deliveries of it may wait',
+            v_bytes / 1000000, v_most) end));
 end $$;
 
 -- Notes that parties have had their turn now. In one order, so that no two wait for each other in a circle.
@@ -134,79 +144,87 @@ language sql volatile set search_path = '' as $$
     on conflict (party, queue) do update set taken_at = excluded.taken_at
 $$;
 
+-- What the next claim takes (ids), and what has been claimed too often (dead); arguments as of esl_inbox_claim. Shops
+-- take turns: of each its oldest events, as many bytes of one as of another, whoever waited longest for its turn first.
+-- Where a shop's oldest event was claimed before and never finished, something may be in it that no run survives: that
+-- shop is claimed alone when it is its turn, and each time half as much of it, until the culprit stands alone and dies
+-- of its attempts without company. The others never share a claim with it.
+create or replace function esl.next_deliveries(p jsonb, p_now timestamptz, out ids bigint[], out dead bigint[])
+language plpgsql stable set search_path = '' as $$
+declare v_attempts int := (p ->> 'max_attempts')::int;
+begin
+    with heads as materialized (
+        select s.source_system, s.source_store_id, h.id, h.attempts, t.taken_at
+        from (select distinct m.source_system, m.source_store_id from esl.store_mappings m
+              where p -> 'shop' is null or (m.source_system, m.source_store_id)
+                    = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}')) s
+        cross join lateral (
+            select e.id, e.attempts from esl.webhook_inbox e
+            where e.source_system = s.source_system and e.source_store_id = s.source_store_id
+              and (e.state = 'ready' or (e.state = 'leased' and e.lease_until < p_now))
+            order by e.id limit 1) h
+        left join esl.turns t on t.party = s.source_system || ':' || s.source_store_id and t.queue = 'inbox'
+    ), next as (
+        select h.id, h.attempts from heads h order by h.taken_at nulls first, h.id limit 1
+    ), served as materialized (
+        select h.*, count(*) over () as shops
+        from heads h join next n on case when n.attempts > 0 then h.id = n.id else h.attempts = 0 end
+    ), open_events as materialized (
+        -- A few rows of each shop are enough: what it has more comes with its next turn.
+        select e.*, s.taken_at, sum(e.bytes) over (partition by s.id order by e.id) - e.bytes as has_taken
+        from served s cross join lateral (
+            select i.id, i.attempts, coalesce(octet_length(i.body), 0) + 1000 as bytes from esl.webhook_inbox i
+            where i.source_system = s.source_system and i.source_store_id = s.source_store_id and i.id >= s.id
+              and (i.state = 'ready' or (i.state = 'leased' and i.lease_until < p_now))
+              and (s.attempts > 0 or i.attempts = 0)
+            order by i.id limit (2 * (p ->> 'limit')::int + s.shops - 1) / s.shops) e
+    ), placed as (
+        select id, row_number() over in_turn as place, sum(bytes) over in_turn - bytes as bytes_before,
+               case when first_value(attempts) over in_turn < v_attempts - 1
+                    then 2 ^ first_value(attempts) over in_turn end as part  -- null: one alone
+        from open_events where attempts < v_attempts
+        window in_turn as (order by has_taken, taken_at nulls first, id)
+    )
+    select (select array_agg(id) from placed
+            where place = 1 or (place <= (p ->> 'limit')::int / part
+                                and bytes_before < (p ->> 'max_bytes')::bigint / part)),
+           (select array_agg(id) from open_events where attempts >= v_attempts)
+    into ids, dead;
+end $$;
+
+-- The rows of these that are still open, locked; what somebody else works with is left out. (The case: of a condition
+-- like that of the index of open deliveries the planner would walk all of that.)
+create or replace function esl.lock_open(p_ids bigint[], p_now timestamptz) returns bigint[]
+language plpgsql volatile set search_path = '' as $$
+begin
+    return array(
+        select i.id from esl.webhook_inbox i
+        where i.id = any (p_ids) and case i.state when 'leased' then i.lease_until < p_now else i.state = 'ready' end
+        for update skip locked);
+end $$;
+
 -- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}
--- -> {events: [...]}, oldest first. Only shops with a mapping: the others' events wait.
+-- -> {events: [...]}, oldest first (see esl.next_deliveries). Only shops with a mapping: the others' events wait.
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
--- Shops take turns: of each its oldest events, as many bytes of one as of another, whoever waited longest for its turn first.
--- Where a shop's oldest event was claimed before and never finished, something may be in it that no run survives: that shop
--- is claimed alone when it is its turn, and each time half as much of it, until the culprit stands alone and dies of its
--- attempts without company. The others never share a claim with it.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_claim    uuid := (p ->> 'claim_id')::uuid;
-    v_now      timestamptz := clock_timestamp();
-    v_attempts int := (p ->> 'max_attempts')::int;
-    v_ids      bigint[];
-    v_dead     bigint[];
-    v_shops    text[];
+    v_claim uuid := (p ->> 'claim_id')::uuid; v_now timestamptz := clock_timestamp();
+    v_next record; v_ids bigint[]; v_shops text[];
 begin
     if not exists (select from esl.webhook_inbox where claim_id = v_claim and state = 'leased') then
-        with heads as materialized (
-            select s.source_system, s.source_store_id, h.id, h.attempts, t.taken_at
-            from (select distinct m.source_system, m.source_store_id from esl.store_mappings m
-                  where p -> 'shop' is null or (m.source_system, m.source_store_id)
-                        = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}')) s
-            cross join lateral (
-                select e.id, e.attempts from esl.webhook_inbox e
-                where e.source_system = s.source_system and e.source_store_id = s.source_store_id
-                  and (e.state = 'ready' or (e.state = 'leased' and e.lease_until < v_now))
-                order by e.id limit 1) h
-            left join esl.turns t on t.party = s.source_system || ':' || s.source_store_id and t.queue = 'inbox'
-        ), next as (
-            select h.id, h.attempts from heads h order by h.taken_at nulls first, h.id limit 1
-        ), served as materialized (
-            select h.*, count(*) over () as shops
-            from heads h join next n on case when n.attempts > 0 then h.id = n.id else h.attempts = 0 end
-        ), open_events as materialized (
-            -- A few rows of each shop are enough: what it has more comes with its next turn.
-            select e.*, s.taken_at, sum(e.bytes) over (partition by s.id order by e.id) - e.bytes as has_taken
-            from served s cross join lateral (
-                select i.id, i.attempts, coalesce(octet_length(i.body), 0) + 1000 as bytes from esl.webhook_inbox i
-                where i.source_system = s.source_system and i.source_store_id = s.source_store_id and i.id >= s.id
-                  and (i.state = 'ready' or (i.state = 'leased' and i.lease_until < v_now))
-                  and (s.attempts > 0 or i.attempts = 0)
-                order by i.id limit (2 * (p ->> 'limit')::int + s.shops - 1) / s.shops) e
-        ), placed as (
-            select id, row_number() over in_turn as place, sum(bytes) over in_turn - bytes as bytes_before,
-                   case when first_value(attempts) over in_turn < v_attempts - 1
-                        then 2 ^ first_value(attempts) over in_turn end as part  -- null: one alone
-            from open_events where attempts < v_attempts
-            window in_turn as (order by has_taken, taken_at nulls first, id)
-        )
-        select (select array_agg(id) from placed
-                where place = 1 or (place <= (p ->> 'limit')::int / part
-                                    and bytes_before < (p ->> 'max_bytes')::bigint / part)),
-               (select array_agg(id) from open_events where attempts >= v_attempts)
-        into v_ids, v_dead;
-
-        -- In these, a case: of a condition like that of the index of open deliveries the planner would walk all of that.
+        v_next := esl.next_deliveries(p, v_now);
+        v_ids := esl.lock_open(v_next.dead, v_now);
         update esl.webhook_inbox i
         set state = 'dead', finished_at = v_now, claim_id = null, lease_until = null,
             reason = format('given up after %s attempts: the run that read it never finished', i.attempts)
-        where i.id = any (array(
-            select d.id from esl.webhook_inbox d
-            where d.id = any (v_dead) and case d.state when 'leased' then d.lease_until < v_now else d.state = 'ready' end
-            for update skip locked));
-
+        where i.id = any (v_ids);
+        v_ids := esl.lock_open(v_next.ids, v_now);
         with claimed as (
             update esl.webhook_inbox i
             set state = 'leased', attempts = i.attempts + 1, claim_id = v_claim, run_id = p ->> 'run_id',
                 lease_until = v_now + make_interval(secs => (p ->> 'lease_seconds')::float8)
-            where i.id = any (array(
-                select c.id from esl.webhook_inbox c
-                where c.id = any (v_ids) and case c.state when 'leased' then c.lease_until < v_now else c.state = 'ready' end
-                for update skip locked))
+            where i.id = any (v_ids)
             returning i.source_system || ':' || i.source_store_id as shop
         )
         select array_agg(shop) into v_shops from claimed;

@@ -1,79 +1,11 @@
--- Whose things are, and what each source may say: names of shops, topics, and ids that are unique over all its shops.
+-- Whose things are, of sources whose ids are unique over all their shops.
 
--- What is known of each source. shop: the form of its shops' names (shop_names.SHOP). ids_are_global: an id is one thing,
--- whatever shop names it. topics: of products and stock; lifecycle: about the shop itself (receiver/deliveries.py).
-create or replace function esl.sources()
-returns table (system text, shop text, ids_are_global boolean, topics text[], lifecycle text[])
-language sql immutable set search_path = '' as $$
-    values ('shopify', '^[a-z0-9][a-z0-9-]{0,62}[.]myshopify[.]com$', true,
-            array['products/create', 'products/update', 'products/delete',
-                  'inventory_levels/update', 'inventory_levels/connect', 'inventory_levels/disconnect'],
-            array['customers/data_request', 'customers/redact', 'shop/redact', 'app/uninstalled']),
-           ('woocommerce', '^((localhost|127[.]0[.]0[.]1)(:[0-9]{1,5})?|([a-z0-9]([a-z0-9-]*[a-z0-9])?[.])+[a-z][a-z0-9-]*)'
-            '(/[a-z0-9_~-][a-z0-9._~-]{0,99}){0,8}$', false,
-            array['product.created', 'product.updated', 'product.deleted', 'product.restored'], '{}')
-$$;
-
--- Refuses what no receiver sends: whoever holds its login can say no more than a receiver could. (Whether a signature was
--- good only the receiver knows.) 22023.
-create or replace function esl.check_deliveries(p_deliveries jsonb) returns void
-language plpgsql set search_path = '' as $$
-declare v_wrong text;
-begin
-    select case
-        when s.system is null then format('source_system: no source is called %L', d.source_system)
-        when d.source_store_id ~ s.shop is not true then format('source_store_id: %L is no shop of %s', d.source_store_id, s.system)
-        when d.topic = any (s.topics || s.lifecycle) is not true then format('topic: %L is none that %s sends', d.topic, s.system)
-        when d.state in ('unusable', case when d.topic = any (s.lifecycle) then 'done' else 'ready' end) is not true
-            then format('state: a delivery of %s cannot arrive as %L', d.topic, d.state)
-        when d.topic = any (s.lifecycle) and d.body_base64 is not null then format('body_base64: none is kept of %s', d.topic)
-        when d.said_at > clock_timestamp() + interval '15 minutes' then 'said_at: is ahead of the clock'
-        end
-    into v_wrong
-    from jsonb_to_recordset(p_deliveries) as d (
-        source_system text, source_store_id text, topic text, state text, said_at timestamptz, body_base64 text)
-    left join esl.sources() s on s.system = d.source_system
-    order by 1 limit 1;  -- nulls, where nothing is wrong, come last
-    if v_wrong is not null then
-        raise exception '%', left(v_wrong, 500) using errcode = '22023';
-    end if;
-end $$;
-
--- Refuses a mapping of what is no shop of its source, for its Admin token would go there. 22023.
-create or replace function esl.check_shop(p_system text, p_shop text) returns void
-language plpgsql set search_path = '' as $$
-begin
-    if not exists (select from esl.sources() s where s.system = p_system and p_shop ~ s.shop) then
-        raise exception 'source_store_id: % is no shop of the source %', p_shop, p_system using errcode = '22023';
-    end if;
-end $$;
-
--- Refuses that a shop feeds a store that another shop is mapped to, unless the caller says that this is meant: a code that
--- both publish would be decided between them. 23P01.
-create or replace function esl.check_sharing(p_system text, p_shop text, p_store text, p_shared boolean) returns void
-language plpgsql set search_path = '' as $$
-declare v_others text;
-begin
-    select string_agg(m.source_store_id || case when m.is_active then '' else ' (inactive)' end, ', ' order by m.source_store_id)
-    into v_others from esl.store_mappings m
-    where m.hipoink_store_code = p_store and (m.source_system, m.source_store_id) <> (p_system, p_shop);
-    if v_others is not null and p_shared is not true then
-        raise exception 'store % is fed by % already: say "shared": true (stores add or set: --share) if % is to feed it as well',
-            p_store, v_others, p_shop using errcode = '23P01';
-    end if;
-end $$;
-
-create or replace function esl.has_active_mapping(p_system text, p_shop text) returns boolean
-language sql stable set search_path = '' as $$
-    select exists (select from esl.store_mappings m
-                   where m.source_system = p_system and m.source_store_id = p_shop and m.is_active)
-$$;
-
--- Of events that are done (see esl_variants_merge), those that may be another shop's body under this shop's name: only the
--- signature says for which secret a body was made, and only a header says for which shop. So nothing of a shop with a secret
--- of its own is suspected, and nothing that such a shop has counts against others: their signatures differ. Where a secret is
--- shared, a thing is whose it was settled to be (esl.contests); else an active shop that has it keeps it and the other one
--- waits, whatever came first, until it is settled. Concluded absence (body_sha256 '') is no claim. settled: by evidence.
+-- Of events that are done (see esl_variants_merge), those that may be another shop's body under this shop's name: only
+-- the signature says for which secret a body was made, and only a header says for which shop. So nothing of a shop with
+-- a secret of its own is suspected, and nothing that such a shop has counts against others: their signatures differ.
+-- Where a secret is shared, a thing is whose it was settled to be (esl.contests); else an active shop that has it keeps
+-- it and the other one waits, whatever came first, until it is settled. Concluded absence (body_sha256 '') is no claim.
+-- settled: by evidence.
 create or replace function esl.suspects(p_events jsonb)
 returns table (id bigint, source_system text, source_store_id text, thing text, owner text, is_settled boolean)
 language sql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
@@ -83,7 +15,7 @@ language sql stable set search_path = '' set plan_cache_mode = force_custom_plan
                esl.has_active_mapping(i.source_system, i.source_store_id) as is_active
         from (select x.id, x.product_id, x.inventory_item_id,
                      coalesce('product:' || x.product_id, 'inventory_item:' || x.inventory_item_id) as thing
-              from jsonb_to_recordset(p_events) as x (id bigint, state text, product_id text, inventory_item_id text)
+              from jsonb_populate_recordset(null::esl.event_row, p_events) x
               where x.state = 'done' and num_nonnulls(x.product_id, x.inventory_item_id) > 0) e
         join esl.webhook_inbox i on i.id = e.id
         where i.source_system in (select s.system from esl.sources() s where s.ids_are_global)
@@ -123,8 +55,8 @@ language sql stable set search_path = '' set plan_cache_mode = force_custom_plan
     from judged j where j.owner <> j.source_store_id
 $$;
 
--- What esl_variants_merge is given, without what is suspected: those events become unusable, and are read again when it is
--- settled; the contest is kept for people. suspected: [{id, reason}].
+-- What esl_variants_merge is given, without what is suspected: those events become unusable, and are read again when it
+-- is settled; the contest is kept for people. suspected: [{id, reason}].
 create or replace function esl.set_aside(p jsonb, out rest jsonb, out suspected jsonb)
 language plpgsql set search_path = '' as $$
 declare v_reasons jsonb; v_foreign text[];
@@ -145,7 +77,8 @@ begin
             owner = null, settled_at = null, settled_by = null, db_user = null,
             since = case when k.owner is null then k.since else clock_timestamp() end
     )
-    select jsonb_object_agg(s.id, format('replay suspected: %s %s shop %s''s', replace(replace(s.thing, ':', ' '), '_', ' '),
+    select jsonb_object_agg(s.id, format(
+               'replay suspected: %s %s shop %s''s', replace(replace(s.thing, ':', ' '), '_', ' '),
                case when s.is_settled then 'is' else 'is known as' end, s.owner)),
            array_agg(concat_ws(' ', s.source_system, s.source_store_id, s.thing))
     into v_reasons, v_foreign from suspects s;
@@ -169,8 +102,9 @@ language sql immutable set search_path = '' as $$
     where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', p_kind || (d ->> p_column)) <> all (p_foreign)
 $$;
 
--- A thing is p_owner's. What the other claimants have stored of it goes (it is not theirs, so their labels of it leave under
--- the guard of mass changes), and what p_owner said of it is read again, also what an earlier word had put out of use.
+-- A thing is p_owner's. What the other claimants have stored of it goes (it is not theirs, so their labels of it leave
+-- under the guard of mass changes), and what p_owner said of it is read again, also what an earlier word had put out of
+-- use.
 create or replace function esl.settle(p_system text, p_thing text, p_owner text, p_by text) returns void
 language plpgsql set search_path = '' as $$
 declare k esl.contests; v_product text := substring(p_thing from '^product:(.*)$'); v_redo boolean;
@@ -180,17 +114,19 @@ begin
     update esl.product_versions v set deleted = true, body_sha256 = '', missing_variants = 0
     where v.product_id = v_product and v.source_system = p_system and v.source_store_id = any (k.shops)
       and v.source_store_id <> p_owner and not v.deleted;
-    update esl.products o set removed = true, event_ids = '{}', revision = nextval('esl.revision'), due = true, changed_at = now()
+    update esl.products o
+    set removed = true, event_ids = '{}', revision = nextval('esl.revision'), due = true, changed_at = now()
     where o.product_id = v_product and o.source_system = p_system and o.source_store_id = any (k.shops)
       and o.source_store_id <> p_owner and not o.removed;
     v_redo := exists (select from esl.product_versions v where v.product_id = v_product and v.source_store_id = p_owner
                       and v.source_system = p_system and v.deleted and v.body_sha256 = '');
     perform esl.read_again(array(
         select i.id from esl.webhook_inbox i
-        where i.contested = p_thing and i.source_store_id = p_owner and i.source_system = p_system and i.state = 'unusable'
+        where i.contested = p_thing and i.source_store_id = p_owner and i.source_system = p_system
+          and i.state = 'unusable'
         union all
         select i.id from esl.webhook_inbox i
-        where v_redo and i.order_key = p_thing and i.source_store_id = p_owner and i.source_system = p_system
+        where v_redo and i.thing = p_thing and i.source_store_id = p_owner and i.source_system = p_system
           and i.state in ('done', 'superseded')));
 end $$;
 
@@ -212,9 +148,9 @@ begin
     end if;
 end $$;
 
--- What a read of a shop says of things that are contested (arguments as of esl_variants_merge): the Admin API answers for
--- its shop alone, so what it names is the shop's, and what it does not find when asked for it is not. What it names stands
--- above every other evidence, a person's word too.
+-- What a read of a shop says of things that are contested (arguments as of esl_variants_merge): the Admin API answers
+-- for its shop alone, so what it names is the shop's, and what it does not find when asked for it is not. What it names
+-- stands above every other evidence, a person's word too.
 create or replace function esl.settle_by_read(p jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare r record;
@@ -226,12 +162,10 @@ begin
         select k.source_system, k.thing, s.source_store_id, bool_and(s.is_absent) as is_absent
         from esl.contests k join (
             select d.source_system, d.source_store_id, 'product:' || d.product_id as thing, d.deleted as is_absent
-            from jsonb_to_recordset(p -> 'products') as d (
-                source_system text, source_store_id text, product_id text, deleted boolean)
+            from jsonb_populate_recordset(null::esl.product_row, p -> 'products') d
             union all
             select d.source_system, d.source_store_id, 'inventory_item:' || d.inventory_item_id, false
-            from jsonb_to_recordset((p -> 'variants') || (p -> 'levels')) as d (
-                source_system text, source_store_id text, inventory_item_id text)
+            from jsonb_populate_recordset(null::esl.item_row, (p -> 'variants') || (p -> 'levels')) d
         ) s on s.thing = k.thing and s.source_system = k.source_system
         where k.owner is null or (k.owner <> s.source_store_id and not s.is_absent
                                   and k.settled_by <> 'the Admin API of ' || k.owner)
@@ -252,8 +186,8 @@ language sql set search_path = '' as $$
     where k.owner is null and k.source_system = p_system and p_shop = any (k.shops) and k.since < p_as_of
 $$;
 
--- A shop's mapping has been made, changed or switched: only active shops contest anything. Where fewer than two are left of
--- them, what waited is read again; so is what waited of this shop.
+-- A shop's mapping has been made, changed or switched: only active shops contest anything. Where fewer than two are
+-- left of them, what waited is read again; so is what waited of this shop.
 create or replace function esl.contest_again(p_system text, p_shop text) returns void
 language plpgsql set search_path = '' as $$
 declare v_over text[];
@@ -271,12 +205,13 @@ begin
           and esl.has_active_mapping(i.source_system, i.source_store_id)));
 end $$;
 
--- {source_system, source_store_id, thing?, by} -> {things}: a person says that the thing (product:1, inventory_item:1), or
--- without it all that is open of what this shop claims, is this shop's. things: those that are its own now.
+-- {source_system, source_store_id, thing?, by} -> {things}: a person says that the thing (product:1, inventory_item:1),
+-- or without it all that is open of what this shop claims, is this shop's. things: those that are its own now.
 create or replace function public.esl_owner_settle(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-    perform esl.settle(k.source_system, k.thing, p ->> 'source_store_id', coalesce(p ->> 'by', 'role:' || session_user))
+    perform esl.settle(k.source_system, k.thing, p ->> 'source_store_id',
+                       coalesce(p ->> 'by', 'role:' || session_user))
     from esl.contests k
     where k.source_system = p ->> 'source_system' and p ->> 'source_store_id' = any (k.shops)
       and k.owner is distinct from p ->> 'source_store_id'

@@ -1,12 +1,37 @@
--- What SQL reads of a mapping's settings and of labels. SQL may write settings too, and the label server fills what the
--- ledger says of foreign labels: whatever they hold, nothing here raises, for it would raise on paths that serve all.
+-- What SQL reads of a mapping's settings. SQL may write them too: whatever they hold, nothing here raises, for it would
+-- raise on paths that serve all.
 
--- A whole number of the settings; the default where there is none from p_least to p_most. (labels/policy.py has the same
--- defaults and bounds.)
-create or replace function esl.policy_number(p_settings jsonb, p_name text, p_default int, p_least int, p_most int)
-returns int language sql immutable as $$
-    select coalesce(case when n between p_least and p_most and n = trunc(n) then n::int end, p_default)
-    from (select case when jsonb_typeof(p_settings -> p_name) = 'number' then (p_settings ->> p_name)::numeric end as n) x
+-- What holds where a mapping's settings say nothing, of all that SQL reads of them. (labels/policy.py has the same.)
+create or replace function esl.policy_defaults() returns jsonb
+language sql immutable as $$
+    select '{"max_change_pct": 80, "guard_labels": 5, "guard_share_pct": 20, "guard_hours": 24,
+             "max_held_share_pct": 20, "raise_window": null, "show_compare_at": "never", "refresh": "after_push",
+             "owns_store": false}'::jsonb
+$$;
+
+-- The least and the most of each number among them.
+create or replace function esl.policy_bounds() returns jsonb
+language sql immutable as $$
+    select '{"max_change_pct": [1, 1000000000], "guard_labels": [0, 1000000000], "guard_share_pct": [0, 100],
+             "guard_hours": [1, 720], "max_held_share_pct": [0, 100]}'::jsonb
+$$;
+
+-- A whole number of the settings; the default where there is none within its bounds.
+create or replace function esl.policy_number(p_settings jsonb, p_name text) returns int
+language sql immutable as $$  -- without a query in it, so that it is inlined
+    select coalesce(
+        case when jsonb_typeof(p_settings -> p_name) = 'number' then
+            case when (p_settings ->> p_name)::numeric between (esl.policy_bounds() -> p_name ->> 0)::int
+                                                           and (esl.policy_bounds() -> p_name ->> 1)::int
+                  and (p_settings ->> p_name)::numeric = trunc((p_settings ->> p_name)::numeric)
+                 then (p_settings ->> p_name)::numeric::int end end,
+        (esl.policy_defaults() ->> p_name)::int)
+$$;
+
+-- Any other setting, as text.
+create or replace function esl.policy_text(p_settings jsonb, p_name text) returns text
+language sql immutable as $$
+    select coalesce(p_settings ->> p_name, esl.policy_defaults() ->> p_name)
 $$;
 
 -- What of a window of {opens, closes, time_zone} cannot be carried out here, in words; null: nothing, or there is none.
@@ -27,8 +52,8 @@ exception when data_exception then
                   p_window -> 'time_zone');
 end $$;
 
--- Whether prices may rise now: {opens, closes, time_zone}, past midnight when it closes before it opens. Without a window,
--- or with one that cannot be read: always.
+-- Whether prices may rise now: {opens, closes, time_zone}, past midnight when it closes before it opens. Without a
+-- window, or with one that cannot be read: always.
 create or replace function esl.window_is_open(p_window jsonb, p_now timestamptz default now()) returns boolean
 language plpgsql stable set search_path = '' as $$
 declare v_opens time; v_closes time; v_here time;
@@ -66,25 +91,5 @@ $$;
 create or replace function esl.store_is_owned(p_store text) returns boolean
 language sql stable set search_path = '' as $$
     select exists (select from esl.store_mappings m where m.hipoink_store_code = p_store and m.is_active
-                   and m.settings ->> 'owns_store' = 'true')
-$$;
-
--- The price on a label; null where there is none that can be read.
-create or replace function esl.price_of(p_label jsonb) returns numeric
-language sql immutable as $$
-    select case when p_label ->> 'pp' ~ '^[0-9]{1,12}([.][0-9]{1,6})?$' then (p_label ->> 'pp')::numeric end
-$$;
-
--- A label without content. The label server demands a name and a price (hipoink-api.md section 5).
-create or replace function esl.blank_of(p_label jsonb) returns jsonb
-language sql immutable strict as $$
-    select jsonb_object_agg(f.key, case f.key when 'pc' then f.value when 'pn' then '"-"' when 'pp' then '"0.00"' else
-               case when jsonb_typeof(f.value) = 'object'
-                    then (select coalesce(jsonb_object_agg(e.key, ''), '{}') from jsonb_each(f.value) e) else '""' end end)
-    from jsonb_each(case when jsonb_typeof(p_label) = 'object' then p_label else '{}' end) f
-$$;
-
-create or replace function esl.is_blank(p_label jsonb) returns boolean
-language sql immutable as $$
-    select coalesce(p_label ->> 'pn' = '-' and p_label ->> 'pp' = '0.00', false)
+                   and esl.policy_text(m.settings, 'owns_store') = 'true')
 $$;

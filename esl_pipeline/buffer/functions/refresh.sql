@@ -15,7 +15,8 @@ $$;
 -- the store any more.
 create or replace function esl.wants_refresh(p_store text) returns boolean
 language sql stable set search_path = '' as $$
-    select coalesce(bool_or(m.is_active and not m.is_dry_run and m.settings ->> 'refresh' is distinct from 'never'), true)
+    select coalesce(bool_or(m.is_active and not m.is_dry_run
+                            and esl.policy_text(m.settings, 'refresh') <> 'never'), true)
     from esl.store_mappings m where m.hipoink_store_code = p_store
 $$;
 
@@ -32,8 +33,8 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- {claim_id, run_id, lease_seconds, settle_seconds, label_server?, shop?} -> {store_code} (null: nothing is due).
--- One store at a time, whose labels have waited longest: once nothing more is or can be pushed to it now, so that a burst is
--- one trigger, or settle_seconds after the burst began. With a shop: of the stores that it feeds.
+-- One store at a time, whose labels have waited longest: once nothing more is or can be pushed to it now, so that a
+-- burst is one trigger, or settle_seconds after the burst began. With a shop: of the stores that it feeds.
 -- The same claim_id again returns the same store.
 create or replace function public.esl_refresh_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
@@ -54,7 +55,8 @@ begin
               and (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
         order by coalesce(c.claimed_since, c.since), c.store_code
     loop
-        continue when coalesce(r.claimed_since, r.since) > v_now - make_interval(secs => (p ->> 'settle_seconds')::float8)
+        continue when coalesce(r.claimed_since, r.since)
+                > v_now - make_interval(secs => (p ->> 'settle_seconds')::float8)
             and esl.has_push(r.store_code);
         -- Chosen without a lock: somebody else may have been faster.
         select * into r from esl.refresh_marks m
@@ -84,7 +86,8 @@ begin
     if p ->> 'label_server' is null then
         return;
     elsif p ->> 'outcome' = 'accepted' then
-        insert into esl.label_servers as s (server, knows_refresh_since) values (p ->> 'label_server', clock_timestamp())
+        insert into esl.label_servers as s (server, knows_refresh_since)
+        values (p ->> 'label_server', clock_timestamp())
         on conflict (server) do update
         set knows_refresh_since = coalesce(s.knows_refresh_since, excluded.knows_refresh_since), refresh_refusals = 0,
             refresh_again_at = null
@@ -131,9 +134,9 @@ begin
         else
             update esl.refresh_marks
             set not_before = v_gap, attempts = attempts + 1, last_error = p ->> 'message',
-                next_at = greatest(v_gap, v_now + make_interval(secs => (0.75 + random() / 2) * least(
-                    (p ->> 'max_delay_seconds')::float8, (p ->> 'initial_delay_seconds')::float8
-                        * power((p ->> 'multiplier')::float8, least(attempts, 60))))),
+                next_at = greatest(v_gap, v_now + make_interval(secs => esl.backoff(
+                    (p ->> 'initial_delay_seconds')::float8, (p ->> 'multiplier')::float8,
+                    (p ->> 'max_delay_seconds')::float8, attempts))),
                 since = claimed_since, claim_id = null, claimed_at = null, claimed_since = null, lease_until = null
             where store_code = r.store_code;
         end if;

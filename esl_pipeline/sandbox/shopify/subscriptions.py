@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import count
 from urllib.parse import urlsplit
 
+from esl_pipeline.addresses import is_loopback
+
 _FIRST_ID = 1_412_000_000_001
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class RefusedError(Exception):
@@ -108,7 +109,7 @@ class Subscriptions:
     def _check(self, number: int | None, topic: str, uri: str) -> None:
         parts = urlsplit(uri)
         # http:// to this machine is the sandbox's own exception.
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
             raise RefusedError(f"Address protocol {parts.scheme}:// is not supported")
         # Not those of the app's configuration: a shop that has both is told twice.
         if any(one.uri == uri and one.by_api and one.id != number for one in self.of(topic)):

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers
 
 from esl_pipeline.sources.bodies import UnusableError, check_counts, parsed
 from esl_pipeline.sources.content import instant
+from esl_pipeline.sources.shopify.gids import number_in
 from esl_pipeline.sources.shopify.shop_names import shop_domain
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline.sources.source import DeliveryError
@@ -197,10 +198,7 @@ def _is_id(value: object) -> bool:
 
 
 def _product_number(body: dict[str, Any]) -> int:
-    """The product's number, from its gid where that names the same product.
-
-    A sender that keeps ids as doubles rounds them beyond 2^53 (Shopify's own samples do), but not the gid.
-    """
+    """The product's number, from its gid where that names the same product (as a rounded number still does)."""
     number: int = body["id"]
-    gid = re.fullmatch(r"gid://shopify/Product/([0-9]{1,19})", str(body.get("admin_graphql_api_id")))
-    return int(gid[1]) if gid and float(gid[1]) == float(number) else number
+    exact = number_in(body.get("admin_graphql_api_id"), "Product")
+    return int(exact) if exact and float(exact) == float(number) else number

@@ -15,6 +15,7 @@ from esl_pipeline.sources.bodies import UnusableError, check_counts, parsed
 from esl_pipeline.sources.content import instant, product_content, text_of, variant_row
 from esl_pipeline.sources.facts import Facts, Row, told_once
 from esl_pipeline.sources.folding import folded
+from esl_pipeline.sources.shopify.gids import number_in
 
 # Shopify puts full data of the first 100 variants only into a body (shopify.md section 5).
 MAX_VARIANTS_IN_BODY = 100
@@ -24,7 +25,6 @@ NO_VARIANTS = (
     "the body lists no variants, and a product has one at least: none is removed, the product is fetched"
 )
 
-_GID = re.compile(r"^gid://shopify/[A-Za-z]+/([0-9]{1,20})$")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -223,10 +223,7 @@ def _list(value: object) -> list[Any]:
 
 def _id(thing: Mapping[str, Any]) -> str | None:
     """The number in admin_graphql_api_id, else `id`."""
-    gid = thing.get("admin_graphql_api_id")
-    if isinstance(gid, str) and (match := _GID.match(gid)):
-        return match[1]
-    return _number(thing.get("id"))
+    return number_in(thing.get("admin_graphql_api_id")) or _number(thing.get("id"))
 
 
 def _number(value: object) -> str | None:

@@ -11,15 +11,15 @@ import httpx
 import orjson
 import stamina
 
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.http import (
     JSON_HEADERS,
-    is_loopback,
     is_safe,
     one_line,
+    parse_retry_after,
     passes,
     pause_before_retry,
     reason,
-    retry_after,
     trusted,
 )
 from esl_pipeline.sources.woocommerce.errors import (
@@ -76,7 +76,7 @@ class Client:
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
             headers=JSON_HEADERS,
-            trust_env=not is_loopback(url),
+            trust_env=not is_loopback(httpx.URL(url).host),
             verify=trusted(),
         )
 
@@ -159,7 +159,8 @@ class Client:
                 http_status=status,
             )
         if passes(status):
-            raise UnavailableError(f"{said}.", http_status=status, retry_after=retry_after(response))
+            pause = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+            raise UnavailableError(f"{said}.", http_status=status, retry_after=pause)
         code = str(content.get("code", "")) if isinstance(content, dict) else ""
         raise self._not_let_in(response, code, said) or RefusedRequestError(
             f"{said}. The shop does not take this request.", code=code, http_status=status

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from esl_pipeline.addresses import is_loopback
 from esl_pipeline.environment import HttpUrl, entries
-from esl_pipeline.http import is_loopback
 from esl_pipeline.sources.secrets import WebhookSecret, ending, read_secrets
 from esl_pipeline.sources.source import SourceSettings
 from esl_pipeline.sources.woocommerce.shop_names import shop_before, shop_named
@@ -61,7 +62,7 @@ def _webhook_secrets(value: SecretStr) -> SecretStr:
 
 
 def _loopback(url: str) -> str:
-    if not url.startswith("http://") or not is_loopback(url):
+    if not url.startswith("http://") or not is_loopback(urlsplit(url).hostname or ""):
         raise ValueError(
             "is not http:// to this machine; it is for the sandbox alone, a shop's id is its address"
         )

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.commands import cli, shared
@@ -59,9 +58,8 @@ def shop(sandbox: ShopifySandbox) -> Shop:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    for module in (cli, shared):
-        monkeypatch.setattr(module, "out", Console(width=200))
-        monkeypatch.setattr(module, "err", Console(width=200, stderr=True))
+    monkeypatch.setattr(shared.out, "width", 200)
+    monkeypatch.setattr(shared.err, "width", 200)
 
     def run(*arguments: str) -> Done:
         capsys.readouterr()

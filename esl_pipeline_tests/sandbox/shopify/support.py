@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ShopifySandbox
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import Shop
 from esl_pipeline.sources.shopify.admin import queries
+from esl_pipeline_tests.waiting import eventually
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 
@@ -77,7 +78,7 @@ class Running:
             told.append(self.bulk(operation_id))
             return told[-1]["status"] in ("COMPLETED", "FAILED", "CANCELED")
 
-        until(ended)
+        eventually(ended)
         return told[-1]
 
 
@@ -88,13 +89,6 @@ def running(shop: Shop | None = None, sender: WebhookSender | None = None) -> It
         httpx.Client(base_url=served.url, timeout=10) as http,
     ):
         yield Running(served.url, served.sandbox, http)
-
-
-def until(true: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

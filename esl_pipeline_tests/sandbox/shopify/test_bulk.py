@@ -13,7 +13,8 @@ from esl_pipeline.sandbox.shopify.bulk import MAX_AT_ONCE
 from esl_pipeline.sandbox.shopify.bulk_query import BulkQueryError, blocks, shape_of
 from esl_pipeline.sandbox.shopify.graph import CatalogueRoot
 from esl_pipeline.sources.shopify.admin import queries
-from esl_pipeline_tests.sandbox.shopify.support import Running, running, small_shop, until
+from esl_pipeline_tests.sandbox.shopify.support import Running, running, small_shop
+from esl_pipeline_tests.waiting import eventually
 
 pytestmark = pytest.mark.long
 
@@ -118,7 +119,7 @@ def test_a_result_is_of_one_instant() -> None:
 def test_changes_during_an_operation_are_not_in_its_result_and_newer_than_its_start(shopify: Running) -> None:
     shopify.faults({"kind": "bulk_slow", "seconds": 0.3})
     operation = shopify.start_bulk(queries.BULK_CATALOGUE)
-    until(lambda: shopify.bulk(operation)["status"] == "RUNNING")
+    eventually(lambda: shopify.bulk(operation)["status"] == "RUNNING")
     product = list(shopify.shop.products.values())[7]
     shopify.shop.set_price(product, product.variants[0], "77.77")
     ended = shopify.ended_bulk(operation)

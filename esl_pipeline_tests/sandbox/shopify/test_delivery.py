@@ -12,7 +12,8 @@ import pytest
 from esl_pipeline.sandbox.shopify.delivery import RETRIES, Switches, WebhookSender, retry_gaps
 from esl_pipeline.sandbox.shopify.shop import Shop
 from esl_pipeline.sandbox.shopify.webhooks import Delivery, Webhooks, sign
-from esl_pipeline_tests.sandbox.shopify.support import Receiver, receiving, small_shop, until
+from esl_pipeline_tests.sandbox.shopify.support import Receiver, receiving, small_shop
+from esl_pipeline_tests.waiting import eventually
 
 SECRET = "quiet"
 SHORT_HOURS = 0.5 / 3600  # all retries within half a second
@@ -68,7 +69,7 @@ def test_anything_but_2xx_is_sent_again_as_it_was(receiver: Receiver, shop: Shop
     delivery = Webhooks(shop).updated(product)
     with WebhookSender(receiver.url, SECRET, retry_hours=SHORT_HOURS) as sender:
         sender.send(delivery)
-        until(lambda: receiver.received)
+        eventually(lambda: receiver.received)
         shop.set_price(product, product.variants[0], "9.99")
         assert sender.wait(5)
         attempts = sender.attempts()
@@ -135,7 +136,7 @@ def test_a_slow_receiver_has_failed(receiver: Receiver, shop: Shop) -> None:
     receiver.hold = 0.4
     with WebhookSender(receiver.url, SECRET, timeout_seconds=0.1, retry_hours=1) as sender:
         sender.send(updates(shop, 1)[0])
-        until(sender.attempts)
+        eventually(sender.attempts)
         (attempt,) = sender.attempts()
     assert attempt.outcome == "failed" and attempt.detail in ("TimeoutError", "ReadTimeout")
     assert 0.1 <= attempt.seconds < 0.4
@@ -195,7 +196,7 @@ def test_it_stops_at_once_with_retries_still_to_come(receiver: Receiver, shop: S
     receiver.always = 500
     with WebhookSender(receiver.url, SECRET) as sender:
         sender.send(updates(shop, 1)[0])
-        until(lambda: receiver.received)
+        eventually(lambda: receiver.received)
         assert not sender.wait(0.05)
         began = time.monotonic()
     assert time.monotonic() - began < 1

@@ -49,9 +49,9 @@ def test_a_wrong_entry_is_named_by_its_number(entry: str, says: str) -> None:
 
 def test_half_a_pair_is_said_with_all_the_other_problems() -> None:
     assert problems(shopify_api_key="id", shopify_apps=",", log_level="x") == [
+        "LOG_LEVEL: is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL; correct it, or remove it for the default",
         "SHOPIFY_API_SECRET: is missing while SHOPIFY_API_KEY is set; set both, or neither",
         "SHOPIFY_APPS: holds only commas; write shop.myshopify.com=id:secret, or remove it",
-        "LOG_LEVEL: is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL; correct it, or remove it for the default",
     ]
     assert problems(shopify_api_secret="s") == [
         "SHOPIFY_API_SECRET: is set without SHOPIFY_API_KEY; set both, or neither"
@@ -72,8 +72,8 @@ def test_what_is_set_for_a_shop_goes_before_what_is_for_all_and_a_token_before_a
     assert access(A, **everyone, shopify_admin_token="shpat", shopify_apps="a=own:s") == "own"
     assert access(A, **everyone, shopify_admin_token="a=shpat", shopify_apps="a=own:s") == "shpat"
     assert access(B, **everyone, shopify_admin_token="a=shpat", shopify_apps="a=own:s") == "id"
-    assert load_settings(shopify_apps="a=own:s").not_readable([A, B]) == [B]
-    assert load_settings(**everyone).not_readable([A, B]) == []
+    assert load_settings(shopify_apps="a=own:s").sources["shopify"].not_readable([A, B]) == [B]
+    assert load_settings(**everyone).sources["shopify"].not_readable([A, B]) == []
 
 
 def test_the_apps_secrets_sign_unless_others_are_set() -> None:
@@ -87,14 +87,13 @@ def test_the_apps_secrets_sign_unless_others_are_set() -> None:
     assert not settings.warnings() or "SHOPIFY_WEBHOOK_SECRET" not in " ".join(settings.warnings())
     # For a process that need not know the ids: the same secrets.
     entries = settings.of(ShopifySettings).signing_entries
-    assert (
-        entries
-        and load_settings(shopify_webhook_secret=entries.get_secret_value()).webhook_secrets == secrets
-    )
+    assert entries
+    same = load_settings(shopify_webhook_secret=entries.get_secret_value())
+    assert same.of(ShopifySettings).webhook_secrets == secrets
     assert "id" not in entries.get_secret_value().replace("mine", "")
 
     by_hand = load_settings(shopify_api_key="id", shopify_api_secret="s", shopify_webhook_secret="hand")
-    assert keys_for(by_hand.webhook_secrets, A, NOW) == [b"hand"]
+    assert keys_for(by_hand.of(ShopifySettings).webhook_secrets, A, NOW) == [b"hand"]
     assert load_settings().of(ShopifySettings).signing_entries is None
 
 
@@ -102,7 +101,5 @@ def test_no_app_shows_its_id_or_secret() -> None:
     settings = load_settings(
         shopify_api_key="canary1", shopify_api_secret="canary2", shopify_apps="a=canary3:canary4"
     )
-    assert (
-        "canary"
-        not in f"{settings!r} {settings} {settings.of(ShopifySettings).apps!r} {settings.of(ShopifySettings).webhook_secrets!r}"
-    )
+    ours = settings.of(ShopifySettings)
+    assert "canary" not in f"{settings!r} {settings} {ours!r} {ours.apps!r} {ours.webhook_secrets!r}"

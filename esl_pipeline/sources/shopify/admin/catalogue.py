@@ -8,7 +8,6 @@ Every reader is complete only when it has returned, or its iterator has ended by
 """
 
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,11 +23,11 @@ from esl_pipeline.sources.shopify.admin.bulk import OnPoll, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.download import download
 from esl_pipeline.sources.shopify.admin.errors import AdminAuthenticationError, AdminError, AdminTooLargeError
+from esl_pipeline.sources.shopify.gids import gid, number_in
 
 Node = Mapping[str, Any]
 
 _SYSTEM = "shopify"
-_GID = re.compile(r"gid://shopify/[A-Za-z]+/([0-9]{1,20})(?:\?.*)?")
 # Shopify ends any paging at 25,000 objects (shopify.md section 7).
 _LONGEST_LISTING = 20_000
 # Of variants with their products: 2,500 ordinary ones have 2 MB.
@@ -114,16 +113,16 @@ def _changed_since(client: AdminClient, shop: str, since: datetime) -> Iterator[
 
 def read_product(client: AdminClient, product_id: str, shop: str) -> Facts | None:
     """One product (by its number, as text) with all its variants; None when the shop has no such product."""
-    return _product(client, f"gid://shopify/Product/{product_id}", shop, list(_PRODUCT_PAGES))
+    return _product(client, gid("Product", product_id), shop, list(_PRODUCT_PAGES))
 
 
-def _product(client: AdminClient, gid: str, shop: str, sizes: list[dict[str, int]]) -> Facts | None:
+def _product(client: AdminClient, its_gid: str, shop: str, sizes: list[dict[str, int]]) -> Facts | None:
     read_at = datetime.now(UTC)
     first: Node | None = None
     nodes: list[Node] = []
     after = None
     while True:
-        product = _sized(client, queries.PRODUCT, {"id": gid, "after": after}, sizes)["product"]
+        product = _sized(client, queries.PRODUCT, {"id": its_gid, "after": after}, sizes)["product"]
         if product is None:
             return None
         first = first or product
@@ -339,11 +338,10 @@ def _batches(nodes: Iterable[Node], size: int) -> Iterator[list[Node]]:
         yield batch
 
 
-def _id(gid: str) -> str:
-    """The number in a gid; never the number beside it, which has lost digits elsewhere."""
-    if not (found := _GID.fullmatch(gid)):
-        raise ValueError(f"{gid!r} is not a Shopify id such as gid://shopify/Product/1")
-    return found[1]
+def _id(said: str) -> str:
+    if (number := number_in(said)) is None:
+        raise ValueError(f"{said!r} is not a Shopify id such as gid://shopify/Product/1")
+    return number
 
 
 def _at(time_text: str) -> datetime:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,16 +14,8 @@ import orjson
 import stamina
 from pydantic import SecretStr
 
-from esl_pipeline.http import (
-    JSON_HEADERS,
-    is_loopback,
-    is_safe,
-    one_line,
-    passes,
-    reason,
-    retry_after,
-    trusted,
-)
+from esl_pipeline.addresses import is_loopback
+from esl_pipeline.http import JSON_HEADERS, is_safe, one_line, parse_retry_after, passes, reason, trusted
 from esl_pipeline.sources.shopify.admin import access, queries
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
@@ -90,7 +83,7 @@ class AdminClient:
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
             headers=JSON_HEADERS,
-            trust_env=not is_loopback(url),
+            trust_env=not is_loopback(httpx.URL(url).host),
             verify=trusted(),
         )
 
@@ -214,7 +207,8 @@ class AdminClient:
                 http_status=status,
             )
         if passes(status):
-            raise AdminUnavailableError(f"{said}.", http_status=status, retry_after=retry_after(response))
+            pause = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+            raise AdminUnavailableError(f"{said}.", http_status=status, retry_after=pause)
         if status == 404:
             raise AdminQueryError(
                 f"{said}. There is no such shop or no Admin API version {self.version}; "

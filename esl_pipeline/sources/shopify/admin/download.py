@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import orjson
 
-from esl_pipeline.http import USER_AGENT, is_loopback, is_safe, reason, trusted
+from esl_pipeline.addresses import is_loopback
+from esl_pipeline.http import USER_AGENT, is_safe, reason, trusted
 from esl_pipeline.sources.shopify.admin import bulk
 from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
@@ -134,7 +135,7 @@ class _Result:
             httpx.Client(
                 timeout=_READ_SECONDS,
                 headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
-                trust_env=not is_loopback(self._url),
+                trust_env=not is_loopback(httpx.URL(self._url).host),
                 verify=trusted(),
             ) as http,
             http.stream("GET", self._url, headers=self._range()) as response,

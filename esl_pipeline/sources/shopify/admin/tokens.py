@@ -13,20 +13,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import httpx
 import orjson
 
-from esl_pipeline.http import (
-    JSON_HEADERS,
-    is_loopback,
-    is_safe,
-    one_line,
-    passes,
-    reason,
-    retry_after,
-    trusted,
-)
+from esl_pipeline.addresses import is_loopback
+from esl_pipeline.http import JSON_HEADERS, is_safe, one_line, parse_retry_after, passes, reason, trusted
 from esl_pipeline.sources.shopify.admin import access
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
@@ -186,7 +179,9 @@ class Grant:
         form = {"grant_type": "client_credentials", "client_id": self.app.client_id, "client_secret": secret}
         started, timeout = time.monotonic(), httpx.Timeout(_TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
         with (
-            httpx.Client(timeout=timeout, trust_env=not is_loopback(url), verify=trusted()) as http,
+            httpx.Client(
+                timeout=timeout, trust_env=not is_loopback(httpx.URL(url).host), verify=trusted()
+            ) as http,
             http.stream("POST", url, data=form, headers=_HEADERS, follow_redirects=False) as answer,
         ):
             body = bytearray()
@@ -223,7 +218,8 @@ class Grant:
         detail = one_line(f"{code} {said.get('error_description') or ''}", secret, self.app.client_id)
         heard = f"{shop} answers the token request with HTTP {status}{f' ({detail})' if detail else ''}"
         if passes(status):
-            return AdminUnavailableError(f"{heard}.", http_status=status, retry_after=retry_after(answer))
+            pause = parse_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+            return AdminUnavailableError(f"{heard}.", http_status=status, retry_after=pause)
         why = "there is no shop of this name" if status == 404 else "it gives this app no token"
         return AdminAuthenticationError(f"{heard}: {why}.", http_status=status)
 

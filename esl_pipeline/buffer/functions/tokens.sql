@@ -1,4 +1,4 @@
--- Administrators: the tokens of the store-mapping API, and who changed which mapping.
+-- The tokens of the store-mapping API.
 
 -- What is known of a token, without its hash.
 create or replace function esl.token_described(t esl.admin_tokens) returns jsonb
@@ -48,27 +48,3 @@ language sql volatile security definer set search_path = '' as $$
                        and (t.expires_at is null or t.expires_at > now())),
         'token', (select esl.token_described(t) from esl.admin_tokens t where t.sha256 = p ->> 'sha256'))
 $$;
-
--- Kept with each change of a mapping, in its transaction. A call that changes nothing leaves no row.
-create or replace function esl.note_change(p_by text, p_old esl.store_mappings, p_new esl.store_mappings) returns void
-language sql set search_path = '' as $$
-    insert into esl.mapping_changes (by, mapping_id, old, new)
-    select coalesce(p_by, 'role:' || session_user), p_new.id, to_jsonb(p_old), to_jsonb(p_new)
-    where p_old is null or to_jsonb(p_old) - 'updated_at' <> to_jsonb(p_new) - 'updated_at'
-$$;
-
--- {store?, limit} -> {changes: [{at, by, mapping_id, old, new}]}: who made and changed the mappings, newest first.
-create or replace function public.esl_mapping_history(p jsonb) returns jsonb
-language sql volatile security definer set search_path = '' as $$
-    select jsonb_build_object('changes', coalesce(jsonb_agg(to_jsonb(c) - 'id' order by c.id desc), '[]')) from (
-        select * from esl.mapping_changes
-        where p ->> 'store' is null
-           or p ->> 'store' in (old ->> 'hipoink_store_code', new ->> 'hipoink_store_code')
-        order by id desc limit (p ->> 'limit')::int) c
-$$;
-
--- The trigger function of every append-only table.
-create or replace function esl.refuse_change() returns trigger language plpgsql set search_path = '' as $$
-begin
-    raise exception '%.% is append-only', tg_table_schema, tg_table_name using errcode = '42501';
-end $$;

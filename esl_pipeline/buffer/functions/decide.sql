@@ -1,0 +1,231 @@
+-- The queue's decision: who claims each place, who wins it, and what is to happen to its label.
+
+-- Who claims the given (store, code) places, one row per place and variant, and who of them shows its label there.
+-- A variant that is held back claims its place too, as long as its content says the code: it never shows anything, but
+-- nobody takes its place meanwhile. Several of one mapping: all win when they publish equal labels, else the first in
+-- order of precedence where its policy ranks them (duplicate_rule), if it publishes. A mapping in dry run never stands
+-- against a live one. rivals: how many claim the place; place: their order.
+create or replace function esl.claims(p_stores text[], p_codes text[])
+returns table (store_code text, code text, mapping_id uuid, variant_id text, source_store_id text, publishes boolean,
+               collides boolean, rivals int, place int, wins boolean)
+language sql stable set search_path = '' as $$
+    with claimed as (
+        select l.store_code, l.code, l.mapping_id, l.variant_id, m.source_store_id, l.state = 'publish' as publishes,
+               l.collides, l.label_hash, l.precedence, m.is_dry_run
+        from (select distinct k.store_code, k.code from unnest(p_stores, p_codes) as k (store_code, code)
+              where k.code is not null) k
+        cross join lateral (
+            select * from esl.labels l
+            where l.store_code = k.store_code and l.code = k.code and l.state in ('publish', 'held')) l
+        join esl.store_mappings m on m.id = l.mapping_id and m.is_active and m.hipoink_store_code = l.store_code
+    ), judged as (
+        select c.*, count(*) over place as rivals,
+               -- Only among the live ones, where there are any.
+               min(c.mapping_id::text) over live = max(c.mapping_id::text) over live as one_shop,
+               bool_and(c.publishes) over live and min(c.label_hash) over live = max(c.label_hash) over live as equal,
+               bool_and(c.precedence is not null) over live as ranked,
+               c.is_dry_run = bool_and(c.is_dry_run) over place as takes_part,
+               row_number() over (partition by c.store_code, c.code
+                                  order by c.is_dry_run, c.precedence collate "C", c.variant_id collate "C") as place
+        from claimed c
+        window place as (partition by c.store_code, c.code),
+               live as (partition by c.store_code, c.code, c.is_dry_run)
+    )
+    select store_code, code, mapping_id, variant_id, source_store_id, publishes, collides, rivals::int, place::int,
+           publishes and takes_part and one_shop and (rivals = 1 or equal or (ranked and place = 1))
+    from judged
+$$;
+
+-- Notes where claims collide: a finding of every variant that takes part, which ends for all of them. Where a collision
+-- begins or ends, the other places of its variants are to be decided again, for a label that was kept may go now: these
+-- places come back.
+create or replace function esl.note_collisions(p_stores text[], p_codes text[], out stores text[], out codes text[])
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    with claims as materialized (
+        select c.*, c.rivals > 1 and not c.wins as loses from esl.claims(p_stores, p_codes) c
+    ), shared as (
+        -- A house code of a whole shop may have thousands of rivals.
+        select store_code, code, min(rivals) as n,
+               string_agg(variant_id || ' of ' || source_store_id, ', ' order by place)
+                   filter (where place <= 10) as names,
+               min(variant_id) filter (where wins) as winner
+        from claims where rivals > 1 group by 1, 2
+        having bool_or(loses)  -- equal labels are no conflict
+    ), marked as (
+        update esl.labels l set collides = c.loses from claims c
+        where c.collides <> c.loses and l.mapping_id = c.mapping_id and l.variant_id = c.variant_id
+        returning l.mapping_id, l.variant_id
+    ), noted as (
+        insert into esl.findings as f (mapping_id, variant_id, check_name, level, column_name, value, reason, action)
+        select c.mapping_id, c.variant_id, 'duplicate_code', case when c.wins then 'warning' else 'error' end, 'code',
+               c.code,
+               format('variants %s%s share the code %s', s.names,
+                      case when s.n > 10 then format(' and %s more', s.n - 10) else '' end, c.code)
+               || case when s.winner is null then '' else format('; the label shows %s', s.winner) end,
+               'give each variant a code of its own'
+        from claims c join shared s using (store_code, code)
+        on conflict (mapping_id, variant_id, check_name) do update
+        set level = excluded.level, value = excluded.value, reason = excluded.reason, last_seen_at = now(),
+            resolved_at = null
+        returning f.mapping_id, f.variant_id
+    ), resolved as (
+        -- A variant has one place a store: whoever is not noted at its own has no rival left. (Who claims no place at
+        -- all is settled by esl.store_findings.)
+        update esl.findings f set resolved_at = now()
+        from unnest(p_stores, p_codes) as k (store_code, code)
+        join esl.labels l on l.code = k.code and l.store_code = k.store_code
+        where f.check_name = 'duplicate_code' and f.resolved_at is null
+          and f.mapping_id = l.mapping_id and f.variant_id = l.variant_id
+          and not exists (select from noted n where n.mapping_id = l.mapping_id and n.variant_id = l.variant_id)
+    ), elsewhere as (
+        select s.store_code, s.code from marked join esl.hipoink_products s using (mapping_id, variant_id)
+        union select q.store_code, q.code from marked join esl.sync_queue q using (mapping_id, variant_id)
+    )
+    select array_agg(e.store_code), array_agg(e.code) into stores, codes from elsewhere e;
+end $$;
+
+-- The given (store, code) places with all that their decisions rest on, once each.
+create or replace function esl.places(p_stores text[], p_codes text[]) returns setof esl.place_row
+language sql stable set search_path = '' as $$
+    with keys as (
+        select distinct k.store_code, k.code from unnest(p_stores, p_codes) as k (store_code, code)
+        where k.code is not null
+    ), winners as materialized (
+        -- Of equal labels one stands for all. wins is null where nobody publishes.
+        select distinct on (c.store_code, c.code) c.store_code, c.code, c.mapping_id, c.variant_id, c.wins
+        from esl.claims(p_stores, p_codes) c
+        where c.publishes order by c.store_code, c.code, c.wins desc, c.place
+    )
+    select k.store_code, k.code, w.wins, l, s, q, coalesce(q.in_doubt or q.state = 'leased', false),
+           o, x.mapping_id, x.variant_id, m.hipoink_store_code = k.store_code,
+           o.state in ('held', 'kept') or o.collides, not m.is_active,
+           case when o.state = 'blank' then esl.blanked(coalesce(s.label, q.label)) end
+    from keys k
+    left join winners w on w.store_code = k.store_code and w.code = k.code
+    left join esl.labels l on w.wins and l.mapping_id = w.mapping_id and l.variant_id = w.variant_id
+    left join esl.hipoink_products s on s.store_code = k.store_code and s.code = k.code
+    left join esl.sync_queue q on q.store_code = k.store_code and q.code = k.code
+    cross join lateral (select coalesce(s.mapping_id, q.mapping_id) as mapping_id,
+                               coalesce(s.variant_id, q.variant_id) as variant_id) x
+    left join esl.store_mappings m on m.id = x.mapping_id
+    left join esl.labels o on o.mapping_id = x.mapping_id and o.variant_id = x.variant_id
+$$;
+
+-- What is to become of a place. This is the only place that decides what is pushed, whatever the occasion.
+--   label    somebody wins: its label, unless the ledger holds it and nothing is in doubt (then: right)
+--   pending  the label stays, but a push is in doubt: it goes out again ...
+--   shown    ... unless it takes the label away: then what the ledger says
+--   blank    its variant has left and wants it empty
+--   removal  nobody wants it
+--   forget   it is not ours, was to be removed, and no policy wants that any more
+--   nothing  there is no label, or it stays as it is
+-- A label stays while its variant is held back or kept, or nobody wins among those who claim its place, and as long as
+-- its mapping is paused. What a mapping has left behind in another store does not stay.
+create or replace function esl.what_is_due(p esl.place_row) returns text
+language sql stable as $$  -- without a search_path of its own, so that it is inlined
+    select case
+        when p.wins and (p.in_doubt or (p.shown).label_hash is distinct from (p.wanted).label_hash) then 'label'
+        when p.wins then 'right'
+        when p.wins is null and (p.shown).code is null and not p.in_doubt then 'nothing'
+        when not p.wins or p.is_paused or (p.is_home and p.is_kept) then case
+            when not p.in_doubt then 'nothing'
+            when (p.shown).code is not null
+                and ((p.pending).operation = 'delete' or esl.is_blanked((p.pending).label_hash)) then 'shown'
+            else 'pending' end
+        when p.owner_variant = '' and not p.in_doubt and not esl.store_is_owned(p.store_code) then 'forget'
+        when p.is_home and p.blank is not null then
+            case when not p.in_doubt and esl.is_blanked((p.shown).label_hash) then 'nothing' else 'blank' end
+        else 'removal' end
+$$;
+
+-- What is to be pushed to each of the given (store, code) places (operation null: nothing), and how it counts.
+create or replace function esl.decisions(p_stores text[], p_codes text[])
+returns table (store_code text, code text, what text, operation text, label jsonb, label_hash text, mapping_id uuid,
+               variant_id text, event_ids bigint[], priority smallint, is_rise boolean, drastic text)
+language sql stable set search_path = '' as $$
+    with decided as materialized (  -- or each use of `what` would decide again
+        select p.*, esl.what_is_due(p) as what from esl.places(p_stores, p_codes) p
+    ), followed as materialized (
+        select d.*, c.operation, c.label, c.label_hash, c.mapping_id, c.variant_id, c.event_ids,
+               esl.price_of(c.label) as price, esl.price_of((d.shown).label) as shown_price,
+               esl.price_of(coalesce((d.shown).label, (d.pending).label)) as before
+        from decided d
+        left join lateral (values
+            ('label', 'upsert', (d.wanted).label, (d.wanted).label_hash, (d.wanted).mapping_id,
+             (d.wanted).variant_id, (d.wanted).event_ids),
+            ('right', null, null, null, (d.wanted).mapping_id, (d.wanted).variant_id, null),
+            ('pending', (d.pending).operation, (d.pending).label, (d.pending).label_hash, (d.pending).mapping_id,
+             (d.pending).variant_id, (d.pending).event_ids),
+            ('shown', 'upsert', (d.shown).label, (d.shown).label_hash, d.owner_mapping, d.owner_variant,
+             (d.owner).event_ids),
+            ('blank', 'upsert', d.blank, esl.blank_hash(d.blank), d.owner_mapping, d.owner_variant,
+             (d.owner).event_ids),
+            ('removal', 'delete', null, null, d.owner_mapping, d.owner_variant, (d.owner).event_ids)
+        ) c (what, operation, label, label_hash, mapping_id, variant_id, event_ids) on c.what = d.what
+    )
+    select f.store_code, f.code, f.what, f.operation, f.label, f.label_hash, f.mapping_id, f.variant_id,
+           coalesce(f.event_ids, '{}'),
+           case when f.in_doubt then 0  -- whatever puts right comes first
+                when f.operation = 'delete' then 3
+                when f.price > f.before then 0
+                when f.price < f.before then 1
+                else 2 end::smallint,
+           coalesce(f.what = 'label' and ((f.shown).mapping_id, (f.shown).variant_id) = (f.mapping_id, f.variant_id)
+                    and not f.in_doubt and not esl.is_blanked((f.shown).label_hash) and f.price > f.shown_price, false),
+           case when f.operation is not null then
+                esl.drastic_kind(f.operation, f.shown, f.label, f.label_hash, m.settings) end
+    from followed f
+    left join esl.store_mappings m on m.id = f.mapping_id
+$$;
+
+-- Compares the given (store, code) places with the ledger and brings the queue in line (see esl.what_is_due).
+create or replace function esl.requeue(p_stores text[], p_codes text[]) returns void
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_stores text[]; v_codes text[];
+begin
+    select p_stores || e.stores, p_codes || e.codes into v_stores, v_codes
+    from esl.note_collisions(p_stores, p_codes) e;
+
+    with decided as materialized (
+        select * from esl.decisions(v_stores, v_codes)
+    ), dropped as (
+        delete from esl.sync_queue q using decided d
+        where q.store_code = d.store_code and q.code = d.code and d.operation is null
+          and q.state <> 'leased' and not q.in_doubt
+    ), forgotten as (
+        delete from esl.hipoink_products s using decided d
+        where s.store_code = d.store_code and s.code = d.code and d.what = 'forget'
+    ), taken_over as (
+        -- The label is right already, but was another variant's: from now on its new owner decides what becomes of it.
+        update esl.hipoink_products s set mapping_id = d.mapping_id, variant_id = d.variant_id
+        from decided d
+        where s.store_code = d.store_code and s.code = d.code and d.what = 'right'
+          and (s.mapping_id, s.variant_id) <> (d.mapping_id, d.variant_id)
+    ), judged_again as (
+        -- What is pushed stays the same; how it counts may not, after another policy, mode or ledger.
+        update esl.sync_queue q
+        set priority = d.priority, is_rise = d.is_rise, drastic = d.drastic,
+            state = case when q.state = 'guarded' and d.drastic is null then 'ready' else q.state end
+        from decided d
+        where q.store_code = d.store_code and q.code = d.code
+          and (q.operation, q.label_hash, q.mapping_id, q.variant_id)
+              is not distinct from (d.operation, d.label_hash, d.mapping_id, d.variant_id)
+          and (q.priority, q.is_rise, q.drastic) is distinct from (d.priority, d.is_rise, d.drastic)
+    )
+    insert into esl.sync_queue as q (store_code, code, mapping_id, variant_id, operation, label, label_hash,
+                                     priority, is_rise, drastic, event_ids)
+    select store_code, code, mapping_id, variant_id, operation, label, label_hash, priority, is_rise, drastic, event_ids
+    from decided where operation is not null
+    on conflict (store_code, code) do update
+    set mapping_id = excluded.mapping_id, variant_id = excluded.variant_id, operation = excluded.operation,
+        label = excluded.label, label_hash = excluded.label_hash, priority = excluded.priority,
+        is_rise = excluded.is_rise, drastic = excluded.drastic, event_ids = excluded.event_ids,
+        generation = nextval('esl.revision'), attempts = 0, refused_at = null, refusals = 0, max_batch = 1000,
+        state = case when q.state = 'leased' then 'leased' else 'ready' end, approved = false,
+        next_attempt_at = now(), last_error = null
+    where (q.operation, q.label_hash, q.mapping_id, q.variant_id)
+       is distinct from (excluded.operation, excluded.label_hash, excluded.mapping_id, excluded.variant_id);
+
+    perform esl.guard(store_code) from (select distinct unnest(v_stores) as store_code) touched;
+end $$;

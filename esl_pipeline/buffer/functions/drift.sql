@@ -1,0 +1,232 @@
+-- Drift: the label server's own list against the ledger, and how accurate the labels are.
+
+-- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only
+-- waits (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang. Of a
+-- foreign label that is to be removed it is all the same what it says.
+create or replace function esl.is_moving(p_store text, p_code text, p_since timestamptz) returns boolean
+language sql stable as $$  -- inlined as well
+    select exists (select from esl.sync_queue q
+                   where q.code = p_code and q.store_code = p_store
+                     and (q.in_doubt or q.state = 'leased' or q.variant_id = ''))
+        or exists (select from esl.sync_log l where l.code = p_code and l.store_code = p_store and l.at >= p_since)
+$$;
+
+-- {store} -> {at, ledger, owned}: when the comparison begins, how many labels the store should have, and whether a
+-- policy says that nobody else keeps labels there.
+create or replace function public.esl_drift_begin(p jsonb) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+    select jsonb_build_object(
+        'at', clock_timestamp(),
+        'ledger', (select count(*) from esl.hipoink_products s where s.store_code = p ->> 'store'),
+        'owned', esl.store_is_owned(p ->> 'store'))
+$$;
+
+-- What our own audit says of a place that is in no ledger: whose label we wrote there last. No row: nobody's, or it was
+-- removed and the label server has said so. What was adopted only to be removed (no variant) was never ours.
+create or replace function esl.written(p_store text, p_code text)
+returns table (mapping_id uuid, variant_id text, label jsonb, label_hash text)
+language sql stable as $$  -- inlined as well
+    select m.id, i.variant_id, u.label, u.label_hash
+    from (select l.* from esl.sync_log l
+          where l.code = p_code and l.store_code = p_store and l.kind = 'intent'
+          order by l.id desc limit 1) i
+    join esl.store_mappings m on m.id = i.mapping_id
+    left join lateral (
+        select l.label, l.label_hash from esl.sync_log l
+        where l.code = p_code and l.store_code = p_store and l.kind = 'intent' and l.operation = 'upsert'
+        order by l.id desc limit 1) u on true
+    where i.variant_id <> '' and (i.operation = 'upsert' or not exists (
+        select from esl.sync_log r
+        where r.code = p_code and r.store_code = p_store and r.push_id = i.push_id and r.outcome = 'accepted'))
+$$;
+
+-- {store, since, codes} -> {labels: [{code, push_id, label}], ours: [{code, label}], foreign: [codes]}: what we know of
+-- listed codes. Moving labels are left out. ours: in no ledger, but written by us (label: what was sent last).
+-- foreign: in no ledger, queue, audit or evaluated label of ours.
+create or replace function public.esl_drift_compare(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    return (
+        with listed as materialized (
+            select c.code, s.push_id, s.label
+            from jsonb_array_elements_text(p -> 'codes') as c (code)
+            left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
+            where not esl.is_moving(p ->> 'store', c.code, (p ->> 'since')::timestamptz)
+        ), unknown as materialized (
+            select l.code, w.mapping_id is not null as is_ours, w.label
+            from listed l left join lateral esl.written(p ->> 'store', l.code) w on true
+            where l.push_id is null
+        )
+        select jsonb_build_object(
+            'labels', (select coalesce(jsonb_agg(to_jsonb(l) order by l.code), '[]') from listed l
+                       where l.push_id is not null),
+            'ours', (select coalesce(jsonb_agg(jsonb_build_object('code', u.code, 'label', u.label)
+                                               order by u.code), '[]')
+                     from unknown u where u.is_ours),
+            'foreign', (select coalesce(jsonb_agg(u.code order by u.code), '[]') from unknown u
+                        where not u.is_ours and not exists (
+                            select from esl.labels b where b.code = u.code and b.store_code = p ->> 'store'))));
+end $$;
+
+-- {store, since, after?, limit} -> {labels: [{code, push_id}], moving: [codes], next}: ledger and queue page by page.
+-- moving: on their way, or in no ledger yet.
+create or replace function public.esl_drift_ledger(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    return (
+        with page as materialized (
+            select code, (array_agg(push_id) filter (where push_id is not null))[1] as push_id from (
+                (select s.code, s.push_id from esl.hipoink_products s
+                 where s.store_code = p ->> 'store' and s.code > coalesce(p ->> 'after', '')
+                 order by s.code limit (p ->> 'limit')::int)
+                union all
+                (select q.code, null from esl.sync_queue q
+                 where q.store_code = p ->> 'store' and q.code > coalesce(p ->> 'after', '')
+                 order by q.code limit (p ->> 'limit')::int)) known
+            group by code order by code limit (p ->> 'limit')::int
+        ), judged as materialized (
+            select g.*, esl.is_moving(p ->> 'store', g.code, (p ->> 'since')::timestamptz) as moves from page g
+        )
+        select jsonb_build_object(
+            'labels', coalesce(jsonb_agg(jsonb_build_object('code', j.code, 'push_id', j.push_id) order by j.code)
+                               filter (where not j.moves and j.push_id is not null), '[]'),
+            'moving', coalesce(jsonb_agg(j.code order by j.code) filter (where j.moves or j.push_id is null), '[]'),
+            'next', max(j.code))
+        from judged j);
+end $$;
+
+-- Of differences that were found those that still stand (p: as for esl_drift_repair), with what the label should say,
+-- whose it is, and how often it was repaired lately. The same difference is meant; a label that is missing, or there,
+-- is so whatever it says. A label of ours as it was sent keeps the hash that it was sent with.
+create or replace function esl.standing_drift(p jsonb)
+returns table (code text, kind text, said jsonb, theirs jsonb, label jsonb, label_hash text, mapping_id uuid,
+               variant_id text, repairs bigint)
+language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    return query
+        select d.code, d.kind, coalesce(d.ours, s.label, w.label), d.theirs, d.label,
+               case when d.label = w.label then w.label_hash else d.label_hash end,
+               coalesce(s.mapping_id, w.mapping_id), coalesce(s.variant_id, w.variant_id),
+               (select count(*) from esl.drift x
+                where x.code = d.code and x.store_code = p ->> 'store' and x.kind = d.kind
+                  and (d.kind <> 'different' or (x.ours, x.theirs) = (d.ours, d.theirs))
+                  and x.at > now() - interval '14 days')
+        from jsonb_populate_recordset(null::esl.drift_row, p -> 'labels') d
+        left join esl.hipoink_products s on s.code = d.code and s.store_code = p ->> 'store'
+        left join lateral esl.written(p ->> 'store', case when d.kind = 'ours' then d.code end) w on true
+        where d.push_id is not distinct from s.push_id
+          and not esl.is_moving(p ->> 'store', d.code, (p ->> 'since')::timestamptz)
+          and (d.kind <> 'ours' or w.mapping_id is not null)
+          and (d.kind <> 'foreign' or not exists (
+              select from esl.labels b where b.code = d.code and b.store_code = p ->> 'store'));
+end $$;
+
+-- Which mapping answers for labels of a store that are nobody's; null: none feeds it.
+create or replace function esl.mapping_for_strangers(p_store text) returns uuid
+language sql stable set search_path = '' as $$
+    select m.id from esl.store_mappings m where m.hipoink_store_code = p_store and m.is_active
+    order by m.is_dry_run, esl.policy_text(m.settings, 'owns_store') = 'true' desc, m.created_at, m.id limit 1
+$$;
+
+-- {store, run_id, since, labels: [{code, kind, push_id, ours, theirs, label, label_hash}]}
+-- -> {requeued, given_up: [codes]}
+-- What the label server holds is not what it has accepted: the place is in doubt, and esl.requeue decides what follows.
+--   different, missing -> in doubt: what is wanted is pushed, what the ledger says where the label stays as it is,
+--                and a removal too where nothing is wanted any more, because the label may hang after all
+--   ours      -> the label enters the ledger again, in doubt, as its variant's
+--   foreign   -> the label enters the ledger, owned by no variant, so that it is removed (esl.guard counts it)
+-- Not for the fourth time in 14 days, when the same came back after three repairs: then it is how the server keeps what
+-- we send (or another writer), and repairing changes nothing: given_up.
+-- What has been pushed since it was compared (another push_id) or is on its way is left alone.
+create or replace function public.esl_drift_repair(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_store text := p ->> 'store'; v_codes text[]; v_given_up text[];
+begin
+    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+
+    with found as materialized (
+        select * from esl.standing_drift(p)
+    ), taken as materialized (
+        select * from found where repairs < 3
+    ), noted as (
+        insert into esl.drift (run_id, store_code, code, kind, ours, theirs)
+        select p ->> 'run_id', v_store, code, kind, said, theirs from taken
+    ), doubted as (
+        -- What the server holds is not what the ledger says, or not known: nobody may drop the row.
+        insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, label_hash, priority,
+                                    in_doubt)
+        select v_store, t.code, t.mapping_id, t.variant_id, 'upsert', coalesce(s.label, t.label),
+               coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true
+        from taken t left join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
+        where t.kind in ('missing', 'different', 'ours')
+        on conflict (store_code, code) do update set in_doubt = true
+    ), adopted as (
+        insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
+        select v_store, t.code, m.id, coalesce(t.variant_id, ''), t.label, t.label_hash, gen_random_uuid()
+        from taken t
+        cross join lateral (select coalesce(t.mapping_id, esl.mapping_for_strangers(v_store)) as id) m
+        where t.kind in ('foreign', 'ours') and m.id is not null
+    )
+    select array_agg(code) filter (where repairs < 3), coalesce(array_agg(code) filter (where repairs >= 3), '{}')
+    into v_codes, v_given_up from found;
+    perform esl.requeue(array_fill(v_store, array[coalesce(cardinality(v_codes), 0)]), v_codes);
+    if v_codes is not null then  -- the server may hold what it never confirmed, and its labels not show it
+        perform esl.want_refresh(v_store);
+    end if;
+
+    return (select jsonb_build_object('requeued', count(*), 'given_up', to_jsonb(v_given_up))
+            from esl.sync_queue q where q.store_code = v_store and q.code in (
+                select d.code from jsonb_populate_recordset(null::esl.drift_row, p -> 'labels') d));
+end $$;
+
+-- {store, at, run_id, complete, reason, listed, ledger, skipped, given_up} -> {}: how a comparison that began at that
+-- time ended; the latest of each store is kept.
+create or replace function public.esl_drift_end(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+    insert into esl.comparisons as c (store_code, at, run_id, complete, reason, listed, ledger, skipped, given_up)
+    values (p ->> 'store', (p ->> 'at')::timestamptz, p ->> 'run_id', (p ->> 'complete')::boolean, p ->> 'reason',
+            (p ->> 'listed')::int, (p ->> 'ledger')::int, (p ->> 'skipped')::int, (p ->> 'given_up')::int)
+    on conflict (store_code) do update
+    set at = excluded.at, run_id = excluded.run_id, complete = excluded.complete, reason = excluded.reason,
+        listed = excluded.listed, ledger = excluded.ledger, skipped = excluded.skipped, given_up = excluded.given_up
+    where c.at <= excluded.at;
+    return '{}';
+end $$;
+
+-- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, problem, publishable,
+--   accurate, unsettled, due, comparison: {at, complete, reason, skipped, given_up, …} or null}]} of every active
+--   mapping that is not in dry run.
+-- accurate: of the publishable labels, those that the label server accepted as they should be now, with nothing in
+-- doubt. unsettled: other places where it does not hold, or is not known to hold, what it should: labels that are to go
+-- and are still there, whatever they wait for, and ones that are to be put back. due: variants that are not evaluated
+-- yet. comparison: how the last one of the store with the label server's own list ended.
+create or replace function public.esl_accuracy(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
+set statement_timeout = '55s' as $$
+begin
+    return (select jsonb_build_object('mappings',
+        coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]')) from (
+        select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
+               esl.mapping_problem(m) as problem,
+               count(l.variant_id) as publishable,
+               count(s.code) filter (where o.variant_id is null and q.code is null) as accurate,
+               (select count(*) from esl.sync_queue w
+                where w.mapping_id = m.id and not exists (
+                    select from esl.labels b
+                    where b.variant_id = w.variant_id and b.mapping_id = m.id and b.state = 'publish' and not b.collides
+                      and b.code = w.code and b.store_code = w.store_code)) as unsettled,
+               (select count(*) from esl.products d where d.due and not d.removed
+                  and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due,
+               (select to_jsonb(c) from esl.comparisons c where c.store_code = m.hipoink_store_code) as comparison
+        from esl.store_mappings m
+        left join esl.labels l on l.mapping_id = m.id and l.state = 'publish' and not l.collides
+        left join esl.hipoink_products s
+          on s.code = l.code and s.store_code = l.store_code and s.label_hash = l.label_hash
+        left join esl.sync_queue q on q.code = l.code and q.store_code = l.store_code and q.in_doubt
+        left join esl.products o
+          on o.due and o.variant_id = l.variant_id and o.source_system = m.source_system
+         and o.source_store_id = m.source_store_id
+        where m.is_active and not m.is_dry_run and m.id in (select c.id from esl.chosen_mappings(p) c)
+        group by m.id) t);
+end $$;
