@@ -34,8 +34,8 @@ class RefusedError(Exception):
 class Sandbox:
     """A shop behind its REST API. path: of the site on its host; site: its address.
 
-    calls: every path that was asked for, with its query; authorizations: what was shown with them. For tests, role: what
-    the key's user may do, all or read no settings; before: called with each path before it is answered.
+    calls: every path that was asked for, with its query; authorizations: what was shown with them. For tests, role:
+    what the key's user may do, all or read no settings; before: called with each path before it is answered.
     """
 
     shop: Shop
