@@ -10,6 +10,7 @@ from esl_pipeline.orchestration.connection import connection_watch
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.housekeeping import housekeeping, housekeeping_schedule
 from esl_pipeline.orchestration.near_real_time import event_sync_job, inbox_sensor
+from esl_pipeline.orchestration.news import news_sensor
 from esl_pipeline.orchestration.nightly import full_reconciliation, nightly_reconciliation
 from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource, SourcesResource
 from esl_pipeline.settings import load_settings
@@ -51,6 +52,7 @@ def build_definitions(
         sensors=[
             inbox_sensor(event_sync, interval_seconds=settings.sync_worker_interval_seconds),
             silence_sensor(hours=settings.esl_silence_hours),
+            *([news_sensor(reconciliation)] if any(source.is_polled for source in in_use) else []),
         ],
         resources={
             "buffer": buffer or BufferResource(),

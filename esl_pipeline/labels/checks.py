@@ -81,6 +81,14 @@ _RULES = [
         "SHOPIFY_API_SECRET, or SHOPIFY_ADMIN_TOKEN)",
     ),
     Rule(
+        "row_unusable",
+        "error",
+        "problem",
+        lambda s: s.eq(""),
+        "what the source says of this product cannot be used, or not all of it",
+        "correct the line shown where the file is made; the next file then sets it right",
+    ),
+    Rule(
         "code_missing",
         "error",
         "code",
@@ -390,6 +398,7 @@ class Facts(NamedTuple):
     variant_id: str
     id_is_doubled: bool
     unsaid: str
+    problem: str
     code: str
     code_kind: str
     code_candidate: str

@@ -260,6 +260,7 @@ def _facts(row: Mapping[str, Any], said: Attributes, title: str, label: Label, s
         variant_id=row["variant_id"] or "",
         id_is_doubled=row["is_doubled"],
         unsaid=", ".join(unsaid_needs(row, policy)),
+        problem=row.get("problem") or "",
         code=code,
         code_kind=kind.kind if code else "",
         code_candidate=kind.candidate or "",

@@ -46,6 +46,7 @@ Percent = Annotated[int, Field(ge=0, le=100)]
 # Fits what SQL reads these numbers as (esl.policy_number), and is as good as no limit.
 _MOST = 1_000_000_000
 
+ColumnName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
 TemplateText = Annotated[str, StringConstraints(max_length=500)]
 # The label server takes prices there, so nothing but a price may be bound to them.
 PriceText = Literal["", "{price}", "{compare_at_price}", "{unit_price}"]
@@ -131,6 +132,28 @@ class RaiseWindow(_Strict):
         except (KeyError, ValueError, OSError):
             raise ValueError(f"{value!r} is not a time zone such as Europe/Berlin") from None
         return value
+
+
+class Columns(_Strict):
+    """Which column of a shop's files says what, by its name; what is not named is found by the usual names."""
+
+    id: ColumnName | None = Field(default=None, description="the article's number")
+    code: ColumnName | None = Field(default=None, description="barcode")
+    title: ColumnName | None = None
+    variant_title: ColumnName | None = None
+    price: ColumnName | None = None
+    compare_at_price: ColumnName | None = None
+    sku: ColumnName | None = None
+    vendor: ColumnName | None = None
+    product_type: ColumnName | None = None
+    tags: ColumnName | None = None
+    image_url: ColumnName | None = None
+    stock: ColumnName | None = None
+    deleted: ColumnName | None = None
+
+    def named(self) -> dict[str, str]:
+        """Field -> column, of those that are named."""
+        return self.model_dump(exclude_none=True)
 
 
 class Policy(_Strict):
@@ -234,6 +257,10 @@ class Policy(_Strict):
     refresh: Literal["after_push", "never"] = Field(
         default="after_push",
         description="Tell the label server to refresh the store's labels after pushes (`esl/bind_task`), or never.",
+    )
+    columns: Columns = Field(
+        default=Columns(),
+        description="For files: names of their columns, e.g. columns.price=VK-Preis; all stores of a shop the same.",
     )
     owns_store: bool = Field(
         default=False,

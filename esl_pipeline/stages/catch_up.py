@@ -12,6 +12,7 @@ from esl_pipeline.model.shop import Shop
 from esl_pipeline.sources.facts import Facts, Row, told_once
 from esl_pipeline.sources.source import Reader, SourceRefusedError
 from esl_pipeline.stages.inbox import MERGE_BYTES
+from esl_pipeline.stages.memory import BufferMemory
 
 _FIRST_LOOK_BACK = timedelta(hours=1)
 _CLOCKS_DIFFER = timedelta(minutes=10)
@@ -52,6 +53,7 @@ def read_changes(
         **dict.fromkeys(("products", "variants_changed", "variants_removed", "fetched", "gone"), 0),
         "failed": {},
     }
+    reader.remember(BufferMemory(buffer, shop, run_id))
     if not alarm:
         for facts in reader.changes(since):
             found["products"] += len(facts.products)
@@ -84,6 +86,8 @@ def _fetch_missing(buffer: Buffer, reader: Reader, shop: Shop, found: dict[str, 
 
 
 def _merge(buffer: Buffer, facts: Facts, found: dict[str, Any]) -> None:
+    if facts.problems:
+        buffer.problems_note(facts.problems)
     for part in _parts(facts):
         done = buffer.variants_merge(
             claim_id=None,

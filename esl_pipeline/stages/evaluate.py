@@ -50,6 +50,7 @@ VARIANT_COLUMNS = {
     "unsaid": "str",
     "removed": "bool",
     "stock": "str",
+    "problem": "str",
     "gift_card": "bool",
     "unit_price": "str",
     "unit_price_measurement": "str",

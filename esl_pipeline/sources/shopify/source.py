@@ -75,7 +75,7 @@ class ShopifySource(Source[ShopifySettings]):
         """By the Admin API."""
         from esl_pipeline.sources.shopify.reader import ShopifyReader
 
-        client = self.open_admin(shop, patient=patient)
+        client = self.open_admin(shop, patient=patient) if shop_domain(shop) == shop else None
         if client is None:
             raise SourceError(f"there is no app and no Admin API token for {shop}: {self.how_to_read}")
         return ShopifyReader(client, shop)
