@@ -10,6 +10,7 @@ from esl_pipeline.orchestration.connection import connection_watch
 from esl_pipeline.orchestration.frames import ParquetFrames
 from esl_pipeline.orchestration.housekeeping import housekeeping, housekeeping_schedule
 from esl_pipeline.orchestration.near_real_time import event_sync_job, inbox_sensor
+from esl_pipeline.orchestration.news import news_sensor
 from esl_pipeline.orchestration.nightly import full_reconciliation, nightly_reconciliation
 from esl_pipeline.orchestration.resources import BufferResource, LabelServerResource, SourcesResource
 from esl_pipeline.settings import load_settings
@@ -29,7 +30,7 @@ def build_definitions(
     settings = load_settings()
     in_use = [type(source) for source in settings.sources_in_use]
     zone = settings.esl_nightly_time_zone
-    checks = asset_checks([source.products_asset() for source in in_use])
+    checks = asset_checks(in_use)
     watches = [connection_watch(source, zone) for source in in_use if source.is_watched]
     event_sync = event_sync_job(max_age_seconds=settings.esl_drain_max_age_seconds)
     reconciliation = full_reconciliation(in_use, checks)
@@ -51,6 +52,7 @@ def build_definitions(
         sensors=[
             inbox_sensor(event_sync, interval_seconds=settings.sync_worker_interval_seconds),
             silence_sensor(hours=settings.esl_silence_hours),
+            *([news_sensor(reconciliation)] if any(source.is_polled for source in in_use) else []),
         ],
         resources={
             "buffer": buffer or BufferResource(),

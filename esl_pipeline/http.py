@@ -1,4 +1,4 @@
-"""What both HTTP clients need alike: trusted certificates, plain JSON, and when to try again."""
+"""What all HTTP clients need alike: where a secret may go, trusted certificates, plain JSON, when to try again."""
 
 import functools
 import random
@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 
 from esl_pipeline import __version__
+from esl_pipeline.addresses import is_loopback
+from esl_pipeline.printable import printable
 
 USER_AGENT = f"esl-pipeline/{__version__}"
 
@@ -22,7 +24,8 @@ JSON_HEADERS = {
     "User-Agent": USER_AGENT,
 }
 
-
+# 423: a shop is locked for a moment; 430: Shopify's guard against unusual traffic.
+_PASSING = frozenset({408, 423, 425, 429, 430})
 _LONGEST_PAUSE = 3_600.0
 
 
@@ -63,3 +66,31 @@ def pause_before_retry(retry_after: float | None, longest: float) -> bool | floa
     if retry_after > longest:
         return False
     return retry_after + random.uniform(0.1, 0.5)  # noqa: S311
+
+
+def is_safe(url: str) -> bool:
+    """Whether what is read from or sent to the URL cannot be overheard: https, or this machine itself."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    if parsed.userinfo or not parsed.host:
+        return False
+    return parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(parsed.host))
+
+
+def reason(error: Exception) -> str:
+    """A failure in words, since some of httpx have none."""
+    return str(error) or type(error).__name__
+
+
+def one_line(text: str, *hidden: str) -> str:
+    """The start of what was said, on one line, without what is hidden."""
+    for secret in hidden:
+        text = text.replace(secret, "[hidden]") if secret else text
+    return printable(" ".join(text.split()))[:400]
+
+
+def passes(status: int) -> bool:
+    """Whether a failure with this status may pass by itself."""
+    return status in _PASSING or status >= 500

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands import installation, labels, running, stores, tokens
+from esl_pipeline.commands import files, installation, labels, running, stores, tokens
 from esl_pipeline.commands.shared import CommandError, err
 from esl_pipeline.commands.shopify import app as shopify
 from esl_pipeline.environment import SettingsError
@@ -41,6 +41,7 @@ for _command in (
     app.command()(_command)
 app.add_typer(stores.app, name="stores")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(files.app, name="files")
 app.add_typer(shopify.app, name="shopify")
 
 

@@ -347,6 +347,8 @@ def _trace(place: Row) -> Group:
             f"{variant['variant_id']} {escape(name)}, price {escape(_text(variant['price']))}, "
             f"{variant['label_state']}, updated {_time(variant['source_updated_at'])}"
         )
+        if file := variant.get("file"):
+            node.add(_file(file))
         for finding in variant["findings"]:
             node.add(f"{finding['level']} {finding['check_name']}: {escape(finding['reason'])}")
     deliveries = Tree("[bold]webhooks[/], newest first")
@@ -358,6 +360,14 @@ def _trace(place: Row) -> Group:
     if place["forgotten"]:
         deliveries.add(f"{place['forgotten']} more are no longer kept")
     return Group(label, pushes, variants, deliveries)
+
+
+def _file(file: Row) -> str:
+    """The file that a variant's content is from."""
+    return (
+        f"from {escape(printable(file['name']))} of {_time(file['modified_at'])}, SHA-256 {file['sha256'][:16]}…, "
+        f"applied {_time(file['applied_at'])} by run {escape(_text(file['run_id']))}"
+    )
 
 
 def _refresh(refresh: Row) -> str:

@@ -46,6 +46,7 @@ Percent = Annotated[int, Field(ge=0, le=100)]
 # Fits what SQL reads these numbers as (esl.policy_number), and is as good as no limit.
 _MOST = 1_000_000_000
 
+ColumnName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
 TemplateText = Annotated[str, StringConstraints(max_length=500)]
 # The label server takes prices there, so nothing but a price may be bound to them.
 PriceText = Literal["", "{price}", "{compare_at_price}", "{unit_price}"]
@@ -133,6 +134,28 @@ class RaiseWindow(_Strict):
         return value
 
 
+class Columns(_Strict):
+    """Which column of a shop's files says what, by its name; what is not named is found by the usual names."""
+
+    id: ColumnName | None = Field(default=None, description="the article's number")
+    code: ColumnName | None = Field(default=None, description="barcode")
+    title: ColumnName | None = None
+    variant_title: ColumnName | None = None
+    price: ColumnName | None = None
+    compare_at_price: ColumnName | None = None
+    sku: ColumnName | None = None
+    vendor: ColumnName | None = None
+    product_type: ColumnName | None = None
+    tags: ColumnName | None = None
+    image_url: ColumnName | None = None
+    stock: ColumnName | None = None
+    deleted: ColumnName | None = None
+
+    def named(self) -> dict[str, str]:
+        """Field -> column, of those that are named."""
+        return self.model_dump(exclude_none=True)
+
+
 class Policy(_Strict):
     """Typed settings of one store mapping; every default is the safe choice."""
 
@@ -178,13 +201,13 @@ class Policy(_Strict):
         default=False, description="Put the image's address into `pim`: costs transfer and battery."
     )
     image_hosts: tuple[HostName, ...] = Field(
-        default=("cdn.shopify.com",),
+        default=(),
         max_length=100,
-        description="Hosts that images may come from, over https.",
+        description="Hosts that images may come from, over https. Default: those of the shop's source.",
     )
     statuses: tuple[Literal["active", "unlisted", "archived"], ...] = Field(
         default=("active", "unlisted"),
-        description="Shopify statuses that are on the shelf; drafts never are.",
+        description="Statuses that are on the shelf; drafts never are.",
     )
     require_published: bool = Field(default=False, description="Only products published in the online store.")
     on_delete: Leaving = Field(
@@ -201,11 +224,11 @@ class Policy(_Strict):
     )
     location_id: Annotated[str, StringConstraints(pattern="^[0-9]{1,20}$")] | None = Field(
         default=None,
-        description="The Shopify location whose stock counts; stock is never summed over locations.",
+        description="The location whose stock counts; stock is never summed over locations.",
     )
     unit_price_mode: Literal["off", "eu", "uk", "us"] = Field(
         default="off",
-        description="Price per unit from Shopify's measurement, for {unit_price} and {unit_price_per}.",
+        description="Price per unit from the measurement of the content, for {unit_price} and {unit_price_per}.",
     )
     fields: Fields = Field(
         default=Fields(),
@@ -234,6 +257,10 @@ class Policy(_Strict):
     refresh: Literal["after_push", "never"] = Field(
         default="after_push",
         description="Tell the label server to refresh the store's labels after pushes (`esl/bind_task`), or never.",
+    )
+    columns: Columns = Field(
+        default=Columns(),
+        description="For files: names of their columns, e.g. columns.price=VK-Preis; all stores of a shop the same.",
     )
     owns_store: bool = Field(
         default=False,

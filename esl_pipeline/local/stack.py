@@ -52,8 +52,8 @@ from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, every_field, load_settings
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
-from esl_pipeline.sources.shopify.secrets import keys_for
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 
 _READY_SECONDS = 120.0

@@ -19,7 +19,7 @@ from esl_pipeline.orchestration.frames import Parts
 from esl_pipeline.orchestration.resources import LabelServer, Sources
 from esl_pipeline.orchestration.shops import products_asset as shop_products_asset
 from esl_pipeline.orchestration.shops import shops
-from esl_pipeline.sources.source import Source
+from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.drift import Drift, compare_store
 from esl_pipeline.stages.evaluate import VARIANT_COLUMNS, due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
@@ -122,7 +122,7 @@ def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
         io_manager_key="frames",
         hooks={stop_retries},
         kinds={source.system, "postgres"},
-        deps=[webhook_inbox],
+        deps=[webhook_inbox] if source.sends_webhooks() else [],
         metadata={"dagster/column_schema": _variant_schema(), "dagster/table_name": "esl.products"},
         description=f"""What {source.name} says: the shop's variants that changed, by webhook, or by a read of the
 whole catalogue.
@@ -151,9 +151,13 @@ become a label yet. All day long the job event_sync does the same for all shops,
             events += read
         report: dict[str, Any] = {}
         if config.whole_catalogue:
-            with sources.reader(shop) as reader:
-                snapshot = read_snapshot(buffer, reader, shop=shop, run_id=context.run.run_id)
-            report = reports.snapshot_report(snapshot)
+            try:
+                with sources.reader(shop) as reader:
+                    snapshot = read_snapshot(buffer, reader, shop=shop, run_id=context.run.run_id)
+                report = reports.snapshot_report(snapshot)
+            except NothingToReadError as nothing:  # its labels are compared all the same
+                context.log.warning(str(nothing))
+                report = {"not read": str(nothing)}
         after = 0
         while len(part := due_variants(buffer, shop=shop, after=after)[0]):
             variants.add(part)

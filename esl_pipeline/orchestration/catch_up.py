@@ -1,32 +1,50 @@
 """catch_up: every few minutes, what webhooks may have missed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration.checks import as_event, shop_is_read
+from esl_pipeline.orchestration.checks import as_event, shop_is_read, unread_files
 from esl_pipeline.orchestration.failures import reason_of, several_failed, stop_retries
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import active_shops, products_asset
 from esl_pipeline.stages.catch_up import read_changes
+
+# Of runs that read one shop alone, because there is news of it.
+SHOP_TAG = "esl/shop"
+
+
+class Which(dg.Config):
+    """Which shops are read."""
+
+    shops: list[str] = Field([], description="Shops by their partition; none: every active one.")
+
+
+def reads_only(keys: Sequence[str]) -> dg.RunConfig:
+    """The configuration of a run that reads the changes of these shops."""
+    return dg.RunConfig(ops={"read_recent_changes": Which(shops=list(keys))})
 
 
 @dg.op(
     description="What has changed at each shop since the last look, and variants that webhooks only named."
 )
 def read_recent_changes(
-    context: dg.OpExecutionContext, buffer: dg.ResourceParam[Buffer], sources: dg.ResourceParam[Sources]
+    context: dg.OpExecutionContext,
+    config: Which,
+    buffer: dg.ResourceParam[Buffer],
+    sources: dg.ResourceParam[Sources],
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     """Every active shop that can be read, each by itself; their labels follow through event_sync.
 
     Fails at the end when a shop could not be read, and names each with the reason; so does its check shop_is_read.
     """
     buffer.check_version()
-    active = active_shops(buffer)
+    active = [key for key in active_shops(buffer) if not config.shops or key in config.shops]
     # Another order each time: a shop that takes all of a run's time has not the same ones behind it the next time.
     random.shuffle(active)
     failures: dict[str, Exception] = {}
@@ -38,7 +56,8 @@ def read_recent_changes(
             except Exception as error:
                 failures[key], problem = error, reason_of(error)
                 context.log.error(f"{key}: {problem}")
-        yield as_event(shop_is_read(problem), asset=products_asset(key), name=shop_is_read.__name__, shop=key)
+        result = shop_is_read(problem, unread=unread_files(buffer, shop_of(key), sources))
+        yield as_event(result, asset=products_asset(key), name=shop_is_read.__name__, shop=key)
     if failures:
         raise several_failed(f"{len(failures)} of {len(active)} shops could not be read", failures)
     yield dg.Output(None)

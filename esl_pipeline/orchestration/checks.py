@@ -10,11 +10,14 @@ import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
-from esl_pipeline.model.shop import shop_key, shop_of
+from esl_pipeline.model.shop import Shop, shop_key, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import reason_of
+from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.printable import printable
 from esl_pipeline.settings import load_settings
+from esl_pipeline.sources.source import Source
 
 VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
@@ -153,15 +156,27 @@ def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> d
     )
 
 
-def shop_is_read(problem: str | None) -> dg.AssetCheckResult:
-    """Whether the shop can be read, so that what its webhooks miss comes all the same; evaluated by catch_up too."""
+def shop_is_read(problem: str | None, *, unread: str | None = None) -> dg.AssetCheckResult:
+    """Whether the shop can be read, so that what its webhooks miss comes all the same; evaluated by catch_up too.
+
+    problem: why it cannot. unread: which of its files were not read, and why.
+    """
+    says = [f"what webhooks miss stays missed: {problem}"] if problem else []
+    says += [unread] if unread else []
     return dg.AssetCheckResult(
-        passed=problem is None,
+        passed=not says,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"what webhooks miss stays missed: {problem}"
-        if problem
-        else "nothing stands in the way of reading",
+        description="; ".join(says) or "nothing stands in the way of reading",
     )
+
+
+def unread_files(buffer: Buffer, shop: Shop, sources: Sources) -> str | None:
+    """Which files of a shop were refused or wait, and why; None where none are, or it has no files."""
+    if not (sources.opens(shop) and sources.of(shop).is_polled):
+        return None
+    files = [file for file in buffer.files_list(shop=shop) if file["is_open"]]
+    says = "; ".join(f"{printable(file['name'])} is {file['state']}: {file['reason']}" for file in files[:5])
+    return f"{says}; see `esl-pipeline files list`" if says else None
 
 
 def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
@@ -275,8 +290,10 @@ def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -
     )
 
 
-def _readable(_: Buffer, shop: str) -> dg.AssetCheckResult:
-    return shop_is_read(load_settings().not_readable([shop_of(shop)]).get(shop_of(shop)["source_store_id"]))
+def _readable(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
+    sources = Sources(load_settings())
+    unread = unread_files(buffer, shop_of(shop), sources)
+    return shop_is_read(sources.why_not_read(shop_of(shop)), unread=unread)
 
 
 def _variants(check: Callable[[Sequence[Row]], dg.AssetCheckResult]) -> Judge:
@@ -308,8 +325,8 @@ def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.Asset
     return evaluate
 
 
-def asset_checks(products: Sequence[str]) -> list[dg.AssetChecksDefinition]:
-    """All of them, where these are the assets of products."""
+def asset_checks(sources: Sequence[type[Source[Any]]]) -> list[dg.AssetChecksDefinition]:
+    """All of them, for the products of these sources."""
     with warnings.catch_warnings():
         # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
         warnings.simplefilter("ignore", dg.PreviewWarning)
@@ -317,8 +334,12 @@ def asset_checks(products: Sequence[str]) -> list[dg.AssetChecksDefinition]:
             *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
             _definition(RESULTS, label_accuracy, _accuracy),
             _definition(RESULTS, backlog, _backlog),
-            *(_definition(asset, webhooks_arrive, _silence) for asset in products),
-            *(_definition(asset, shop_is_read, _readable) for asset in products),
+            *(
+                _definition(source.products_asset(), webhooks_arrive, _silence)
+                for source in sources
+                if source.sends_webhooks()
+            ),
+            *(_definition(source.products_asset(), shop_is_read, _readable) for source in sources),
         ]
 
 

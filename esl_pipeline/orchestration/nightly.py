@@ -51,6 +51,17 @@ def _assets(sources: Sequence[type[Source[Any]]]) -> list[str]:
     ]
 
 
+def reads_whole_shop(key: str, source: type[Source[Any]], *, run_key: str) -> dg.RunRequest:
+    """A run of full_reconciliation for one shop (its key) of that source."""
+    return dg.RunRequest(
+        run_key=run_key,
+        job_name="full_reconciliation",
+        partition_key=key,
+        asset_selection=[dg.AssetKey(name) for name in _assets([source])],
+        run_config=reads_all([source]),
+    )
+
+
 def nightly_reconciliation(
     job: "UnresolvedAssetJobDefinition", cron: str, time_zone: str
 ) -> dg.ScheduleDefinition:
@@ -76,13 +87,7 @@ def nightly_reconciliation(
             context.instance.add_dynamic_partitions("shops", added)
         night = context.scheduled_execution_time.isoformat()
         for key in readable:
-            source = type(sources.of(shop_of(key)))
-            yield dg.RunRequest(
-                run_key=f"{night} {key}",
-                partition_key=key,
-                asset_selection=[dg.AssetKey(name) for name in _assets([source])],
-                run_config=reads_all([source]),
-            )
+            yield reads_whole_shop(key, type(sources.of(shop_of(key))), run_key=f"{night} {key}")
         if not readable:
             without = f"nothing opens {', '.join(active)}: {sources.how_to_read()}"
             yield dg.SkipReason(without if active else "no shop is mapped to a store")

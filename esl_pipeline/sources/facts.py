@@ -16,6 +16,9 @@ class Facts:
     in a snapshot each is whole). levels: stock per item and location.
     details: what only the Admin API says of a variant (unit price, gift card). shops: currency, taxes, time zone.
     events: one outcome per delivery read: done or unusable, with a reason.
+    problems: what is wrong with what was said of a variant, which holds its label back: source_system, source_store_id,
+    variant_id, version_at, problem (see Buffer.problems_note). unclear: what is known of products that are listed, in a
+    row that does not say which they are, so that none of them passes for absent (see Buffer.snapshot_keep).
     """
 
     products: list[Row] = field(default_factory=list)
@@ -24,6 +27,8 @@ class Facts:
     details: list[Row] = field(default_factory=list)
     shops: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    problems: list[Row] = field(default_factory=list)
+    unclear: list[Row] = field(default_factory=list)
 
     def extend(self, other: "Facts") -> None:
         """Add another source's facts."""
@@ -33,6 +38,8 @@ class Facts:
         self.details += other.details
         self.shops += other.shops
         self.events += other.events
+        self.problems += other.problems
+        self.unclear += other.unclear
 
 
 _KEYS = ("source_system", "source_store_id", "product_id")

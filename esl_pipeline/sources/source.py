@@ -42,8 +42,46 @@ class SourceRefusedError(SourceError):
     """The source refuses this one request, and asking again will not help: a product may be wrong, not the shop."""
 
 
+class NothingToReadError(SourceError):
+    """There is nothing to read now, and nothing is wrong with the pipeline; the text says why. Nothing is concluded."""
+
+
 class DeliveryError(ValueError):
     """The headers do not say what the delivery is, so it cannot be kept."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What `Reader.news` saw. state: for the next look. name: of this news, the same for the same; "" for none.
+
+    whole: the catalogue is to be read; changes: the changes are.
+    """
+
+    state: str
+    name: str = ""
+    whole: bool = False
+    changes: bool = False
+
+
+class Memory(ABC):
+    """What the pipeline keeps for a reader whose shop cannot tell it: the settings of the stores that it feeds, and
+    what was read of its files (esl.source_files). Of one shop."""
+
+    @abstractmethod
+    def policies(self) -> Mapping[str, Mapping[str, Any]]:
+        """Store code -> settings, of every active mapping of the shop."""
+
+    @abstractmethod
+    def known_files(self, files: Sequence[Row], columns: str) -> Row:
+        """See Buffer.files_known."""
+
+    @abstractmethod
+    def note_file(self, file: Row) -> Row:
+        """See Buffer.files_note."""
+
+    @abstractmethod
+    def finish_file(self, file_id: int, told: Sequence[str] | None) -> None:
+        """See Buffer.files_finish."""
 
 
 class Reader(ABC):
@@ -63,6 +101,16 @@ class Reader(ABC):
 
     def close(self) -> None:  # noqa: B027 - not every reader holds something open
         """Give back what is open."""
+
+    def remember(self, memory: Memory) -> None:  # noqa: B027 - only some need it
+        """What is known of the shop; told before anything is read."""
+
+    def stored(self) -> None:  # noqa: B027 - likewise
+        """The catalogue that was read is stored, and what it does not have is gone."""
+
+    def news(self, state: str) -> News:
+        """Whether there is something to read, for sources that are_polled; state: of the last look, "" before it."""
+        return News(state)
 
     def lets_in(self) -> bool | None:
         """Whether the shop still takes what opens it; None when that cannot be told now."""
@@ -160,7 +208,8 @@ class Source(ABC, Generic[S]):
     ids_are_global: whether a product's or item's id is one thing over all shops of the source. example_shop: how a
     shop is called, for people; shop_pattern: the same as a regular expression, for whole texts. how_to_read: what to
     set so that shops can be read; opens_others: why a shop cannot be read while others can. is_watched: whether
-    `watch` can tell how a shop's connection is.
+    `watch` can tell how a shop's connection is. is_polled: whether its readers can tell cheaply that there is `news`,
+    so that they are asked every few seconds.
     """
 
     system: ClassVar[str]
@@ -172,6 +221,7 @@ class Source(ABC, Generic[S]):
     how_to_read: ClassVar[str] = ""
     opens_others: ClassVar[str] = ""
     is_watched: ClassVar[bool] = False
+    is_polled: ClassVar[bool] = False
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
@@ -201,6 +251,11 @@ class Source(ABC, Generic[S]):
         """Facts of claimed webhook deliveries, folded to the newest state per product. Never raises for a body."""
         reason = f"{cls.name} sends no webhooks"
         return Facts(events=[{"id": row["id"], "state": "unusable", "reason": reason} for row in deliveries])
+
+    @classmethod
+    def sends_webhooks(cls) -> bool:
+        """Whether it has any, whatever the settings say."""
+        return cls.webhooks is not Source.webhooks
 
     @property
     def is_set_up(self) -> bool:

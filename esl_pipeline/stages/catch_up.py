@@ -12,6 +12,7 @@ from esl_pipeline.model.shop import Shop
 from esl_pipeline.sources.facts import Facts, Row, told_once
 from esl_pipeline.sources.source import Reader, SourceRefusedError
 from esl_pipeline.stages.inbox import MERGE_BYTES
+from esl_pipeline.stages.memory import BufferMemory
 
 _FIRST_LOOK_BACK = timedelta(hours=1)
 _CLOCKS_DIFFER = timedelta(minutes=10)
@@ -52,6 +53,7 @@ def read_changes(
         **dict.fromkeys(("products", "variants_changed", "variants_removed", "fetched", "gone"), 0),
         "failed": {},
     }
+    reader.remember(BufferMemory(buffer, shop, run_id))
     if not alarm:
         for facts in reader.changes(since):
             found["products"] += len(facts.products)
@@ -84,12 +86,14 @@ def _fetch_missing(buffer: Buffer, reader: Reader, shop: Shop, found: dict[str, 
 
 
 def _merge(buffer: Buffer, facts: Facts, found: dict[str, Any]) -> None:
+    if facts.problems:
+        buffer.problems_note(facts.problems)
     for part in _parts(facts):
         done = buffer.variants_merge(
             claim_id=None,
             products=part.products,
             variants=part.variants,
-            levels=[],
+            levels=part.levels,
             events=[],
             details=part.details,
         )
@@ -103,6 +107,9 @@ def _parts(facts: Facts) -> Iterator[Facts]:
     for variant in facts.variants:
         variants[variant["product_id"]].append(variant)
     details = {detail["variant_id"]: detail for detail in facts.details}
+    levels: dict[str, list[Row]] = {}
+    for level in facts.levels:
+        levels.setdefault(level["inventory_item_id"], []).append(level)
     part, bytes_ = Facts(), 0
     for product in facts.products:
         rows = told_once([product], variants[product["product_id"]])
@@ -114,7 +121,8 @@ def _parts(facts: Facts) -> Iterator[Facts]:
             part, bytes_ = Facts(), 0
         bytes_ += size
         own = (details.get(row["variant_id"]) for row in rows)
-        part.extend(Facts([product], rows, details=[detail for detail in own if detail]))
+        stocked = [level for row in rows for level in levels.get(row.get("inventory_item_id") or "", ())]
+        part.extend(Facts([product], rows, stocked, [detail for detail in own if detail]))
     if part.products:
         yield part
 

@@ -15,6 +15,7 @@ from esl_pipeline.labels.policy import Policy
 from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.source import Reader
+from esl_pipeline.stages.memory import BufferMemory
 
 SNAPSHOT_ROWS = 2_500
 
@@ -66,7 +67,7 @@ def read_snapshot(
     snapshot = Snapshot(dict(shop), str(uuid4()), datetime.now(UTC))
     buffer.snapshot_begin(snapshot_id=snapshot.snapshot_id, shop=shop, run_id=run_id)
     try:
-        _read_all(buffer, reader, snapshot, on_progress or (lambda _: None))
+        _read_all(buffer, reader, snapshot, run_id, on_progress or (lambda _: None))
     except BaseException as error:
         with suppress(BufferError):
             buffer.snapshot_abandon(
@@ -76,10 +77,16 @@ def read_snapshot(
     return snapshot
 
 
-def _read_all(buffer: Buffer, reader: Reader, snapshot: Snapshot, on_progress: OnProgress) -> None:
+def _read_all(
+    buffer: Buffer, reader: Reader, snapshot: Snapshot, run_id: str, on_progress: OnProgress
+) -> None:
     began = time.monotonic()
 
     def merge(facts: Facts) -> None:
+        if facts.problems:
+            buffer.problems_note(facts.problems)
+        if facts.unclear:
+            buffer.snapshot_keep(snapshot_id=snapshot.snapshot_id, unclear=facts.unclear)
         done = buffer.snapshot_merge(
             snapshot_id=snapshot.snapshot_id,
             products=facts.products,
@@ -98,6 +105,7 @@ def _read_all(buffer: Buffer, reader: Reader, snapshot: Snapshot, on_progress: O
         snapshot.seconds = time.monotonic() - began
         on_progress(snapshot)
 
+    reader.remember(BufferMemory(buffer, snapshot.shop, run_id))
     merge(reader.shop())
     started, stock_started = list[datetime](), list[datetime]()
     for facts in reader.catalogue(started.append, chunk=SNAPSHOT_ROWS):
@@ -119,6 +127,7 @@ def _read_all(buffer: Buffer, reader: Reader, snapshot: Snapshot, on_progress: O
     )
     if not done["finished"]:
         raise SnapshotLostError(f"the snapshot removes nothing: {done['reason']}")
+    reader.stored()
     snapshot.removed, snapshot.levels_gone = done["removed"], done["levels_gone"]
     snapshot.seconds = time.monotonic() - began
     snapshot.complete = True

@@ -21,7 +21,7 @@ from esl_pipeline.buffer.errors import BufferError, BufferVersionError
 from esl_pipeline.buffer.migrate import code_build, functions_digest
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.sources.shopify.content import CONTENT
+from esl_pipeline.sources.content import CONTENT
 from esl_pipeline_tests.gateway import Gateway
 from esl_pipeline_tests.stock import through
 

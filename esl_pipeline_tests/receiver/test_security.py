@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.pace import Pace
+from esl_pipeline.sources.secrets import keys_for, read_secrets
 from esl_pipeline.sources.shopify.deliveries import LIFECYCLE_TOPICS
-from esl_pipeline.sources.shopify.secrets import keys_for, read_secrets
+from esl_pipeline.sources.shopify.shop_names import shop_before
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import (
     BODIES,
@@ -55,7 +56,7 @@ def sent(app: Any, secret: str, shop: str | None = SHOP, number: int = 1) -> tup
 
 
 def test_s04_an_old_secret_counts_until_its_end_and_not_after() -> None:
-    secrets = read_secrets(["new", "old@2026-03-01T00:00:00Z"])
+    secrets = read_secrets(["new", "old@2026-03-01T00:00:00Z"], shop_before)
     assert keys_for(secrets, SHOP, NOW) == [b"new", b"old"]
     assert keys_for(secrets, SHOP, NOW + timedelta(seconds=1)) == [b"new"]
 
@@ -82,7 +83,7 @@ def test_s05_a_secret_of_a_shop_signs_for_that_shop_alone(buffer: WatchedBuffer)
 
 
 def test_s05_a_shop_whose_own_secret_has_expired_is_refused_the_shared_one() -> None:
-    secrets = read_secrets([f"{SHOP}=ours@2026-02-01", "shared"])
+    secrets = read_secrets([f"{SHOP}=ours@2026-02-01", "shared"], shop_before)
     assert keys_for(secrets, SHOP, NOW) == []
     assert keys_for(secrets, OTHER, NOW) == [b"shared"]
 

@@ -13,7 +13,7 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.commands.console import print_status
 from esl_pipeline.orchestration.checks import backlog
 from esl_pipeline.receiver.app import create_app
-from esl_pipeline.sources.shopify.content import CONTENT
+from esl_pipeline.sources.content import CONTENT
 from esl_pipeline_tests.receiver.support import SECRET, call, make_settings, signed
 from esl_pipeline_tests.world import SHOP, STORE, World, level, product, variant, when
 

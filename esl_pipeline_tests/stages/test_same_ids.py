@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from esl_pipeline.sources.shopify.content import CONTENT
+from esl_pipeline.sources.content import CONTENT
 from esl_pipeline_tests.world import World, when
 
 SYSTEM = "woocommerce"

@@ -11,10 +11,12 @@ language sql immutable set search_path = '' as $$
             'esl_version', 'esl_mapping_list', 'esl_status', 'esl_preview', 'esl_accuracy', 'esl_due',
             'esl_inbox_claim', 'esl_variants_*', 'esl_missing_variants', 'esl_labels_*', 'esl_push_*', 'esl_rate_*',
             'esl_lease_*', 'esl_claims_*', 'esl_snapshot_*', 'esl_watermark_*', 'esl_drift_*', 'esl_housekeep',
-            'esl_redaction_*', 'esl_refresh_*', 'esl_connection_list']),
+            'esl_redaction_*', 'esl_refresh_*', 'esl_connection_list', 'esl_files_known', 'esl_files_note',
+            'esl_files_finish', 'esl_files_list', 'esl_problems_note']),
         ('esl_admin', array[
             'esl_version', 'esl_mapping_*', 'esl_token_*', 'esl_status', 'esl_findings', 'esl_preview', 'esl_trace',
-            'esl_changes_approve', 'esl_redrive', 'esl_owner_settle', 'esl_connection_*'])
+            'esl_changes_approve', 'esl_redrive', 'esl_owner_settle', 'esl_connection_*', 'esl_files_list',
+            'esl_files_approve'])
     ) as c (role, functions)
 $$;
 

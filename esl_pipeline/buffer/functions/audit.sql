@@ -28,6 +28,7 @@ language sql volatile security definer set search_path = '' as $$
                   where q.store_code = s.store_code and q.code = p ->> 'code'),
         'variants', (select coalesce(jsonb_agg(to_jsonb(o) || jsonb_build_object(
                              'mapping_id', m.id, 'label_state', b.state, 'collides', b.collides,
+                             'file', esl.file_of(o),
                              'findings', (select coalesce(jsonb_agg(to_jsonb(f) order by f.check_name), '[]')
                                  from esl.findings f where f.mapping_id = m.id and f.variant_id = o.variant_id
                                    and f.resolved_at is null))), '[]')

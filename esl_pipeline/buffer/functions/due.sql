@@ -64,11 +64,15 @@ language sql volatile security definer set search_path = '' as $$
             select jsonb_agg(to_jsonb(d) - '{due,turn,bytes,before}'::text[] || jsonb_build_object(
                        'unsaid', nullif(array_to_string(d.unsaid, ' '), ''), 'stock', k.stock,
                        'gift_card', coalesce(x.gift_card, false), 'unit_price', x.unit_price,
-                       'unit_price_measurement', x.unit_price_measurement, 'history', h.history) order by d.revision)
+                       'unit_price_measurement', x.unit_price_measurement, 'history', h.history,
+                       'problem', r.problem) order by d.revision)
             from page d
             left join esl.variant_details x
               on x.source_system = d.source_system and x.source_store_id = d.source_store_id
              and x.variant_id = d.variant_id
+            left join esl.row_problems r
+              on r.source_system = d.source_system and r.source_store_id = d.source_store_id
+             and r.variant_id = d.variant_id
             cross join lateral esl.stock_of(d.source_system, d.source_store_id, d.inventory_item_id) k
             cross join lateral esl.history_of(d.source_system, d.source_store_id, d.variant_id, d.price,
                                               d.compare_at_price) h), '[]'),

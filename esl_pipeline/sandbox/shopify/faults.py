@@ -4,18 +4,21 @@ A rule holds until it has fired `times` times, for ever without. Of several rule
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Rule(BaseModel):
+class Rule(BaseModel):
+    """What goes wrong, and how often."""
+
     model_config = ConfigDict(extra="forbid")
 
     times: int | None = Field(default=None, ge=1)
 
 
-class _Answer(_Rule):
+class _Answer(Rule):
     on: Literal["graphql", "download", "token"] = "graphql"
 
 
@@ -35,39 +38,39 @@ class Status(_Answer):
     body: str = ""
 
 
-class Throttled(_Rule):
+class Throttled(Rule):
     """Calls are throttled as if the bucket were empty."""
 
     kind: Literal["throttled"] = "throttled"
 
 
-class Unauthorized(_Rule):
+class Unauthorized(Rule):
     """The token is refused, though it is the right one."""
 
     kind: Literal["unauthorized"] = "unauthorized"
 
 
-class FallForward(_Rule):
+class FallForward(Rule):
     """Answers are of this version, whichever was asked for."""
 
     kind: Literal["fall_forward"] = "fall_forward"
     version: str
 
 
-class BulkSlow(_Rule):
+class BulkSlow(Rule):
     """An operation goes on for so many seconds after it has read the shop."""
 
     kind: Literal["bulk_slow"] = "bulk_slow"
     seconds: float = Field(ge=0)
 
 
-class BulkEndless(_Rule):
+class BulkEndless(Rule):
     """An operation stays RUNNING until it is cancelled."""
 
     kind: Literal["bulk_endless"] = "bulk_endless"
 
 
-class BulkFailed(_Rule):
+class BulkFailed(Rule):
     """An operation fails; `keep` is the part of its lines that partialDataUrl holds, none without."""
 
     kind: Literal["bulk_failed"] = "bulk_failed"
@@ -75,7 +78,7 @@ class BulkFailed(_Rule):
     keep: float | None = Field(default=None, gt=0, lt=1)
 
 
-class BrokenDownload(_Rule):
+class BrokenDownload(Rule):
     """A download stops after this part of what it was to send; its connection is closed so many seconds later."""
 
     kind: Literal["broken_download"] = "broken_download"
@@ -83,14 +86,14 @@ class BrokenDownload(_Rule):
     seconds: float = Field(default=0, ge=0)
 
 
-class CutDownload(_Rule):
+class CutDownload(Rule):
     """A download looks whole but ends early, at the end of a line: this part of the lines is there."""
 
     kind: Literal["cut_download"] = "cut_download"
     keep: float = Field(default=0.5, ge=0, lt=1)
 
 
-class ExpiredUrl(_Rule):
+class ExpiredUrl(Rule):
     """The address of a result has expired already when it is told."""
 
     kind: Literal["expired_url"] = "expired_url"
@@ -110,7 +113,7 @@ Fault = Annotated[
     | ExpiredUrl,
     Field(discriminator="kind"),
 ]
-_R = TypeVar("_R", bound=_Rule)
+_R = TypeVar("_R", bound=Rule)
 
 
 class Faults:
@@ -121,7 +124,7 @@ class Faults:
         self._rules: list[Any] = []
         self._fired: list[int] = []
 
-    def replace(self, rules: list[Fault]) -> None:
+    def replace(self, rules: Sequence[Rule]) -> None:
         """Put these rules in force, instead of all earlier ones."""
         with self._lock:
             self._rules, self._fired = list(rules), [0] * len(rules)

@@ -16,8 +16,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
-from esl_pipeline.sources.shopify.content import instant
+from esl_pipeline.sources.bodies import UnusableError, check_counts, parsed
+from esl_pipeline.sources.content import instant
 from esl_pipeline.sources.shopify.gids import number_in
 from esl_pipeline.sources.shopify.shop_names import shop_domain
 from esl_pipeline.sources.shopify.topics import TOPICS

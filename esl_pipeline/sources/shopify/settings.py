@@ -2,25 +2,23 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints, ValidationInfo, field_validator
 
 from esl_pipeline.environment import HttpUrl, entries
+from esl_pipeline.sources.secrets import WebhookSecret, ending, read_secrets
 from esl_pipeline.sources.shopify.apps import App, app_for, read_apps, read_word, signing
-from esl_pipeline.sources.shopify.secrets import WebhookSecret, read_secrets
-from esl_pipeline.sources.shopify.shop_names import shop_named
+from esl_pipeline.sources.shopify.shop_names import shop_before, shop_named
 from esl_pipeline.sources.source import SourceSettings
-
-_SAID_BEFORE_EXPIRY = timedelta(days=14)
 
 
 def _webhook_secrets(value: SecretStr) -> SecretStr:
     listed = entries(value)
     if not listed:
         raise ValueError("holds only commas; write the app's client secret, or remove it")
-    read_secrets(listed)
+    read_secrets(listed, shop_before)
     return value
 
 
@@ -130,7 +128,7 @@ class ShopifySettings(SourceSettings):
         """Every secret that may have signed a webhook, expired ones included; empty when none is set."""
         if self.shopify_webhook_secret is None:
             return tuple(WebhookSecret(secret.encode(), shop) for secret, shop in signing(self.apps))
-        return read_secrets(entries(self.shopify_webhook_secret))
+        return read_secrets(entries(self.shopify_webhook_secret), shop_before)
 
     @property
     def signing_entries(self) -> SecretStr | None:
@@ -165,16 +163,4 @@ class ShopifySettings(SourceSettings):
                 "SHOPIFY_WEBHOOK_SECRET is not set, nor SHOPIFY_API_KEY and SHOPIFY_API_SECRET: no webhook can be "
                 "verified, so all are refused (401)."
             )
-        yield from self._ending_secrets(datetime.now(UTC))
-
-    def _ending_secrets(self, now: datetime) -> Iterator[str]:
-        for number, secret in enumerate(self.webhook_secrets, 1):
-            if secret.not_after is None or secret.not_after > now + _SAID_BEFORE_EXPIRY:
-                continue
-            whose = (
-                f"entry {number} of SHOPIFY_WEBHOOK_SECRET (for {secret.shop or 'shops without their own'})"
-            )
-            if secret.expired(now):
-                yield f"{whose} expired at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused; remove it."
-            else:
-                yield f"{whose} expires at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused from then on."
+        yield from ending(self.webhook_secrets, "SHOPIFY_WEBHOOK_SECRET", datetime.now(UTC))

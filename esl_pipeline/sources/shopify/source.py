@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
+from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.apps import App
-from esl_pipeline.sources.shopify.secrets import keys_for
+from esl_pipeline.sources.shopify.hooks import ShopifyWebhooks
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain, shop_named
-from esl_pipeline.sources.shopify.signed import ShopifyWebhooks
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.sources.source import Source, SourceError, Verdict
 
@@ -75,7 +75,7 @@ class ShopifySource(Source[ShopifySettings]):
         """By the Admin API."""
         from esl_pipeline.sources.shopify.reader import ShopifyReader
 
-        client = self.open_admin(shop, patient=patient)
+        client = self.open_admin(shop, patient=patient) if shop_domain(shop) == shop else None
         if client is None:
             raise SourceError(f"there is no app and no Admin API token for {shop}: {self.how_to_read}")
         return ShopifyReader(client, shop)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from esl_pipeline.http import is_safe
 from esl_pipeline.sources.shopify.admin import queries
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import AdminQueryError
-from esl_pipeline.sources.shopify.admin.wire import is_safe
 from esl_pipeline.sources.shopify.topics import COMPLIANCE_TOPICS, PATH, TOPICS, UNINSTALLED
 
 WANTED = (*TOPICS, UNINSTALLED)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from esl_pipeline.sources.bodies import UnusableError, check_counts, parsed
+from esl_pipeline.sources.content import instant, product_content, text_of, variant_row
 from esl_pipeline.sources.facts import Facts, Row, told_once
-from esl_pipeline.sources.shopify.bodies import UnusableError, check_counts, parsed
-from esl_pipeline.sources.shopify.content import CONTENT, instant, product_content, text_of, variant_row
+from esl_pipeline.sources.folding import folded
 from esl_pipeline.sources.shopify.gids import number_in
 
 # Shopify puts full data of the first 100 variants only into a body (shopify.md section 5).
@@ -28,61 +29,8 @@ _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
 def read_deliveries(deliveries: Sequence[Mapping[str, Any]]) -> Facts:
-    """Facts of claimed inbox events (keys as returned by Buffer.inbox_claim), folded per product.
-
-    An older version of a product is left out when a newer one says all that it says; else it comes with a `step` before
-    the newer one's.
-    """
-    facts = Facts()
-    told: dict[tuple[str, str], list[Facts]] = {}
-    for delivery in deliveries:
-        try:
-            read = _read(delivery)
-        except UnusableError as refused:
-            facts.events.append({"id": delivery["id"], "state": "unusable", "reason": str(refused)})
-            continue
-        facts.events += read.events
-        facts.levels += read.levels
-        for product in read.products:
-            told.setdefault((product["source_store_id"], product["product_id"]), []).append(read)
-    for versions in told.values():
-        for step, read in enumerate(_folded(versions)):
-            if step:
-                for row in (*read.products, *read.variants):
-                    row["step"] = step
-            facts.products += read.products
-            facts.variants += read.variants
-    return facts
-
-
-def _folded(versions: list[Facts]) -> list[Facts]:
-    """What must be told of one product, oldest version first."""
-    kept: list[Facts] = []
-    for read in sorted(versions, key=_version_of):
-        while kept and _covers(read, kept[-1]):
-            kept.pop()
-        kept.append(read)
-    return kept
-
-
-def _version_of(read: Facts) -> tuple[str, str, str]:
-    (product,) = read.products
-    return product["version_at"], product["triggered_at"], product["body_sha256"]
-
-
-def _covers(newer: Facts, older: Facts) -> bool:
-    """Whether the newer version says all that the older one does, of each variant and of which there are."""
-    (now,), (before,) = newer.products, older.products
-    if now["deleted"]:
-        return True
-    if now["variant_ids"] is None and before["variant_ids"] is not None:
-        return False
-    in_full = {row["variant_id"] for row in newer.variants}
-    only_named = set(now["variant_ids"] or ()) - in_full
-    if any(row["variant_id"] in only_named for row in older.variants):
-        return False
-    unsaid = {name for row in newer.variants or [now] for name in CONTENT - row.keys() - now.keys()}
-    return all(unsaid.isdisjoint(row.keys()) for row in (*older.variants, before))
+    """Facts of claimed inbox events (keys as returned by Buffer.inbox_claim), folded per product (see folding)."""
+    return folded(deliveries, _read)
 
 
 def _read(delivery: Mapping[str, Any]) -> Facts:

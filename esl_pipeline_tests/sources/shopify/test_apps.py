@@ -7,8 +7,8 @@ import pytest
 from pydantic import SecretStr
 
 from esl_pipeline.settings import SettingsError, load_settings
+from esl_pipeline.sources.secrets import keys_for, proves
 from esl_pipeline.sources.shopify.apps import App, app_for, read_apps
-from esl_pipeline.sources.shopify.secrets import keys_for, proves
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 
 A, B, C = (f"{name}.myshopify.com" for name in "abc")

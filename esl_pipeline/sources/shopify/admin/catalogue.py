@@ -16,13 +16,13 @@ from typing import Any
 import orjson
 
 from esl_pipeline.labels.lengths import LENGTHS
+from esl_pipeline.sources.content import instant, product_content, text_of, variant_row
 from esl_pipeline.sources.facts import Facts, Row
 from esl_pipeline.sources.shopify.admin import bulk, queries
 from esl_pipeline.sources.shopify.admin.bulk import OnPoll, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.download import download
 from esl_pipeline.sources.shopify.admin.errors import AdminAuthenticationError, AdminError, AdminTooLargeError
-from esl_pipeline.sources.shopify.content import instant, product_content, text_of, variant_row
 from esl_pipeline.sources.shopify.gids import gid, number_in
 
 Node = Mapping[str, Any]

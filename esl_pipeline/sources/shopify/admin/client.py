@@ -15,7 +15,7 @@ import stamina
 from pydantic import SecretStr
 
 from esl_pipeline.addresses import is_loopback
-from esl_pipeline.http import JSON_HEADERS, parse_retry_after, trusted
+from esl_pipeline.http import JSON_HEADERS, is_safe, one_line, parse_retry_after, passes, reason, trusted
 from esl_pipeline.sources.shopify.admin import access, queries
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
@@ -25,15 +25,7 @@ from esl_pipeline.sources.shopify.admin.errors import (
     AdminUnavailableError,
 )
 from esl_pipeline.sources.shopify.admin.tokens import LastingToken, Tokens
-from esl_pipeline.sources.shopify.admin.wire import (
-    CONNECT_SECONDS,
-    RETRY_SECONDS,
-    is_safe,
-    one_line,
-    passes,
-    pause_before_another_try,
-    reason,
-)
+from esl_pipeline.sources.shopify.admin.wire import CONNECT_SECONDS, RETRY_SECONDS, pause_before_another_try
 
 _log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ import httpx
 import orjson
 
 from esl_pipeline.addresses import is_loopback
-from esl_pipeline.http import USER_AGENT, trusted
+from esl_pipeline.http import USER_AGENT, is_safe, reason, trusted
 from esl_pipeline.sources.shopify.admin import bulk
 from esl_pipeline.sources.shopify.admin.bulk import BulkOperation, Sleep
 from esl_pipeline.sources.shopify.admin.client import AdminClient
 from esl_pipeline.sources.shopify.admin.errors import IncompleteDownloadError
-from esl_pipeline.sources.shopify.admin.wire import is_safe, reason
 
 _READ_SECONDS = 60.0
 _BROKEN_IN_A_ROW = 5

@@ -19,20 +19,14 @@ import httpx
 import orjson
 
 from esl_pipeline.addresses import is_loopback
-from esl_pipeline.http import JSON_HEADERS, parse_retry_after, trusted
+from esl_pipeline.http import JSON_HEADERS, is_safe, one_line, parse_retry_after, passes, reason, trusted
 from esl_pipeline.sources.shopify.admin import access
 from esl_pipeline.sources.shopify.admin.errors import (
     AdminAuthenticationError,
     AdminError,
     AdminUnavailableError,
 )
-from esl_pipeline.sources.shopify.admin.wire import (
-    CONNECT_SECONDS,
-    is_safe,
-    one_line,
-    passes,
-    reason,
-)
+from esl_pipeline.sources.shopify.admin.wire import CONNECT_SECONDS
 from esl_pipeline.sources.shopify.apps import App
 
 _log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from esl_pipeline.sources.content import CONTENT
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.admin import (
     AdminClient,
@@ -24,7 +25,6 @@ from esl_pipeline.sources.shopify.admin import (
     read_shop,
     read_stock,
 )
-from esl_pipeline.sources.shopify.content import CONTENT
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.sources.shopify.admin.servers import (

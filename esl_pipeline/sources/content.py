@@ -1,4 +1,4 @@
-"""What Shopify says of a variant, in one form whichever way it came: by webhook or by the Admin API.
+"""What a source says of a variant, in one form whichever way it came: by webhook, by a read, in a file.
 
 Everything has three values: said, said empty (None), and not said (no key). What is not said here has no key in the
 row either, and the buffer keeps what it has. What is longer than lengths.LENGTHS allows is cut here, and nowhere else.

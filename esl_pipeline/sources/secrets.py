@@ -1,14 +1,15 @@
-"""The entries of SHOPIFY_WEBHOOK_SECRET: `[shop=]secret[@not-after]`, and which of them may sign for a shop. Pure."""
+"""Secrets that sign webhooks: entries `[shop=]secret[@not-after]`, and which of them may sign for a shop. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 
-from esl_pipeline.sources.shopify.shop_names import shop_domain, shop_named
+ReadShop = Callable[[str, str], str | None]
+"""What stands before and after an entry's first '=' -> the shop's canonical id; None where no shop is named, since a
+secret may hold '=' itself. Raises ValueError, which says how it is written, for a shop that is named wrongly."""
 
-# As Shopify makes them. Only what is bound to such a secret is surely meant as a shop: others may hold '=' themselves.
-_OF_SHOPIFY = re.compile(r"(?:shpss_)?[0-9a-f]{32,}(?:@.*)?")
+_SAID_BEFORE_EXPIRY = timedelta(days=14)
 _DATE_LIKE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ].*)?")
 
 
@@ -25,9 +26,9 @@ class WebhookSecret:
         return self.not_after is not None and now > self.not_after
 
 
-def read_secrets(entries: Sequence[str]) -> tuple[WebhookSecret, ...]:
+def read_secrets(entries: Sequence[str], read_shop: ReadShop) -> tuple[WebhookSecret, ...]:
     """The secrets of the entries. Raises ValueError, which names the entry by its number and not its text."""
-    return tuple(_read(entry, f"entry {number}") for number, entry in enumerate(entries, 1))
+    return tuple(_read(entry, f"entry {number}", read_shop) for number, entry in enumerate(entries, 1))
 
 
 def keys_for(secrets: Sequence[WebhookSecret], shop: str | None, now: datetime) -> list[bytes]:
@@ -46,11 +47,24 @@ def proves(secrets: Sequence[WebhookSecret], shop: str | None) -> bool:
     return bool(own) and own.isdisjoint(secret.key for secret in secrets if secret.shop != shop)
 
 
-def _read(entry: str, name: str) -> WebhookSecret:
+def ending(secrets: Sequence[WebhookSecret], variable: str, now: datetime) -> Iterator[str]:
+    """A sentence on each secret of that variable that has expired or does so soon."""
+    for number, secret in enumerate(secrets, 1):
+        if secret.not_after is None or secret.not_after > now + _SAID_BEFORE_EXPIRY:
+            continue
+        whose = f"entry {number} of {variable} (for {secret.shop or 'shops without their own'})"
+        if secret.expired(now):
+            yield f"{whose} expired at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused; remove it."
+        else:
+            yield f"{whose} expires at {secret.not_after:%Y-%m-%d %H:%MZ}: what it signs is refused from then on."
+
+
+def _read(entry: str, name: str, read_shop: ReadShop) -> WebhookSecret:
     before, separator, rest = entry.partition("=")
-    shop = shop_domain(before.strip()) if separator else None
-    if shop is None and separator and (".myshopify." in before.lower() or _is_near(before, rest)):
-        raise ValueError(f"{name} names its shop wrongly; write shop.myshopify.com=secret")
+    try:
+        shop = read_shop(before, rest) if separator else None
+    except ValueError as wrong:
+        raise ValueError(f"{name} names its shop wrongly; {wrong}") from None
     text = entry if shop is None else rest
     key, separator, end = text.rpartition("@")
     not_after = _not_after(end.strip(), name) if separator else None
@@ -59,11 +73,6 @@ def _read(entry: str, name: str) -> WebhookSecret:
     if not key.strip():
         raise ValueError(f"{name} holds no secret; write [shop=]secret[@not-after]")
     return WebhookSecret(key.strip().encode(), shop, not_after)
-
-
-def _is_near(before: str, rest: str) -> bool:
-    """Whether an entry names a shop in a form that is not the domain, like corner-market=shpss_…"""
-    return shop_named(before) is not None and _OF_SHOPIFY.fullmatch(rest.strip()) is not None
 
 
 def _not_after(text: str, name: str) -> datetime | None:
