@@ -26,8 +26,6 @@ JSON_HEADERS = {
 
 # 423: a shop is locked for a moment; 430: Shopify's guard against unusual traffic.
 _PASSING = frozenset({408, 423, 425, 429, 430})
-
-
 _LONGEST_PAUSE = 3_600.0
 
 

@@ -1,7 +1,7 @@
 """From variants and a store's policy to labels: published, held back, kept, blanked or withdrawn."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -68,13 +68,17 @@ _ROWS_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Store:
-    """The store that labels are built for: its mapping, and what the shop that feeds it says of its prices."""
+    """The store that labels are built for: its mapping, and what the shop that feeds it says of its prices.
+
+    told: what people are told of the shop's source (schema.TOLD).
+    """
 
     mapping_id: str
     code: str
     policy: Policy
     shop_currency: str | None = None
     shop_taxes_included: bool | None = None
+    told: Mapping[str, str] = field(default_factory=lambda: schema.TOLD)
 
 
 class Outcome(NamedTuple):
@@ -93,7 +97,7 @@ class Outcome(NamedTuple):
 
 
 def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Evaluate the variants of shops for stores of one and the same policy: whatever of them, the checks run once.
+    """Evaluate the variants of shops of one source for stores of one policy: whatever of them, the checks run once.
 
     In, of each shop: rows of the buffer's variants (VARIANT_COLUMNS: text as the source sent it, removed: bool,
     revision: int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
@@ -103,7 +107,8 @@ def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.D
     facts: dict[int, checks.Facts] = {}
     for part, store in parts:
         _read(part, store, outcomes, facts)
-    found = schema.findings(_frame_of(facts), parts[0][1].policy)
+    store = parts[0][1]
+    found = schema.findings(_frame_of(facts), store.policy, store.told)
     variants = pd.concat([part for part, _ in parts], ignore_index=True) if len(parts) > 1 else parts[0][0]
     labels, findings = to_frames(variants, parts[0][1], outcomes, found)
     if len(parts) > 1:

@@ -52,6 +52,7 @@ def products_report(events: Sequence[Mapping[str, Any]], variants: Iterable[pd.D
         shown.add(part)
     columns = ["variant_id", "barcode", "title", "variant_title", "price", "status", "removed"]
     report: Metadata = {
+        "dagster/row_count": changed,
         "deliveries": len(events),
         "variants changed": changed,
         "variants gone": gone,
@@ -128,6 +129,7 @@ def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metad
     built = [json.loads(label) if isinstance(label, str) else {} for label in shown.frame.get("label", [])]
     table = shown.frame.assign(name=[b.get("pn") for b in built], price=[b.get("pp") for b in built])
     report: Metadata = {
+        "dagster/row_count": states.total(),
         "labels to publish": states["publish"],
         "held back": states["held"],
         "withdrawn": states["withdrawn"],
@@ -157,6 +159,7 @@ def results_report(results: Iterable[pd.DataFrame]) -> Metadata:
         shown.add(part)
         refused.add(part[part["outcome"] != "accepted"])
     report: Metadata = {
+        "dagster/row_count": outcomes.total(),
         "pushes": len(pushes),
         "labels written": accepted["upsert"],
         "labels removed": accepted["delete"],

@@ -14,7 +14,9 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate_together, held_back
 from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.labels.schema import TOLD
 from esl_pipeline.model.shop import Shop
+from esl_pipeline.sources.registry import source_of
 
 # What one call carries, unless a single variant has more.
 STAGE_BYTES = 4_000_000
@@ -98,8 +100,8 @@ class Evaluation:
 def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> Evaluation:
     """Evaluate variants (VARIANT_COLUMNS) for every mapping of their shops. Pure."""
     evaluation = Evaluation()
-    # By policy: whatever it is that changed in how many shops, the checks of one policy run once.
-    parts: dict[str, list[tuple[pd.DataFrame, Store]]] = {}
+    # By policy and source: whatever changed in how many shops, the checks of one policy run once.
+    parts: dict[tuple[str, ...], list[tuple[pd.DataFrame, Store]]] = {}
     for mapping in mappings:
         ours = variants[
             (variants["source_system"] == mapping["source_system"])
@@ -115,14 +117,20 @@ def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> E
             evaluation.problems.append(f"store {mapping['hipoink_store_code']} ({mapping['id']}): {problem}")
             continue
         evaluation.mappings[mapping["id"]] = None
+        source = source_of(mapping["source_system"])
+        if source and not policy.image_hosts:
+            hosts = source.image_hosts(mapping["source_store_id"])
+            policy = policy.model_copy(update={"image_hosts": hosts})
+        told = {"source": source.name, "how_to_read": source.how_to_read} if source else TOLD
         store = Store(
             mapping_id=mapping["id"],
             code=mapping["hipoink_store_code"],
             policy=policy,
+            told=told,
             shop_currency=mapping.get("currency"),
             shop_taxes_included=mapping.get("taxes_included"),
         )
-        parts.setdefault(policy.model_dump_json(), []).append((ours, store))
+        parts.setdefault((policy.model_dump_json(), *told.values()), []).append((ours, store))
     if parts:
         labels, findings = zip(*map(_evaluated, parts.values()), strict=True)
         evaluation.labels = pd.concat(labels, ignore_index=True)

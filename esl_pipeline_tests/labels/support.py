@@ -66,7 +66,10 @@ def store(
     policy: Policy | None = None, currency: str | None = "EUR", taxes_included: bool | None = None
 ) -> Store:
     """A store of the default policy, fed by a shop that sells in euros."""
-    return Store(MAPPING, "S1", policy or Policy(), currency, taxes_included)
+    policy = policy or Policy()
+    if not policy.image_hosts:  # as stages.evaluate takes those of the source
+        policy = policy.model_copy(update={"image_hosts": ("cdn.shopify.com",)})
+    return Store(MAPPING, "S1", policy, currency, taxes_included)
 
 
 def judge_all(variants: pd.DataFrame, to: Store) -> dict[str, Judged]:

@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from esl_pipeline.sources.content import CONTENT
 
+from esl_pipeline.sources.content import CONTENT
 from esl_pipeline_tests.world import World, when
 
 SYSTEM = "woocommerce"

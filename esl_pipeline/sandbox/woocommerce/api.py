@@ -34,8 +34,8 @@ class RefusedError(Exception):
 class Sandbox:
     """A shop behind its REST API. path: of the site on its host; site: its address.
 
-    calls: every path that was asked for, with its query. role: what the key's user may do: all, or read no settings.
-    before: called with each path before it is answered. The last two are for tests.
+    calls: every path that was asked for, with its query; authorizations: what was shown with them. For tests, role:
+    what the key's user may do, all or read no settings; before: called with each path before it is answered.
     """
 
     shop: Shop
@@ -50,9 +50,11 @@ class Sandbox:
     def __post_init__(self) -> None:
         self.faults = Faults()
         self.calls: list[str] = []
+        self.authorizations: set[str] = set()
 
     def admit(self, authorization: str | None) -> None:
         """Raises RefusedError unless the header holds the key."""
+        self.authorizations.add(authorization or "")
         kind, _, text = (authorization or "").partition(" ")
         if not kind:
             raise RefusedError(401, "woocommerce_rest_cannot_view", "Sorry, you cannot list resources.")

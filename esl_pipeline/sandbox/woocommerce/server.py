@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import format_datetime
 from typing import Annotated, Any, Literal
 
 import typer
+import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
@@ -66,7 +68,9 @@ def create_app(sandbox: Sandbox) -> FastAPI:
 
     @app.get(f"{sandbox.path}{_ROUTE}/{{path:path}}")
     async def rest(path: str, request: Request) -> Response:
-        return await run_in_threadpool(_answer, sandbox, path, request)
+        answer = await run_in_threadpool(_answer, sandbox, path, request)
+        answer.headers["Date"] = format_datetime(shop.time(), usegmt=True)
+        return answer
 
     @app.patch("/sandbox/products/{thing_id}")
     def edit(thing_id: int, changes: Edit) -> Json:
@@ -124,6 +128,13 @@ class RunningWooCommerce:
         return self.url.removeprefix("http://")
 
 
+def _server(sandbox: Sandbox) -> uvicorn.Server:
+    """Its answers are of the shop's own time."""
+    made = server(create_app(sandbox))
+    made.config.date_header = False
+    return made
+
+
 @contextmanager
 def running_woocommerce(
     shop: Shop, *, port: int = 0, path: str = "", **fields: Any
@@ -132,7 +143,7 @@ def running_woocommerce(
     sandbox = Sandbox(shop, path=path, **fields)
     with listen(port) as sock:
         sandbox.site = f"http://127.0.0.1:{sock.getsockname()[1]}{path}"
-        running = server(create_app(sandbox))
+        running = _server(sandbox)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, name="woocommerce")
         thread.start()
         try:
@@ -167,7 +178,7 @@ def main(
             sender.add(topic, webhooks, secret)
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         typer.echo(f"WooCommerce sandbox: {site} (key {CONSUMER_KEY}, secret {CONSUMER_SECRET})")
-        server(create_app(sandbox)).run(sockets=[sock])
+        _server(sandbox).run(sockets=[sock])
 
 
 if __name__ == "__main__":

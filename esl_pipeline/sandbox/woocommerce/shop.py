@@ -173,6 +173,11 @@ class Shop:
                     return product, variation
         return None
 
+    def wait(self, seconds: float = 60) -> None:
+        """Let time pass in a shop that has no clock."""
+        with self.lock:
+            self.now += timedelta(seconds=seconds)
+
     def time(self) -> datetime:
         """The time in the shop, to the second."""
         return self.now if self.clock is None else max(self.now, self._real())

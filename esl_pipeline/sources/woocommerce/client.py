@@ -159,11 +159,8 @@ class Client:
                 http_status=status,
             )
         if passes(status):
-            raise UnavailableError(
-                f"{said}.",
-                http_status=status,
-                retry_after=parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC)),
-            )
+            pause = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+            raise UnavailableError(f"{said}.", http_status=status, retry_after=pause)
         code = str(content.get("code", "")) if isinstance(content, dict) else ""
         raise self._not_let_in(response, code, said) or RefusedRequestError(
             f"{said}. The shop does not take this request.", code=code, http_status=status

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import urlsplit
 
-import httpx
 from pydantic import AfterValidator, Field, SecretStr
 
 from esl_pipeline.addresses import is_loopback
@@ -62,7 +62,7 @@ def _webhook_secrets(value: SecretStr) -> SecretStr:
 
 
 def _loopback(url: str) -> str:
-    if not url.startswith("http://") or not is_loopback(httpx.URL(url).host):
+    if not url.startswith("http://") or not is_loopback(urlsplit(url).hostname or ""):
         raise ValueError(
             "is not http:// to this machine; it is for the sandbox alone, a shop's id is its address"
         )

@@ -6,7 +6,7 @@ variations and no more: the product is then fetched. That of a variation tells o
 
 import base64
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from esl_pipeline.sources.bodies import UnusableError, parsed
@@ -27,6 +27,7 @@ from esl_pipeline.sources.woocommerce.content import (
 from esl_pipeline.sources.woocommerce.deliveries import NEWEST
 from esl_pipeline.sources.woocommerce.topics import DELETED, TOPICS
 
+_HALFWAY = timedelta(minutes=1)
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -68,9 +69,7 @@ def _read_product(delivery: Mapping[str, Any], body: Mapping[str, Any], now: dat
         parent = number(body.get("parent_id"))
         if parent is None:
             raise UnusableError("the variation has no parent_id")
-        # Of one second there may be many: all variations, priced anew at once. Each must count beside the others and
-        # its product, so the later arrival does; the product is fetched anyway.
-        said = _version(delivery, parent, at) | {"triggered_at": (received_at or at).isoformat()}
+        said = _version(delivery, parent, at)
         if is_gone(body):  # its product says which are left
             return Facts([said | {"deleted": False, "variant_ids": None, "missing_variants": 1}])
         return told_alone(body, said, own, now)
@@ -88,7 +87,9 @@ def _read_deletion(delivery: Mapping[str, Any], body: Mapping[str, Any]) -> Fact
 
 
 def _version(delivery: Mapping[str, Any], product_id: str, at: datetime) -> Row:
-    triggered_at = instant(delivery.get("triggered_at")) or at
+    triggered_at = instant(delivery.get("triggered_at")) or _within_its_second(
+        at, instant(delivery["received_at"])
+    )
     said = version(
         shop=delivery["source_store_id"],
         product_id=product_id,
@@ -97,3 +98,13 @@ def _version(delivery: Mapping[str, Any], product_id: str, at: datetime) -> Row:
         sha256=delivery["body_sha256"],
     )
     return said | {"event_ids": [delivery["id"]]}
+
+
+def _within_its_second(at: datetime, received_at: datetime | None) -> datetime:
+    """A time within the second of `at`, the later the later the body arrived.
+
+    Times of modification are whole seconds, and all variations priced anew at once have the same: the last arrival must
+    count then. It stays within that second, since a read that began after it knows better, whatever our clock says.
+    """
+    late = max(timedelta(), received_at - at) if received_at else timedelta()
+    return at + timedelta(seconds=1) * (late / (late + _HALFWAY))

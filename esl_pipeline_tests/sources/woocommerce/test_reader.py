@@ -13,7 +13,7 @@ from esl_pipeline.sandbox.woocommerce.faults import (
     Status,
     StrippedKey,
 )
-from esl_pipeline.sandbox.woocommerce.shop import Shop, stocked_shop
+from esl_pipeline.sandbox.woocommerce.shop import Shop, real_time, stocked_shop
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.source import SourceError, SourceRefusedError
 from esl_pipeline.sources.woocommerce import pages
@@ -78,7 +78,9 @@ def test_a_shop_is_read_whole_with_stock_and_variations() -> None:
 
 
 def test_the_start_is_no_later_than_the_question() -> None:
-    with served(small()) as (_, reader):
+    shop = small()
+    shop.clock = real_time
+    with served(shop) as (_, reader):
         before, started = datetime.now(UTC), list[datetime]()
         list(reader.catalogue(started.append, chunk=100))
     assert before - timedelta(seconds=5) < started[0] <= before
