@@ -9,7 +9,6 @@ import psycopg
 
 from esl_pipeline.demo.day import Label
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings
 
 JOB = "full_reconciliation"
@@ -48,10 +47,10 @@ def meddle(labels: str, store: str, codes: Sequence[str], rng: random.Random) ->
     return done
 
 
-def reconcile(ui: str) -> str:
-    """Run full_reconciliation for the demo's shop to its end, over Dagster's webserver -> the run's id."""
+def run_job(ui: str, job: str, *, partition: str | None = None) -> str:
+    """Run a job to its end, of one shop or of all, over Dagster's webserver -> the run's id."""
     webserver = Webserver(ui)
-    run_id = webserver.launch(JOB, partition=f"shopify:{DOMAIN}")
+    run_id = webserver.launch(job, partition=partition)
     webserver.wait(run_id, RUN_SECONDS)
     return run_id
 

@@ -47,12 +47,13 @@ class Webserver:
             if stopped != "ScheduleStateResult":
                 raise WebserverError(f"Dagster did not stop a schedule: {stopped}")
 
-    def launch(self, job: str, *, partition: str) -> str:
-        """Start a job for one partition -> the run's id."""
+    def launch(self, job: str, *, partition: str | None = None) -> str:
+        """Start a job, where it has partitions for one of them -> the run's id."""
+        tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
         run = {
             "selector": {**_REPOSITORY, "jobName": job},
             "runConfigData": {},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+            "executionMetadata": {"tags": tags},
         }
         answer = self._ask(_LAUNCH, run=run)["launchRun"]
         if "run" not in answer:
