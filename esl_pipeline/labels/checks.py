@@ -22,6 +22,7 @@ STATUSES = ("active", "draft", "archived", "unlisted")
 UNREADABLE = "\ufffd"
 _GTINS = ("gtin8", "gtin12", "gtin13", "gtin14", "isbn", "restricted")
 _MAX_ID = 2**63
+_NAME = r"[0-9A-Za-z]+(?:[-_:][0-9A-Za-z]+)*"
 
 Level = Literal["error", "warning"]
 Check = Callable[[pd.Series], pd.Series]
@@ -29,7 +30,10 @@ Check = Callable[[pd.Series], pd.Series]
 
 @dataclass(frozen=True)
 class Rule:
-    """One check: on which column of the facts, how grave, and what a shopkeeper is told (with the value of `shown`)."""
+    """One check: on which column of the facts, how grave, and what a shopkeeper is told (with the value of `shown`).
+
+    {source} and {how_to_read} in what is told are those of the variant's source.
+    """
 
     name: str
     level: Level
@@ -51,8 +55,10 @@ def _filled(values: pd.Series) -> pd.Series:
 
 
 def _is_id(values: pd.Series) -> pd.Series:
-    digits = values.str.fullmatch("[0-9]{1,19}")
-    return digits & values.where(digits, "0").map(int).between(1, _MAX_ID - 1)
+    """A number above 0 that a database can hold, or a name."""
+    digits = values.str.fullmatch("[0-9]+")
+    number = values.where(digits & values.str.len().lt(20), "0").map(int).between(1, _MAX_ID - 1)
+    return number.where(digits, values.str.fullmatch(_NAME) & values.str.len().le(64))
 
 
 def _no(values: pd.Series) -> pd.Series:
@@ -61,7 +67,7 @@ def _no(values: pd.Series) -> pd.Series:
 
 
 _RULES = [
-    Rule("id_form", "error", "variant_id", _is_id, "Shopify sent no usable variant id", "report it to us"),
+    Rule("id_form", "error", "variant_id", _is_id, "{source} sent no usable variant id", "report it to us"),
     Rule(
         "id_duplicate",
         "error",
@@ -76,9 +82,8 @@ _RULES = [
         "error",
         "unsaid",
         lambda s: s.eq(""),
-        "Shopify's webhooks leave out what this store needs to know, and nobody has said it yet",
-        "add the fields shown to the subscription's include_fields, or let the shop be read (SHOPIFY_API_KEY and "
-        "SHOPIFY_API_SECRET, or SHOPIFY_ADMIN_TOKEN)",
+        "{source}'s webhooks leave out what this store needs to know, and nobody has said it yet",
+        "add the fields shown to the subscription (include_fields), or let the shop be read: {how_to_read}",
     ),
     Rule(
         "row_unusable",
@@ -94,7 +99,7 @@ _RULES = [
         "code",
         _filled,
         "the variant has no code: every source that the store uses is empty, or says so in a word like none",
-        "give it a barcode in Shopify, or let the store use another code_source",
+        "give it a barcode in {source}, or let the store use another code_source",
     ),
     Rule(
         "code_form",
@@ -145,7 +150,7 @@ _RULES = [
         "code_kind",
         lambda s: s.ne("leading_zero_lost"),
         "the code seems to have lost its leading zero: with it, it is the valid number shown here",
-        "compare with the package and correct it in Shopify, or turn pad_upc on",
+        "compare with the package and correct it in {source}, or turn pad_upc on",
         shown="code_candidate",
     ),
     Rule(
@@ -154,7 +159,7 @@ _RULES = [
         "code_kind",
         lambda s: s.ne("upc_e"),
         "the code looks like a shortened UPC (UPC-E), which scanners read as the longer number",
-        "enter the twelve digits in Shopify",
+        "enter the twelve digits in {source}",
         shown="code",
     ),
     Rule(
@@ -181,7 +186,7 @@ _RULES = [
         "title",
         _filled,
         "the product has no title that a label can show",
-        "give it a title in Shopify",
+        "give it a title in {source}",
     ),
     Rule(
         "title_unreadable",
@@ -197,7 +202,7 @@ _RULES = [
         "title_is_cut",
         _no,
         "the title is longer than the label",
-        "shorten it in Shopify, or change title_template or title_max_length",
+        "shorten it in {source}, or change title_template or title_max_length",
         shown="title",
     ),
     Rule(
@@ -205,8 +210,8 @@ _RULES = [
         "warning",
         "cut_texts",
         lambda s: s.eq(""),
-        "Shopify sent more text than is kept: what is named here was cut, and ends in …",
-        "shorten it in Shopify",
+        "{source} sent more text than is kept: what is named here was cut, and ends in …",
+        "shorten it in {source}",
     ),
     Rule(
         "field_cut",
@@ -214,7 +219,7 @@ _RULES = [
         "cut_fields",
         lambda s: s.eq(""),
         "a field of the label came out longer than 500 characters: what is named here was cut, and ends in …",
-        "shorten the text in Shopify, or change the field's template",
+        "shorten the text in {source}, or change the field's template",
     ),
     Rule(
         "price_missing",
@@ -222,7 +227,7 @@ _RULES = [
         "price",
         _filled,
         "the variant has no price",
-        "set a price in Shopify",
+        "set a price in {source}",
     ),
     Rule(
         "price_form",
@@ -246,7 +251,7 @@ _RULES = [
         "price_is_too_fine",
         _no,
         "the price has more decimals than the currency or the label server has",
-        "round the price in Shopify, or set the store's expected_currency",
+        "round the price in {source}, or set the store's expected_currency",
         shown="price",
     ),
     Rule(
@@ -255,7 +260,7 @@ _RULES = [
         "price_jumps",
         _no,
         "the price differs from the label's by more than half",
-        "check the price in Shopify",
+        "check the price in {source}",
         shown="price",
     ),
     Rule(
@@ -290,7 +295,7 @@ _RULES = [
         "compare_at_price",
         lambda s: s.eq("") | s.str.fullmatch(PRICE.pattern),
         "the compare-at price is not a plain number, so it is not shown",
-        "correct or clear it in Shopify",
+        "correct or clear it in {source}",
     ),
     Rule(
         "compare_at_decimals",
@@ -298,7 +303,7 @@ _RULES = [
         "compare_at_is_too_fine",
         _no,
         "the compare-at price has more decimals than the currency or the label server has, so it is not shown",
-        "round it in Shopify",
+        "round it in {source}",
         shown="compare_at_price",
     ),
     Rule(
@@ -307,7 +312,7 @@ _RULES = [
         "compare_at_is_low",
         _no,
         "the compare-at price is not above the price, so it is not shown",
-        "clear it in Shopify",
+        "clear it in {source}",
         shown="compare_at_price",
     ),
     Rule(
@@ -324,8 +329,8 @@ _RULES = [
         "warning",
         "measure",
         lambda s: s.ne("missing"),
-        "there is no unit price: Shopify holds no measurement of the content",
-        "enter the content and unit in Shopify",
+        "there is no unit price: {source} holds no measurement of the content",
+        "enter the content and unit in {source}",
     ),
     Rule(
         "unit_price_quantity",
@@ -333,15 +338,15 @@ _RULES = [
         "measure",
         lambda s: s.ne("quantity"),
         "the content for the unit price is zero or negative",
-        "correct the content in Shopify",
+        "correct the content in {source}",
     ),
     Rule(
         "unit_price_differs",
         "warning",
         "measure",
         lambda s: s.ne("differs"),
-        "Shopify's unit price is not price divided by content; the label shows the latter",
-        "save the variant again in Shopify",
+        "{source}'s unit price is not price divided by content; the label shows the latter",
+        "save the variant again in {source}",
     ),
     Rule(
         "stock_missing",
@@ -357,7 +362,7 @@ _RULES = [
         "warning",
         "status",
         lambda s: s.isin(STATUSES),
-        "Shopify sent a product status that is not known here; it is treated as active",
+        "{source} sent a product status that is not known here; it is treated as active",
         "check that the product should be on the shelf",
     ),
     Rule(
@@ -366,7 +371,7 @@ _RULES = [
         "image_url",
         _filled,
         "the product has no image",
-        "add one in Shopify, or turn send_images off",
+        "add one in {source}, or turn send_images off",
         applies=lambda policy: policy.send_images,
     ),
     Rule(
@@ -375,7 +380,7 @@ _RULES = [
         "image_is_refused",
         _no,
         "the image's address is not https or not of an allowed host, so the label has no image",
-        "use an image stored at Shopify, or add its host to image_hosts",
+        "use an image stored at {source}, or add its host to image_hosts",
         shown="image_url",
         applies=lambda policy: policy.send_images,
     ),

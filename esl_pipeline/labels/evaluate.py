@@ -1,7 +1,7 @@
 """From variants and a store's policy to labels: published, held back, kept, blanked or withdrawn."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -24,36 +24,9 @@ from esl_pipeline.labels.lengths import cut_fields, cut_texts
 from esl_pipeline.labels.needs import unsaid_needs
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.unit_price import Measurement, measurement_of
+from esl_pipeline.model.rows import FINDINGS, LABELS
 
 State = Literal["publish", "held", "kept", "blank", "withdrawn"]
-
-LABEL_COLUMNS = [
-    "mapping_id",
-    "source_system",
-    "source_store_id",
-    "variant_id",
-    "revision",
-    "store_code",
-    "state",
-    "code",
-    "code_kind",
-    "precedence",
-    "label",
-    "label_hash",
-    "event_ids",
-]
-FINDING_COLUMNS = [
-    "mapping_id",
-    "source_store_id",
-    "variant_id",
-    "revision",
-    "check_name",
-    "level",
-    "column_name",
-    "value",
-    "reason",
-    "action",
-]
 
 _KEYS = ["source_store_id", "variant_id", "revision"]
 
@@ -68,13 +41,17 @@ _ROWS_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Store:
-    """The store that labels are built for: its mapping, and what the shop that feeds it says of its prices."""
+    """The store that labels are built for: its mapping, and what the shop that feeds it says of its prices.
+
+    told: what people are told of the shop's source (schema.TOLD).
+    """
 
     mapping_id: str
     code: str
     policy: Policy
     shop_currency: str | None = None
     shop_taxes_included: bool | None = None
+    told: Mapping[str, str] = field(default_factory=lambda: schema.TOLD)
 
 
 class Outcome(NamedTuple):
@@ -93,17 +70,17 @@ class Outcome(NamedTuple):
 
 
 def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Evaluate the variants of shops for stores of one and the same policy: whatever of them, the checks run once.
+    """Evaluate the variants of shops of one source for stores of one policy: whatever of them, the checks run once.
 
-    In, of each shop: rows of the buffer's variants (VARIANT_COLUMNS: text as the source sent it, removed: bool,
-    revision: int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
-    (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
+    In, of each shop: rows of the buffer's variants (rows.VARIANTS). Out: one label row per variant
+    (rows.LABELS, see Outcome) and the findings (rows.FINDINGS). No content of a row raises.
     """
     outcomes: list[Outcome] = []
     facts: dict[int, checks.Facts] = {}
     for part, store in parts:
         _read(part, store, outcomes, facts)
-    found = schema.findings(_frame_of(facts), parts[0][1].policy)
+    store = parts[0][1]
+    found = schema.findings(_frame_of(facts), store.policy, store.told)
     variants = pd.concat([part for part, _ in parts], ignore_index=True) if len(parts) > 1 else parts[0][0]
     labels, findings = to_frames(variants, parts[0][1], outcomes, found)
     if len(parts) > 1:
@@ -165,7 +142,7 @@ def to_frames(
     labels = labels.assign(mapping_id=store.mapping_id, store_code=store.code)
     owners = variants[_KEYS].iloc[found["row"]].reset_index(drop=True)
     findings = pd.concat([owners, found], axis=1).assign(mapping_id=store.mapping_id)
-    return labels[LABEL_COLUMNS].reset_index(drop=True), findings[FINDING_COLUMNS]
+    return labels[LABELS.names].reset_index(drop=True), findings[FINDINGS.names]
 
 
 def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.DataFrame, pd.DataFrame]:

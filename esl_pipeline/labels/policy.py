@@ -201,13 +201,13 @@ class Policy(_Strict):
         default=False, description="Put the image's address into `pim`: costs transfer and battery."
     )
     image_hosts: tuple[HostName, ...] = Field(
-        default=("cdn.shopify.com",),
+        default=(),
         max_length=100,
-        description="Hosts that images may come from, over https.",
+        description="Hosts that images may come from, over https. Default: those of the shop's source.",
     )
     statuses: tuple[Literal["active", "unlisted", "archived"], ...] = Field(
         default=("active", "unlisted"),
-        description="Shopify statuses that are on the shelf; drafts never are.",
+        description="Statuses that are on the shelf; drafts never are.",
     )
     require_published: bool = Field(default=False, description="Only products published in the online store.")
     on_delete: Leaving = Field(
@@ -224,11 +224,11 @@ class Policy(_Strict):
     )
     location_id: Annotated[str, StringConstraints(pattern="^[0-9]{1,20}$")] | None = Field(
         default=None,
-        description="The Shopify location whose stock counts; stock is never summed over locations.",
+        description="The location whose stock counts; stock is never summed over locations.",
     )
     unit_price_mode: Literal["off", "eu", "uk", "us"] = Field(
         default="off",
-        description="Price per unit from Shopify's measurement, for {unit_price} and {unit_price_per}.",
+        description="Price per unit from the measurement of the content, for {unit_price} and {unit_price_per}.",
     )
     fields: Fields = Field(
         default=Fields(),

@@ -1,5 +1,6 @@
 """The checks applied to the facts of variants, as a pandera schema of two levels: every row's findings."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import pandas as pd
@@ -18,6 +19,10 @@ _FOUND = {
     "reason": "str",
     "action": "str",
 }
+
+
+TOLD = {"source": "the shop", "how_to_read": "set what opens it"}
+"""What stands for the names in a rule's words where nothing is known of the source."""
 
 
 def schema_for(policy: Policy, facts: pd.DataFrame) -> pa.DataFrameSchema | None:
@@ -45,12 +50,12 @@ def _schema_of(rules: tuple[str, ...]) -> pa.DataFrameSchema:
     return pa.DataFrameSchema({column: pa.Column(checks=of) for column, of in checks.items()})
 
 
-def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
+def findings(facts: pd.DataFrame, policy: Policy, told: Mapping[str, str] = TOLD) -> pd.DataFrame:
     """Every finding of every row.
 
     In: one row per variant (FACTS; the index is int). Out: columns row (the index label of the facts), check_name,
     level, column_name, value, reason, action. Never raises for the content of a row; ValueError when a column is
-    missing or of another type.
+    missing or of another type. told: what stands for {source} and {how_to_read} in what people read.
     """
     # Compared here, all at once: pandera's own look at the type of each column costs more than its checks.
     if (kinds := {str(name): str(kind) for name, kind in facts.dtypes.items()}) != FACTS:
@@ -79,9 +84,15 @@ def findings(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
                     "level": level_of(rule.name, policy),
                     "column_name": rule.column,
                     "value": facts[rule.column].loc[rows].to_numpy(),
-                    "reason": rule.reason,
-                    "action": rule.action,
+                    "reason": _words(rule.reason, told),
+                    "action": _words(rule.action, told),
                 }
             )
         )
     return pd.concat(per_rule, ignore_index=True)[list(_FOUND)].astype(_FOUND)
+
+
+def _words(text: str, told: Mapping[str, str]) -> str:
+    for name, value in told.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text

@@ -137,7 +137,7 @@ def unit_price(price: Decimal, measurement: Measurement, mode: Mode) -> UnitPric
     if measurement.quantity_value <= 0:
         raise ValueError(
             f"the unit price measurement says that the pack holds {measurement.quantity_value} "
-            f"{measurement.quantity_unit}; enter in Shopify what it really holds"
+            f"{measurement.quantity_unit}; enter what it really holds"
         )
     per = _per(measurement, mode)
     if per is None:

@@ -43,7 +43,7 @@ def oldest_age(received_at: Iterable[str]) -> float | None:
 
 
 def products_report(events: Sequence[Mapping[str, Any]], variants: Iterable[pd.DataFrame]) -> Metadata:
-    """For shopify_products: deliveries read and the variants (evaluate.VARIANT_COLUMNS, in parts) they changed."""
+    """For shopify_products: deliveries read and the variants (rows.VARIANTS, in parts) they changed."""
     changed = gone = 0
     shown = _Head()
     for part in variants:
@@ -52,6 +52,7 @@ def products_report(events: Sequence[Mapping[str, Any]], variants: Iterable[pd.D
         shown.add(part)
     columns = ["variant_id", "barcode", "title", "variant_title", "price", "status", "removed"]
     report: Metadata = {
+        "dagster/row_count": changed,
         "deliveries": len(events),
         "variants changed": changed,
         "variants gone": gone,
@@ -113,13 +114,13 @@ class FindingsTally:
         self.errors = _Head()
 
     def add(self, findings: pd.DataFrame) -> None:
-        """Count the findings of a part (evaluate.FINDING_COLUMNS)."""
+        """Count the findings of a part (rows.FINDINGS)."""
         self.counts.update(findings["check_name"])
         self.errors.add(findings[findings["level"] == "error"])
 
 
 def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metadata:
-    """For validated_variants: how the variants were judged (evaluate.LABEL_COLUMNS, in parts)."""
+    """For validated_variants: how the variants were judged (rows.LABELS, in parts)."""
     states: Counter[str] = Counter()
     shown = _Head()
     for part in labels:
@@ -128,6 +129,7 @@ def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metad
     built = [json.loads(label) if isinstance(label, str) else {} for label in shown.frame.get("label", [])]
     table = shown.frame.assign(name=[b.get("pn") for b in built], price=[b.get("pp") for b in built])
     report: Metadata = {
+        "dagster/row_count": states.total(),
         "labels to publish": states["publish"],
         "held back": states["held"],
         "withdrawn": states["withdrawn"],
@@ -142,7 +144,7 @@ def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metad
 
 
 def results_report(results: Iterable[pd.DataFrame]) -> Metadata:
-    """For hipoink_sync_results: what the label server said (push.RESULT_COLUMNS, in parts)."""
+    """For hipoink_sync_results: what the label server said (rows.RESULTS, in parts)."""
     outcomes: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
     pushes: set[str] = set()
@@ -157,6 +159,7 @@ def results_report(results: Iterable[pd.DataFrame]) -> Metadata:
         shown.add(part)
         refused.add(part[part["outcome"] != "accepted"])
     report: Metadata = {
+        "dagster/row_count": outcomes.total(),
         "pushes": len(pushes),
         "labels written": accepted["upsert"],
         "labels removed": accepted["delete"],

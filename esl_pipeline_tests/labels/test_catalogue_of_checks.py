@@ -78,8 +78,19 @@ def sold_in(currency: str | None, row: dict[str, Any] | None = None, **policy: A
 
 
 def test_ids() -> None:
-    assert judge({"variant_id": str(2**63 - 1)}).findings == {}
-    for wrong in ("0", "x", "-1", "1.0", "٣", "gid://shopify/ProductVariant/1", str(2**63), None):
+    for right in (str(2**63 - 1), "x", "A-17", "17-4:b"):
+        assert judge({"variant_id": right}).findings == {}, right
+    for wrong in (
+        "0",
+        "-1",
+        "a--b",
+        "a" * 65,
+        "1.0",
+        "٣",
+        "gid://shopify/ProductVariant/1",
+        str(2**63),
+        None,
+    ):
         judged = judge({"variant_id": wrong})
         assert (judged.state, judged.findings) == ("held", {"id_form": ERROR}), wrong
     # The gid is the id: Shopify's own sample has a number beside it that a double has rounded.

@@ -62,7 +62,7 @@ def test_a_finding_says_which_row_and_value_and_what_to_do() -> None:
         "column_name": "code_candidate",
         "value": "036000291452",
         "reason": rule.reason,
-        "action": rule.action,
+        "action": rule.action.replace("{source}", "the shop"),
     }
 
 

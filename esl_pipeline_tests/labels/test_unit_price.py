@@ -135,7 +135,7 @@ def test_conversions_are_exact(of: str, many: int, unit: str) -> None:
 @pytest.mark.parametrize("quantity", ["0", "0.0", "-1"])
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_an_empty_pack_is_told_in_plain_words(quantity: str, mode: Mode) -> None:
-    with pytest.raises(ValueError, match=f"the pack holds {quantity} KG; enter in Shopify"):
+    with pytest.raises(ValueError, match=f"the pack holds {quantity} KG; enter what it really holds"):
         unit_price(Decimal(1), pack(f"{quantity} KG", "1 KG"), mode)
 
 

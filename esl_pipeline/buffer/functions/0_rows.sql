@@ -75,18 +75,22 @@ create type esl.finding_row as (
 );
 
 -- A place where a label hangs or may hang, with all that its decision rests on (see esl.places and esl.what_is_due).
---   wins      whether anybody's label wins the place; null: nobody publishes one for it
---   wanted    the label that wins
---   shown     what the ledger says
---   pending   what waits or is on its way; in_doubt: the server may have taken it, or something else
---   owner     the label of the variant that the ledger or the queue says the place is of (owner_mapping, owner_variant)
---   is_home   its mapping feeds this store, is_kept: its label is to stay as it is, is_paused: its mapping is
---   blank     its label without content, where its variant wants that; null: it does not
+--   wins           whether anybody's label wins the place; null: nobody publishes one for it. mapping_id … event_ids:
+--                  that label
+--   shown          the label of the ledger (is_shown: there is one), is_its_own: of the variant that wins
+--   pending        the operation that waits or is on its way, and what with. in_doubt: the server may have taken that
+--   owner_mapping  whose the place is, by the ledger or the queue. is_home: its mapping feeds this store, is_kept: the
+--                  label is to stay as it is, is_paused: its mapping is
+--   blank          the owner's label without content, where it wants that; null: it does not
 drop type if exists esl.place_row cascade;
 create type esl.place_row as (
-    store_code text, code text, wins boolean, wanted esl.labels, shown esl.hipoink_products, pending esl.sync_queue,
-    in_doubt boolean, owner esl.labels, owner_mapping uuid, owner_variant text, is_home boolean, is_kept boolean,
-    is_paused boolean, blank jsonb
+    store_code text, code text,
+    wins boolean, mapping_id uuid, variant_id text, label jsonb, label_hash text, event_ids bigint[],
+    shown jsonb, shown_hash text, is_shown boolean, is_its_own boolean,
+    pending text, pending_label jsonb, pending_hash text, pending_mapping uuid, pending_variant text,
+    pending_events bigint[], in_doubt boolean,
+    owner_mapping uuid, owner_variant text, owner_events bigint[], is_home boolean, is_kept boolean, is_paused boolean,
+    blank jsonb
 );
 
 -- A label of a push, as it was claimed.

@@ -97,8 +97,12 @@ language sql stable set search_path = '' as $$
         from esl.claims(p_stores, p_codes) c
         where c.publishes order by c.store_code, c.code, c.wins desc, c.place
     )
-    select k.store_code, k.code, w.wins, l, s, q, coalesce(q.in_doubt or q.state = 'leased', false),
-           o, x.mapping_id, x.variant_id, m.hipoink_store_code = k.store_code,
+    select k.store_code, k.code,
+           w.wins, l.mapping_id, l.variant_id, l.label, l.label_hash, l.event_ids,
+           s.label, s.label_hash, s.code is not null, (s.mapping_id, s.variant_id) = (l.mapping_id, l.variant_id),
+           q.operation, q.label, q.label_hash, q.mapping_id, q.variant_id,
+           q.event_ids, coalesce(q.in_doubt or q.state = 'leased', false),
+           x.mapping_id, x.variant_id, o.event_ids, m.hipoink_store_code = k.store_code,
            o.state in ('held', 'kept') or o.collides, not m.is_active,
            case when o.state = 'blank' then esl.blanked(coalesce(s.label, q.label)) end
     from keys k
@@ -125,17 +129,16 @@ $$;
 create or replace function esl.what_is_due(p esl.place_row) returns text
 language sql stable as $$  -- without a search_path of its own, so that it is inlined
     select case
-        when p.wins and (p.in_doubt or (p.shown).label_hash is distinct from (p.wanted).label_hash) then 'label'
+        when p.wins and (p.in_doubt or p.shown_hash is distinct from p.label_hash) then 'label'
         when p.wins then 'right'
-        when p.wins is null and (p.shown).code is null and not p.in_doubt then 'nothing'
+        when p.wins is null and not p.is_shown and not p.in_doubt then 'nothing'
         when not p.wins or p.is_paused or (p.is_home and p.is_kept) then case
             when not p.in_doubt then 'nothing'
-            when (p.shown).code is not null
-                and ((p.pending).operation = 'delete' or esl.is_blanked((p.pending).label_hash)) then 'shown'
+            when p.is_shown and (p.pending = 'delete' or esl.is_blanked(p.pending_hash)) then 'shown'
             else 'pending' end
         when p.owner_variant = '' and not p.in_doubt and not esl.store_is_owned(p.store_code) then 'forget'
         when p.is_home and p.blank is not null then
-            case when not p.in_doubt and esl.is_blanked((p.shown).label_hash) then 'nothing' else 'blank' end
+            case when not p.in_doubt and esl.is_blanked(p.shown_hash) then 'nothing' else 'blank' end
         else 'removal' end
 $$;
 
@@ -146,37 +149,36 @@ returns table (store_code text, code text, what text, operation text, label json
 language sql stable set search_path = '' as $$
     with decided as materialized (  -- or each use of `what` would decide again
         select p.*, esl.what_is_due(p) as what from esl.places(p_stores, p_codes) p
-    ), followed as materialized (
-        select d.*, c.operation, c.label, c.label_hash, c.mapping_id, c.variant_id, c.event_ids,
-               esl.price_of(c.label) as price, esl.price_of((d.shown).label) as shown_price,
-               esl.price_of(coalesce((d.shown).label, (d.pending).label)) as before
-        from decided d
-        left join lateral (values
-            ('label', 'upsert', (d.wanted).label, (d.wanted).label_hash, (d.wanted).mapping_id,
-             (d.wanted).variant_id, (d.wanted).event_ids),
-            ('right', null, null, null, (d.wanted).mapping_id, (d.wanted).variant_id, null),
-            ('pending', (d.pending).operation, (d.pending).label, (d.pending).label_hash, (d.pending).mapping_id,
-             (d.pending).variant_id, (d.pending).event_ids),
-            ('shown', 'upsert', (d.shown).label, (d.shown).label_hash, d.owner_mapping, d.owner_variant,
-             (d.owner).event_ids),
-            ('blank', 'upsert', d.blank, esl.blank_hash(d.blank), d.owner_mapping, d.owner_variant,
-             (d.owner).event_ids),
-            ('removal', 'delete', null, null, d.owner_mapping, d.owner_variant, (d.owner).event_ids)
-        ) c (what, operation, label, label_hash, mapping_id, variant_id, event_ids) on c.what = d.what
     )
-    select f.store_code, f.code, f.what, f.operation, f.label, f.label_hash, f.mapping_id, f.variant_id,
-           coalesce(f.event_ids, '{}'),
-           case when f.in_doubt then 0  -- whatever puts right comes first
-                when f.operation = 'delete' then 3
-                when f.price > f.before then 0
-                when f.price < f.before then 1
+    select d.store_code, d.code, d.what, c.operation, c.label, c.label_hash, c.mapping_id, c.variant_id,
+           coalesce(c.event_ids, '{}'),
+           case when d.in_doubt then 0  -- whatever puts right comes first
+                when c.operation = 'delete' then 3
+                when esl.price_of(c.label) > esl.price_of(coalesce(d.shown, d.pending_label)) then 0
+                when esl.price_of(c.label) < esl.price_of(coalesce(d.shown, d.pending_label)) then 1
                 else 2 end::smallint,
-           coalesce(f.what = 'label' and ((f.shown).mapping_id, (f.shown).variant_id) = (f.mapping_id, f.variant_id)
-                    and not f.in_doubt and not esl.is_blanked((f.shown).label_hash) and f.price > f.shown_price, false),
-           case when f.operation is not null then
-                esl.drastic_kind(f.operation, f.shown, f.label, f.label_hash, m.settings) end
-    from followed f
-    left join esl.store_mappings m on m.id = f.mapping_id
+           coalesce(d.what = 'label' and d.is_its_own and not d.in_doubt and not esl.is_blanked(d.shown_hash)
+                    and esl.price_of(c.label) > esl.price_of(d.shown), false),
+           case when c.operation is not null then
+                esl.drastic_kind(c.operation, d.shown, d.shown_hash, c.label, c.label_hash, m.settings) end
+    from decided d
+    left join lateral (
+        select 'upsert', d.label, d.label_hash, d.mapping_id, d.variant_id, d.event_ids where d.what = 'label'
+        union all
+        select null, null, null, d.mapping_id, d.variant_id, null where d.what = 'right'
+        union all
+        select d.pending, d.pending_label, d.pending_hash, d.pending_mapping, d.pending_variant, d.pending_events
+        where d.what = 'pending'
+        union all
+        select 'upsert', d.shown, d.shown_hash, d.owner_mapping, d.owner_variant, d.owner_events
+        where d.what = 'shown'
+        union all
+        select 'upsert', d.blank, esl.blank_hash(d.blank), d.owner_mapping, d.owner_variant, d.owner_events
+        where d.what = 'blank'
+        union all
+        select 'delete', null, null, d.owner_mapping, d.owner_variant, d.owner_events where d.what = 'removal'
+    ) c (operation, label, label_hash, mapping_id, variant_id, event_ids) on true
+    left join esl.store_mappings m on m.id = c.mapping_id
 $$;
 
 -- Compares the given (store, code) places with the ledger and brings the queue in line (see esl.what_is_due).

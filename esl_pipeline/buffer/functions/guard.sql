@@ -9,14 +9,13 @@ $$;
 
 -- What the guard counts a change as: 'removal' (of a label, or of what it says), 'price' (by more than max_change_pct),
 -- or null. p_shown: the label that hangs, p_label: the one that is wanted.
-create or replace function esl.drastic_kind(p_operation text, p_shown esl.hipoink_products, p_label jsonb,
+create or replace function esl.drastic_kind(p_operation text, p_shown jsonb, p_shown_hash text, p_label jsonb,
                                             p_label_hash text, p_settings jsonb)
 returns text language sql immutable as $$
     select case
         when p_operation = 'delete' then 'removal'
-        when esl.is_blanked(p_label_hash) and not esl.is_blanked((p_shown).label_hash)
-            and (p_shown).label_hash is not null then 'removal'
-        when esl.is_large_change(esl.price_of((p_shown).label), esl.price_of(p_label),
+        when esl.is_blanked(p_label_hash) and p_shown is not null and not esl.is_blanked(p_shown_hash) then 'removal'
+        when esl.is_large_change(esl.price_of(p_shown), esl.price_of(p_label),
                                  esl.policy_number(p_settings, 'max_change_pct')) then 'price' end
 $$;
 
@@ -72,7 +71,7 @@ begin
     join esl.sync_queue q on q.code = i.code and q.store_code = i.store_code
     join esl.store_mappings m on m.id = i.mapping_id
     cross join lateral (
-        select esl.drastic_kind(i.operation, s, i.label, i.label_hash, m.settings) as kind) d
+        select esl.drastic_kind(i.operation, s.label, s.label_hash, i.label, i.label_hash, m.settings) as kind) d
     where i.push_id = p_push and i.kind = 'intent' and i.store_code = p_store and i.code = any (p_codes)
       and not q.approved and d.kind is not null
     group by d.kind;

@@ -24,7 +24,7 @@ $$;
 -- The hash that goes with a blanked label wherever it goes: into queue, log and ledger. Its first word is the mark by
 -- which it is known, because its content is none: a product may be called "-" and cost nothing.
 create or replace function esl.blank_hash(p_blank jsonb) returns text
-language sql immutable as $$
+language sql immutable strict as $$
     select 'blank ' || encode(sha256(convert_to(p_blank::text, 'UTF8')), 'hex')
 $$;
 

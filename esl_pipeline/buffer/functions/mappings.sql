@@ -124,12 +124,37 @@ begin
     return to_jsonb(m);
 end $$;
 
+-- Withdraws the labels of variants that the mapping's shop does not have, and decides their places and all strays'.
+create or replace function esl.withdraw_absent(m esl.store_mappings) returns void
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_stores text[]; v_codes text[];
+begin
+    with gone as materialized (
+        select l.variant_id, l.store_code, l.code from esl.labels l
+        where l.mapping_id = m.id and not exists (
+            select from esl.products o where o.variant_id = l.variant_id
+              and o.source_store_id = m.source_store_id and o.source_system = m.source_system)
+    ), withdrawn as (
+        update esl.labels l
+        set state = 'withdrawn', code = null, label = null, label_hash = null, precedence = null, collides = false
+        from gone g where l.mapping_id = m.id and l.variant_id = g.variant_id
+    ), resolved as (
+        update esl.findings f set resolved_at = now() from gone g
+        where f.mapping_id = m.id and f.variant_id = g.variant_id and f.resolved_at is null
+    ), places as (
+        select g.store_code, g.code from gone g where g.code is not null
+        union select * from esl.strays(m)
+    )
+    select array_agg(store_code), array_agg(code) into v_stores, v_codes from places;
+    perform esl.requeue(v_stores, v_codes);
+end $$;
+
 -- A shop has just been read completely. Mappings that were given its name withdraw the labels of variants that it does
 -- not have; and drastic changes of its stores are counted again, of which some may have left the guard's hours.
 -- Takes the lock of the labels, so it comes before any row of products is locked.
 create or replace function esl.shop_was_read(p_source_system text, p_source_store_id text) returns void
 language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
-declare m esl.store_mappings; v_guarded text[]; v_stores text[]; v_codes text[];
+declare m esl.store_mappings; v_guarded text[];
 begin
     select array_agg(distinct o.hipoink_store_code) into v_guarded
     from esl.store_mappings o join esl.sync_queue q on q.store_code = o.hipoink_store_code
@@ -146,24 +171,7 @@ begin
         where source_system = p_source_system and source_store_id = p_source_store_id and awaits_read_since is not null
         returning *
     loop
-        with gone as materialized (
-            select l.variant_id, l.store_code, l.code from esl.labels l
-            where l.mapping_id = m.id and not exists (
-                select from esl.products o where o.variant_id = l.variant_id
-                  and o.source_store_id = m.source_store_id and o.source_system = m.source_system)
-        ), withdrawn as (
-            update esl.labels l
-            set state = 'withdrawn', code = null, label = null, label_hash = null, precedence = null, collides = false
-            from gone g where l.mapping_id = m.id and l.variant_id = g.variant_id
-        ), resolved as (
-            update esl.findings f set resolved_at = now() from gone g
-            where f.mapping_id = m.id and f.variant_id = g.variant_id and f.resolved_at is null
-        ), places as (
-            select g.store_code, g.code from gone g where g.code is not null
-            union select * from esl.strays(m)
-        )
-        select array_agg(store_code), array_agg(code) into v_stores, v_codes from places;
-        perform esl.requeue(v_stores, v_codes);
+        perform esl.withdraw_absent(m);
     end loop;
     perform esl.guard(store_code) from unnest(v_guarded) as g (store_code);
 end $$;

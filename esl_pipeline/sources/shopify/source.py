@@ -14,9 +14,9 @@ from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.apps import App
+from esl_pipeline.sources.shopify.hooks import ShopifyWebhooks
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain, shop_named
-from esl_pipeline.sources.shopify.signed import ShopifyWebhooks
 from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.sources.source import Source, SourceError, Verdict
 

@@ -13,9 +13,9 @@ from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.source import Source, SourceError
+from esl_pipeline.sources.woocommerce.hooks import WooCommerceWebhooks
 from esl_pipeline.sources.woocommerce.settings import WooCommerceSettings
 from esl_pipeline.sources.woocommerce.shop_names import SHOP, address, shop_id, shop_named
-from esl_pipeline.sources.woocommerce.signed import WooCommerceWebhooks
 from esl_pipeline.sources.woocommerce.webhooks import read_deliveries
 
 if TYPE_CHECKING:
