@@ -24,7 +24,7 @@ import pandas as pd
 from esl_pipeline.labels import schema
 from esl_pipeline.labels.evaluate import Store, read, to_frames
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
+from esl_pipeline.model.rows import VARIANTS
 
 SECONDS_PER_ROW = 10 / 100_000
 SHORTEST_BOUND = 1.0
@@ -123,13 +123,13 @@ def _peak_mib() -> float:
 
 
 def catalogue(rows: int) -> pd.DataFrame:
-    """A frame of evaluate.VARIANT_COLUMNS, the same for the same number; four variants to a product."""
+    """A frame of rows.VARIANTS, the same for the same number; four variants to a product."""
     chance = random.Random(SEED)  # noqa: S311
     titles = [_title(chance) for _ in range(rows // 4 + 1)]
     return pd.DataFrame(
         [_variant(chance, number, titles[number // 4]) for number in range(rows)],
-        columns=list(VARIANT_COLUMNS),
-    ).astype(VARIANT_COLUMNS)
+        columns=VARIANTS.names,
+    ).astype(VARIANTS.dtypes)
 
 
 def _variant(chance: random.Random, number: int, title: str) -> dict[str, Any]:

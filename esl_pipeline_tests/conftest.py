@@ -21,6 +21,7 @@ from esl_pipeline_tests.gateway import create_supabase_roles
 from esl_pipeline_tests.scratch import scratch
 from esl_pipeline_tests.shared_data import SHARED
 from esl_pipeline_tests.stock import Pooling, pgbouncer, stock_postgres
+from esl_pipeline_tests.watched import WatchedBuffer
 
 # In a fresh clone hypothesis builds its tables of characters first: seconds, which it takes for a slow strategy.
 hypothesis.settings.register_profile("any machine", suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -48,6 +49,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in every_field():
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that every user may enter (as root, pytest's own are not), by a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="esl-test-", dir="/tmp") as name:
+        found = Path(name)
+        found.chmod(0o755)
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -134,3 +144,19 @@ def buffer(buffer_dsn: str) -> Iterator[Buffer]:
     found = Buffer(PsycopgTransport(SecretStr(buffer_dsn)), label_server="labels")
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def watched_buffer(postgres: EmbeddedPostgres) -> Iterator[WatchedBuffer]:
+    """A migrated buffer that is watched, for what needs one longer than for a test."""
+    with _database(postgres, template="migrated") as dsn:
+        found = WatchedBuffer(dsn)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def watched(watched_buffer: WatchedBuffer) -> WatchedBuffer:
+    """The same, as if it were fresh."""
+    watched_buffer.clean()
+    return watched_buffer

@@ -24,36 +24,9 @@ from esl_pipeline.labels.lengths import cut_fields, cut_texts
 from esl_pipeline.labels.needs import unsaid_needs
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.unit_price import Measurement, measurement_of
+from esl_pipeline.model.rows import FINDINGS, LABELS
 
 State = Literal["publish", "held", "kept", "blank", "withdrawn"]
-
-LABEL_COLUMNS = [
-    "mapping_id",
-    "source_system",
-    "source_store_id",
-    "variant_id",
-    "revision",
-    "store_code",
-    "state",
-    "code",
-    "code_kind",
-    "precedence",
-    "label",
-    "label_hash",
-    "event_ids",
-]
-FINDING_COLUMNS = [
-    "mapping_id",
-    "source_store_id",
-    "variant_id",
-    "revision",
-    "check_name",
-    "level",
-    "column_name",
-    "value",
-    "reason",
-    "action",
-]
 
 _KEYS = ["source_store_id", "variant_id", "revision"]
 
@@ -99,9 +72,8 @@ class Outcome(NamedTuple):
 def evaluate_together(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate the variants of shops of one source for stores of one policy: whatever of them, the checks run once.
 
-    In, of each shop: rows of the buffer's variants (VARIANT_COLUMNS: text as the source sent it, removed: bool,
-    revision: int64; stock, unit_price_measurement and history are JSON text or null). Out: one label row per variant
-    (LABEL_COLUMNS, see Outcome) and the findings (FINDING_COLUMNS). No content of a row raises.
+    In, of each shop: rows of the buffer's variants (rows.VARIANTS). Out: one label row per variant
+    (rows.LABELS, see Outcome) and the findings (rows.FINDINGS). No content of a row raises.
     """
     outcomes: list[Outcome] = []
     facts: dict[int, checks.Facts] = {}
@@ -170,7 +142,7 @@ def to_frames(
     labels = labels.assign(mapping_id=store.mapping_id, store_code=store.code)
     owners = variants[_KEYS].iloc[found["row"]].reset_index(drop=True)
     findings = pd.concat([owners, found], axis=1).assign(mapping_id=store.mapping_id)
-    return labels[LABEL_COLUMNS].reset_index(drop=True), findings[FINDING_COLUMNS]
+    return labels[LABELS.names].reset_index(drop=True), findings[FINDINGS.names]
 
 
 def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.DataFrame, pd.DataFrame]:

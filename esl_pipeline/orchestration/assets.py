@@ -11,71 +11,26 @@ from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.hipoink.client import HipoinkClient
-from esl_pipeline.labels.evaluate import LABEL_COLUMNS
+from esl_pipeline.model.rows import LABELS, RESULTS, VARIANTS
 from esl_pipeline.model.shop import Shop, shop_key, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
-from esl_pipeline.orchestration.frames import Parts
+from esl_pipeline.orchestration.frames import Parts, table_schema
 from esl_pipeline.orchestration.resources import LabelServer, Sources
 from esl_pipeline.orchestration.shops import products_asset as shop_products_asset
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.drift import Drift, compare_store
-from esl_pipeline.stages.evaluate import VARIANT_COLUMNS, due_variants, stage, validate
+from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline.stages.push import RESULT_COLUMNS, PushRules, push_batch
+from esl_pipeline.stages.push import PushRules, push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules
 from esl_pipeline.stages.snapshot import read_snapshot
 
-_LABEL_COLUMNS = {
-    "mapping_id": "store mapping that the label belongs to (uuid)",
-    "source_system": "source of the product",
-    "source_store_id": "the shop at that source",
-    "variant_id": "id of the variant at its source",
-    "revision": "revision of the variant that was evaluated",
-    "store_code": "Hipoink store",
-    "state": "publish, held, kept, blank or withdrawn",
-    "code": "product code (pc), the key of the label; null unless published or held with a right one",
-    "code_kind": "gtin8 to gtin14, isbn, restricted, internal …; null where code is",
-    "precedence": "order among variants with one code, where the policy ranks them (duplicate_rule)",
-    "label": "the full record for the label server, canonical JSON",
-    "label_hash": "SHA-256 of the label",
-    "event_ids": "inbox events behind the variant's content",
-}
-_RESULT_COLUMNS = {
-    "store_code": "Hipoink store",
-    "code": "product code of the label",
-    "operation": "upsert or delete",
-    "outcome": "accepted, transient, unknown, rejected or authentication",
-    "message": "the label server's words, or ours when it did not answer",
-    "shop": "the partition",
-    "variant_id": "id of the variant at its source",
-    "event_ids": "inbox events behind the label",
-    "attempt": "how often this label has been tried",
-    "push_id": "the HTTP call, as in esl.sync_log",
-    "duration_ms": "duration of the call",
-}
-
-
-_LABEL_TYPES = {"revision": "int64", "event_ids": "list[int64]"}
-_RESULT_TYPES = {"attempt": "int64", "duration_ms": "int64", "event_ids": "list[int64]"}
 _BATCHES_PER_PART = 50
 _LISTINGS = 3
 # A run's own bursts are two at most, and it does not wait for the gap between them.
 _REFRESH_RULES = RefreshRules(gap=0)
-
-
-def _schema(columns: dict[str, str]) -> dg.TableSchema:
-    return dg.TableSchema(
-        [
-            dg.TableColumn(name, type=(_LABEL_TYPES | _RESULT_TYPES).get(name, "str"), description=text)
-            for name, text in columns.items()
-        ]
-    )
-
-
-def _variant_schema() -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(name, type=dtype) for name, dtype in VARIANT_COLUMNS.items()])
 
 
 _OWNERS = ["team:esl"]
@@ -123,7 +78,7 @@ def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
         hooks={stop_retries},
         kinds={source.system, "postgres"},
         deps=[webhook_inbox] if source.sends_webhooks() else [],
-        metadata={"dagster/column_schema": _variant_schema(), "dagster/table_name": "esl.products"},
+        metadata={"dagster/column_schema": table_schema(VARIANTS), "dagster/table_name": "esl.products"},
         description=f"""What {source.name} says: the shop's variants that changed, by webhook, or by a read of the
 whole catalogue.
 
@@ -140,7 +95,7 @@ become a label yet. All day long the job event_sync does the same for all shops,
         buffer.check_version()
         release_claims_of_parent(context.run, buffer)
         started = time.monotonic()
-        variants = Parts(VARIANT_COLUMNS | {"event_ids": "list[int64]"})
+        variants = Parts(VARIANTS)
         shop = _shop(context, sources)
         if shop["source_system"] != source.system:
             return dg.Output(
@@ -180,7 +135,7 @@ def validated_variants(sources: Sequence[type[Source[Any]]]) -> dg.AssetsDefinit
         io_manager_key="frames",
         hooks={stop_retries},
         kinds={"pandas", "pandera"},
-        metadata={"dagster/column_schema": _schema(_LABEL_COLUMNS), "dagster/table_name": "esl.labels"},
+        metadata={"dagster/column_schema": table_schema(LABELS), "dagster/table_name": "esl.labels"},
         description="""What may go on a label: each variant judged and built into the label of every store that the
 shop feeds.
 
@@ -193,10 +148,7 @@ same.""",
     ) -> dg.Output[Parts]:
         started = time.monotonic()
         mappings = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
-        labels, found = (
-            Parts(dict.fromkeys(LABEL_COLUMNS, "str") | _LABEL_TYPES),
-            reports.FindingsTally(),
-        )
+        labels, found = Parts(LABELS), reports.FindingsTally()
         queued, problems = Counter[str](), set[str]()
         for part in products[shop_products_asset(context.partition_key)]:
             evaluation = validate(part, mappings)
@@ -225,7 +177,7 @@ same.""",
     kinds={"hipoink", "postgres"},
     deps=[dg.AssetDep("validated_variants")],
     metadata={
-        "dagster/column_schema": _schema(_RESULT_COLUMNS),
+        "dagster/column_schema": table_schema(RESULTS),
         "dagster/table_name": "esl.hipoink_products",
     },
 )
@@ -245,7 +197,7 @@ def hipoink_sync_results(
     """
     started = time.monotonic()
     shop, run_id = _shop(context, sources), context.run.run_id
-    results = Parts(dict.fromkeys(RESULT_COLUMNS, "str") | _RESULT_TYPES)
+    results = Parts(RESULTS)
     report: dict[str, Any] = {}
     with label_server.client(buffer) as client:
         if config.compare:

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,25 +21,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from esl_pipeline.model.rows import Dtype, Rows
 from esl_pipeline.orchestration.shops import products_asset
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.registry import SOURCES
 
-_TYPES = {"str": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "list[int64]": pa.list_(pa.int64())}
+_TYPES: dict[Dtype, pa.DataType] = {
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "list[int64]": pa.list_(pa.int64()),
+}
 
 
 class Parts:
     """A frame in parts, in a Parquet file that goes with this object: `add` parts, then iterate over them.
 
-    columns: name to dtype (str, bool, int64 or list[int64]; all may be null). An empty frame has one part without rows.
+    All columns may be null. An empty frame has one part without rows.
     """
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
+    def __init__(self, rows: Rows) -> None:
         descriptor, name = tempfile.mkstemp(prefix="esl-frame-", suffix=".parquet")
         os.close(descriptor)
         weakref.finalize(self, Path(name).unlink, missing_ok=True)
         self.path = Path(name)
-        self._schema = pa.schema([(column, _TYPES[dtype]) for column, dtype in columns.items()])
+        self._schema = pa.schema([(column.name, _TYPES[column.dtype]) for column in rows.columns])
         self._writer: pq.ParquetWriter | None = pq.ParquetWriter(name, self._schema)
 
     def add(self, part: pd.DataFrame) -> None:
@@ -65,7 +71,7 @@ class Parts:
     @classmethod
     def stored_at(cls, path: UPath) -> "Parts":
         """A copy of what is stored there."""
-        parts = cls({})
+        parts = cls(Rows())
         parts.close()
         with path.open("rb") as file, parts.path.open("wb") as copy:
             shutil.copyfileobj(file, copy)
@@ -95,7 +101,7 @@ class ParquetFrames(dg.ConfigurableIOManager):
         """
         asset, of_shop = context.asset_key.to_user_string(), products_asset(context.asset_partition_key)
         if asset != of_shop and asset in {source.products_asset() for source in SOURCES.values()}:
-            return Parts({})
+            return Parts(Rows())
         upstream = context.upstream_output
         folder = self._folder(context)
         path = folder / f"{upstream.run_id if upstream else ''}.parquet"
@@ -137,6 +143,13 @@ class ParquetFrames(dg.ConfigurableIOManager):
         return UPath(load_settings().frames_url).joinpath(
             *context.asset_key.path, file_name(context.asset_partition_key)
         )
+
+
+def table_schema(rows: Rows) -> dg.TableSchema:
+    """The columns as Dagster shows them."""
+    return dg.TableSchema(
+        [dg.TableColumn(column.name, type=column.dtype, description=column.says) for column in rows.columns]
+    )
 
 
 def file_name(key: str) -> str:

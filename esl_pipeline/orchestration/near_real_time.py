@@ -14,15 +14,13 @@ import dagster as dg
 import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS
+from esl_pipeline.model.rows import FINDINGS, LABELS, RESULTS, VARIANTS, Rows
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
 from esl_pipeline.orchestration.shops import products_asset
 from esl_pipeline.stages.drain import LEASE, Round, drain
-from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
-from esl_pipeline.stages.push import RESULT_COLUMNS
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
 _REPORT_SECONDS = 2.0
@@ -91,10 +89,10 @@ class Journal:
         if not rounds:
             return
         events = [event for done in rounds for event in done.events]
-        variants = _joined([done.variants for done in rounds], list(VARIANT_COLUMNS))
-        labels = _joined([done.evaluation.labels for done in rounds], LABEL_COLUMNS)
-        findings = _joined([done.evaluation.findings for done in rounds], FINDING_COLUMNS)
-        results = _joined([frame for done in rounds for frame in done.results], RESULT_COLUMNS)
+        variants = _joined([done.variants for done in rounds], VARIANTS)
+        labels = _joined([done.evaluation.labels for done in rounds], LABELS)
+        findings = _joined([done.evaluation.findings for done in rounds], FINDINGS)
+        results = _joined([frame for done in rounds for frame in done.results], RESULTS)
         event_shop = pd.Series([event["shop"] for event in events], dtype=str)
         variant_shop, label_shop, result_shop = _shops(variants), _shops(labels), results["shop"]
         self._touched_shops |= {*label_shop, *result_shop}
@@ -194,9 +192,9 @@ def event_sync_job(*, max_age_seconds: float) -> dg.JobDefinition:
     return event_sync
 
 
-def _joined(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def _joined(frames: list[pd.DataFrame], rows: Rows) -> pd.DataFrame:
     filled = [frame for frame in frames if not frame.empty]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=rows.names)
 
 
 def _shops(frame: pd.DataFrame) -> pd.Series:

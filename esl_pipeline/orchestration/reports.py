@@ -43,7 +43,7 @@ def oldest_age(received_at: Iterable[str]) -> float | None:
 
 
 def products_report(events: Sequence[Mapping[str, Any]], variants: Iterable[pd.DataFrame]) -> Metadata:
-    """For shopify_products: deliveries read and the variants (evaluate.VARIANT_COLUMNS, in parts) they changed."""
+    """For shopify_products: deliveries read and the variants (rows.VARIANTS, in parts) they changed."""
     changed = gone = 0
     shown = _Head()
     for part in variants:
@@ -114,13 +114,13 @@ class FindingsTally:
         self.errors = _Head()
 
     def add(self, findings: pd.DataFrame) -> None:
-        """Count the findings of a part (evaluate.FINDING_COLUMNS)."""
+        """Count the findings of a part (rows.FINDINGS)."""
         self.counts.update(findings["check_name"])
         self.errors.add(findings[findings["level"] == "error"])
 
 
 def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metadata:
-    """For validated_variants: how the variants were judged (evaluate.LABEL_COLUMNS, in parts)."""
+    """For validated_variants: how the variants were judged (rows.LABELS, in parts)."""
     states: Counter[str] = Counter()
     shown = _Head()
     for part in labels:
@@ -144,7 +144,7 @@ def labels_report(labels: Iterable[pd.DataFrame], found: FindingsTally) -> Metad
 
 
 def results_report(results: Iterable[pd.DataFrame]) -> Metadata:
-    """For hipoink_sync_results: what the label server said (push.RESULT_COLUMNS, in parts)."""
+    """For hipoink_sync_results: what the label server said (rows.RESULTS, in parts)."""
     outcomes: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
     pushes: set[str] = set()

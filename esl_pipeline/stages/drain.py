@@ -85,7 +85,7 @@ class Portion:
 class Round:
     """What one round of the loop did: events read, variants evaluated; why some events were not read.
 
-    `results` are those of the pushes that ended meanwhile (push.RESULT_COLUMNS).
+    `results` are those of the pushes that ended meanwhile (rows.RESULTS).
     """
 
     events: list[dict[str, Any]] = field(default_factory=list)

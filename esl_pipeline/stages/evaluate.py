@@ -11,10 +11,11 @@ import pandas as pd
 from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store, evaluate_together, held_back
+from esl_pipeline.labels.evaluate import Store, evaluate_together, held_back
 from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.schema import TOLD
+from esl_pipeline.model.rows import FINDINGS, LABELS, VARIANTS
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.sources.registry import source_of
 
@@ -24,42 +25,6 @@ STAGE_BYTES = 4_000_000
 _ROW_BYTES = 400
 
 log = logging.getLogger(__name__)
-
-VARIANT_COLUMNS = {
-    "source_system": "str",
-    "source_store_id": "str",
-    "variant_id": "str",
-    "product_id": "str",
-    "inventory_item_id": "str",
-    "title": "str",
-    "variant_title": "str",
-    "barcode": "str",
-    "sku": "str",
-    "price": "str",
-    "compare_at_price": "str",
-    "image_url": "str",
-    "status": "str",
-    "published_at": "str",
-    "vendor": "str",
-    "product_type": "str",
-    "tags": "str",
-    "handle": "str",
-    "option1": "str",
-    "option2": "str",
-    "option3": "str",
-    "source_created_at": "str",
-    "source_updated_at": "str",
-    "unsaid": "str",
-    "removed": "bool",
-    "stock": "str",
-    "problem": "str",
-    "gift_card": "bool",
-    "unit_price": "str",
-    "unit_price_measurement": "str",
-    "history": "str",
-    "event_ids": "object",
-    "revision": "int64",
-}
 
 _JSON_COLUMNS = ("stock", "unit_price_measurement", "history")
 
@@ -79,26 +44,26 @@ def due_variants(
         row | {key: json.dumps(row[key]) if row[key] else None for key in _JSON_COLUMNS}
         for row in due["variants"]
     ]
-    frame = pd.DataFrame(rows, columns=list(VARIANT_COLUMNS)).astype(VARIANT_COLUMNS)
+    frame = pd.DataFrame(rows, columns=VARIANTS.names).astype(VARIANTS.dtypes)
     return frame, due["mappings"]
 
 
 @dataclass
 class Evaluation:
-    """labels: one row per variant and store (LABEL_COLUMNS). findings: FINDING_COLUMNS.
+    """labels: one row per variant and store (rows.LABELS). findings: rows.FINDINGS.
 
     problems: a sentence per mapping whose settings are not a valid policy; its labels stay as they are.
     mappings: of every mapping that was evaluated its id, with what makes its settings unusable, or None.
     """
 
-    labels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LABEL_COLUMNS))
-    findings: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FINDING_COLUMNS))
+    labels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LABELS.names))
+    findings: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FINDINGS.names))
     problems: list[str] = field(default_factory=list)
     mappings: dict[str, str | None] = field(default_factory=dict)
 
 
 def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> Evaluation:
-    """Evaluate variants (VARIANT_COLUMNS) for every mapping of their shops. Pure."""
+    """Evaluate variants (rows.VARIANTS) for every mapping of their shops. Pure."""
     evaluation = Evaluation()
     # By policy and source: whatever changed in how many shops, the checks of one policy run once.
     parts: dict[tuple[str, ...], list[tuple[pd.DataFrame, Store]]] = {}
@@ -203,7 +168,7 @@ def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
     labels, errors = evaluation.labels, collisions[collisions["level"] == "error"]
     held = pd.MultiIndex.from_frame(labels[keys]).isin(pd.MultiIndex.from_frame(errors[keys]))
     labels.loc[held, "state"] = "held"
-    found = collisions.merge(labels[[*keys, "source_store_id", "revision"]], on=keys)[FINDING_COLUMNS]
+    found = collisions.merge(labels[[*keys, "source_store_id", "revision"]], on=keys)[FINDINGS.names]
     evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
 
 

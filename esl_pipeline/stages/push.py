@@ -13,22 +13,9 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError, TransientError
+from esl_pipeline.model.rows import RESULTS
 from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.stages.outcomes import accepted, not_accepted
-
-RESULT_COLUMNS = [
-    "store_code",
-    "code",
-    "operation",
-    "outcome",
-    "message",
-    "shop",
-    "variant_id",
-    "event_ids",
-    "attempt",
-    "push_id",
-    "duration_ms",
-]
 
 
 @dataclass(frozen=True)
@@ -89,11 +76,11 @@ def push_batch(
 ) -> pd.DataFrame:
     """Claim one batch, make one call, record the outcome: two round trips beside the limiter's.
 
-    Returns one row per code (RESULT_COLUMNS; outcome accepted, transient, unknown, rejected or authentication), no
+    Returns one row per code (rows.RESULTS; outcome accepted, transient, unknown, rejected or authentication), no
     row when nothing is due. Raises BufferError only; whatever else fails is an outcome.
     """
     claim = claim_batch(buffer, rules, run_id=run_id, asset=asset, shop=shop)
-    return push_claimed(buffer, client, rules, claim) if claim else pd.DataFrame(columns=RESULT_COLUMNS)
+    return push_claimed(buffer, client, rules, claim) if claim else pd.DataFrame(columns=RESULTS.names)
 
 
 @dataclass(frozen=True)
@@ -176,7 +163,7 @@ def push_claimed(buffer: Buffer, client: HipoinkClient, rules: PushRules, claim:
             }
             for row in claim.rows
         ],
-        columns=RESULT_COLUMNS,
+        columns=RESULTS.names,
     )
 
 

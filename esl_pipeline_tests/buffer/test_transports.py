@@ -4,12 +4,10 @@ import datetime as dt
 import io
 import logging
 import math
-import shutil
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -500,15 +498,6 @@ def test_gateway_that_lost_its_connection_is_asked_again(both: Both) -> None:
         if transport is once:
             assert isinstance(error_of(transport, "esl_test_echo"), BufferUnavailable)
         assert transport.call("esl_test_echo", {"value": 2}) == 2
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that the database server's own user may enter."""
-    place = Path(tempfile.mkdtemp(prefix="esl-test-", dir="/tmp"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import pandas as pd
 
 from esl_pipeline.labels.evaluate import Store, evaluate_together
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
+from esl_pipeline.model.rows import VARIANTS
 
 
 def evaluate(variants: pd.DataFrame, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -21,7 +21,7 @@ MAPPING = "m"
 LOCATION = "7"
 
 # A variant without a finding under the default policy.
-GOOD: dict[str, Any] = dict.fromkeys(VARIANT_COLUMNS) | {
+GOOD: dict[str, Any] = dict.fromkeys(VARIANTS.names) | {
     "source_system": "shopify",
     "source_store_id": "shop",
     "variant_id": "1",
@@ -59,7 +59,7 @@ class Judged:
 def frame(*rows: dict[str, Any]) -> pd.DataFrame:
     """GOOD variants with these fields, numbered from 1 unless they say otherwise."""
     named = [GOOD | {"variant_id": str(n)} | row for n, row in enumerate(rows, start=1)]
-    return pd.DataFrame(named, columns=list(VARIANT_COLUMNS)).astype(VARIANT_COLUMNS)
+    return pd.DataFrame(named, columns=VARIANTS.names).astype(VARIANTS.dtypes)
 
 
 def store(

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 
 from esl_pipeline.labels.build import build_label, canonical_json, label_hash
 from esl_pipeline.labels.checks import RULES
-from esl_pipeline.labels.evaluate import FINDING_COLUMNS, LABEL_COLUMNS, Store
+from esl_pipeline.labels.evaluate import Store
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.unit_price import measurement_of
-from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
+from esl_pipeline.model.rows import FINDINGS, LABELS, VARIANTS
 from esl_pipeline_tests.labels.support import GOOD, LOCATION, MAPPING, evaluate, frame, judge, store
 
 STATES = {"publish", "held", "kept", "blank", "withdrawn"}
@@ -86,7 +86,7 @@ def column(name: str, kind: str) -> st.SearchStrategy[Any]:
     return st.sampled_from(PLAUSIBLE[name]) | free if name in PLAUSIBLE else free
 
 
-FREE = {name: column(name, kind) for name, kind in VARIANT_COLUMNS.items() if kind in ("str", "bool")}
+FREE = {name: column(name, kind) for name, kind in VARIANTS.dtypes.items() if kind in ("str", "bool")}
 KEYS = ("source_system", "source_store_id", "variant_id")
 # At most 12 of the columns differ from a good variant, so that some rows are published.
 ROW = st.lists(st.sampled_from(sorted(FREE.keys() - set(KEYS))), max_size=12, unique=True).flatmap(
@@ -156,8 +156,8 @@ def sorted_findings(findings: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def test_a_published_variant_has_its_label() -> None:
     stocked = store(Policy(stock_field="kc", location_id=LOCATION))
     labels, findings = evaluate(frame({"stock": json.dumps({LOCATION: 4})}), stocked)
-    assert list(labels.columns) == LABEL_COLUMNS
-    assert list(findings.columns) == FINDING_COLUMNS
+    assert list(labels.columns) == LABELS.names
+    assert list(findings.columns) == FINDINGS.names
     assert findings.empty
     (row,) = labels.to_dict("records")
     assert json.loads(row["label"])["kc"] == "4"
@@ -279,7 +279,7 @@ def test_neither_order_nor_chunks_change_a_rows_result(
     chance.shuffle(order)
     parts = [evaluate(variants.iloc[order[n : n + size]], to) for n in range(0, len(order), size)]
     together = pd.concat([part[0] for part in parts]).set_index("variant_id").loc[list(labels["variant_id"])]
-    pdt.assert_frame_equal(together.reset_index()[LABEL_COLUMNS], labels)
+    pdt.assert_frame_equal(together.reset_index()[LABELS.names], labels)
     pdt.assert_frame_equal(sorted_findings(part[1] for part in parts), sorted_findings([findings]))
 
 

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -28,15 +27,6 @@ pytestmark = pytest.mark.long
 
 NOBODY = 65534
 SERVICE_HOME = Path("/var/lib/esl-pipeline")
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that every user may enter (as root, pytest's own are not)."""
-    place = Path(tempfile.mkdtemp(prefix="esl-test-", dir="/tmp"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,12 +39,8 @@ STORE = "S1"
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """A short path that every user can reach: the socket of Postgres is in it."""
-    folder = Path(tempfile.mkdtemp(prefix="esl-up-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def home(place: Path) -> Path:
+    return place
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 from upath import UPath
 
+from esl_pipeline.model.rows import RESULTS, Column, Dtype, Rows
 from esl_pipeline.orchestration.frames import ParquetFrames, Parts, file_name
-from esl_pipeline.stages.push import RESULT_COLUMNS
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, STORE, arrive, map_shop, product
 
@@ -21,15 +21,18 @@ def _partitions(shop: str) -> dg.PartitionsDefinition[str]:
     return dg.StaticPartitionsDefinition([shop])
 
 
-def parts(frame: pd.DataFrame, columns: dict[str, str] | None = None) -> Parts:
+def parts(frame: pd.DataFrame, columns: dict[str, Dtype] | None = None) -> Parts:
     """The frame, a row in each part."""
-    found = Parts(columns or dict.fromkeys(frame.columns, "str"))
+    dtypes = columns or {}
+    found = Parts(Rows(tuple(Column(name, "", dtypes.get(name, "str")) for name in frame.columns)))
     for row in range(len(frame)):
         found.add(frame.iloc[row : row + 1])
     return found
 
 
-def written(frame: pd.DataFrame, run_id: str, shop: str = KEY, columns: dict[str, str] | None = None) -> None:
+def written(
+    frame: pd.DataFrame, run_id: str, shop: str = KEY, columns: dict[str, Dtype] | None = None
+) -> None:
     context = dg.build_output_context(
         run_id=run_id, asset_key=PRODUCTS, partition_key=shop, asset_partitions_def=_partitions(shop)
     )
@@ -72,7 +75,12 @@ def test_a_frame_comes_back_as_it_was() -> None:
             "event_ids": [[1, 2], [], [2**53 + 1]],
         }
     )
-    columns = {"title": "str", "revision": "int64", "removed": "bool", "event_ids": "list[int64]"}
+    columns: dict[str, Dtype] = {
+        "title": "str",
+        "revision": "int64",
+        "removed": "bool",
+        "event_ids": "list[int64]",
+    }
     written(frame, "run-1", columns=columns)
     back = read("run-1")
     back["event_ids"] = back["event_ids"].map(list)
@@ -86,8 +94,8 @@ def test_parts_come_back_one_by_one() -> None:
 
 
 def test_an_empty_frame_keeps_its_columns() -> None:
-    written(pd.DataFrame(columns=RESULT_COLUMNS), "run-1")
-    assert list(read("run-1").columns) == RESULT_COLUMNS and read("run-1").empty
+    written(pd.DataFrame(columns=RESULTS.names), "run-1")
+    assert list(read("run-1").columns) == RESULTS.names and read("run-1").empty
 
 
 def test_runs_do_not_read_each_others_frames() -> None:

@@ -8,12 +8,10 @@ import pandas as pd
 import pytest
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.labels.evaluate import LABEL_COLUMNS
+from esl_pipeline.model.rows import LABELS, RESULTS, VARIANTS
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.checks import label_accuracy
 from esl_pipeline.stages.drift import Drift
-from esl_pipeline.stages.evaluate import VARIANT_COLUMNS
-from esl_pipeline.stages.push import RESULT_COLUMNS
 
 
 def results(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
@@ -24,7 +22,7 @@ def results(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
              "message": "words", "shop": "shopify:a", "variant_id": "1", "event_ids": [7, 8], "attempt": 2}
             for push, code, operation, outcome in rows
         ],
-        columns=RESULT_COLUMNS,
+        columns=RESULTS.names,
     )  # fmt: skip
 
 
@@ -51,9 +49,9 @@ def test_nothing_is_said_of_refusals_when_there_are_none() -> None:
 
 def test_nothing_at_all() -> None:
     empty = [
-        reports.products_report([], [pd.DataFrame(columns=list(VARIANT_COLUMNS))]),
-        reports.labels_report([pd.DataFrame(columns=LABEL_COLUMNS)], reports.FindingsTally()),
-        reports.results_report([pd.DataFrame(columns=RESULT_COLUMNS)]),
+        reports.products_report([], [pd.DataFrame(columns=VARIANTS.names)]),
+        reports.labels_report([pd.DataFrame(columns=LABELS.names)], reports.FindingsTally()),
+        reports.results_report([pd.DataFrame(columns=RESULTS.names)]),
     ]
     for report in empty:
         assert dg.AssetMaterialization("a", metadata=report)

@@ -1,4 +1,4 @@
-"""A sender that signs, an in-memory buffer at the edge, and two ways to reach the application."""
+"""A sender that signs, and two ways to reach the application."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ import httpx
 from fastapi import FastAPI
 
 from esl_pipeline.addresses import networks
-from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.receiver.held import Holding
 from esl_pipeline.receiver.intake import Limits
@@ -71,100 +71,12 @@ LIFECYCLE_BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-class MemoryBuffer:
-    """Keeps what the receiver hands over, with the inbox's two unique keys, and counts its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.rows: list[dict[str, Any]] = []
-        self.mappings: dict[str, dict[str, Any]] = {}
-        self.tokens: dict[str, dict[str, Any]] = {}
-        self.failure: BufferError | None = None
-        self.told: list[dict[str, Any]] = []
-        self.release = threading.Event()
-        self.release.set()
-        self._lock = threading.Lock()
-
-    def _called(self, name: str) -> None:
-        with self._lock:
-            self.calls.append(name)
-        if not self.release.wait(10):
-            raise BufferUnavailable("the test forgot to release the buffer")
-        if self.failure:
-            raise self.failure
-
-    def inbox_add(self, deliveries: list[dict[str, Any]]) -> dict[str, Any]:
-        self._called("inbox_add")
-        json.dumps(deliveries)
-        with self._lock:
-            before = len(self.rows)
-            for row in deliveries:
-                if not any(_is_copy(row, kept) for kept in self.rows):
-                    self.rows.append(row)
-            return {"received": len(deliveries), "inserted": len(self.rows) - before}
-
-    def refusals_note(self, *, receiver: str, refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Not among `calls`: a timer makes it, whatever comes in.
-        if self.failure:
-            raise self.failure
-        self.told += [row | {"receiver": receiver} for row in refused]
-        return [
-            {key: mapping[key] for key in ("source_system", "source_store_id")}
-            for mapping in self.mappings.values()
-        ]
-
-    def ping(self) -> None:
-        if self.failure:
-            raise self.failure
-
-    def token_check(self, sha256: str) -> dict[str, Any]:
-        self._called("token_check")
-        return {"any": bool(self.tokens), "token": self.tokens.get(sha256)}
-
-    def mapping_create(self, fields: dict[str, Any], *, by: str) -> dict[str, Any]:
-        self._called("mapping_create")
-        mapping = {"id": str(uuid.uuid4()), "is_active": True, "is_dry_run": False, "settings": {}, **fields}
-        self._refuse_duplicate(mapping)
-        self.mappings[mapping["id"]] = mapping
-        return mapping
-
-    def mapping_list(self) -> list[dict[str, Any]]:
-        self._called("mapping_list")
-        return list(self.mappings.values())
-
-    def mapping_get(self, id: str) -> dict[str, Any] | None:
-        self._called("mapping_get")
-        return self.mappings.get(id)
-
-    def mapping_update(self, id: str, changes: dict[str, Any], *, by: str) -> dict[str, Any] | None:
-        self._called("mapping_update")
-        if id not in self.mappings:
-            return None
-        changed = {**self.mappings[id], **changes}
-        self._refuse_duplicate(changed)
-        self.mappings[id] = changed
-        return changed
-
-    def _refuse_duplicate(self, mapping: dict[str, Any]) -> None:
-        unique = ("source_system", "source_store_id", "hipoink_store_code")
-        for other in self.mappings.values():
-            if other["id"] != mapping["id"] and all(other[key] == mapping[key] for key in unique):
-                raise BufferError("duplicate key value violates unique constraint", code="23505")
-
-
-def _is_copy(row: dict[str, Any], kept: dict[str, Any]) -> bool:
-    same = {key for key in row if row[key] == kept[key]}
-    return {"source_store_id", "topic"} <= same and (
-        "webhook_id" in same or {"body_sha256", "triggered_at"} <= same
-    )
-
-
 def make_settings(**overrides: Any) -> Settings:
     given = {"shopify_webhook_secret": SECRET, "esl_admin_token": TOKEN, "app_environment": "development"}
     return load_settings(**(given | overrides))
 
 
-def make_app(buffer: MemoryBuffer, limits: Limits | None = None, **overrides: Any) -> FastAPI:
+def make_app(buffer: Buffer, limits: Limits | None = None, **overrides: Any) -> FastAPI:
     return create_app(make_settings(**overrides), buffer, limits)
 
 

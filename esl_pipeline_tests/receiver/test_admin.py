@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import psycopg
@@ -24,13 +25,13 @@ from esl_pipeline_tests.receiver.support import (
     SECRET,
     SHOP,
     TOKEN,
-    MemoryBuffer,
     call,
     deliver,
     make_app,
     make_settings,
 )
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 PATH = "/api/store-mappings/"
 MAPPING = {"source_system": "shopify", "source_store_id": SHOP, "hipoink_store_code": "001"}
@@ -151,7 +152,9 @@ def test_s13_five_wrong_tokens_lock_the_address_out(
     assert said.levelno == logging.WARNING and guess not in said.getMessage()
 
 
-def test_s13_tokens_are_compared_as_hashes_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s13_tokens_are_compared_as_hashes_of_one_length(
+    watched: WatchedBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By compare_digest alone: without it nobody gets in."""
     lengths = []
 
@@ -160,7 +163,7 @@ def test_s13_tokens_are_compared_as_hashes_of_one_length(monkeypatch: pytest.Mon
         return False
 
     monkeypatch.setattr("esl_pipeline.receiver.tokens.hmac.compare_digest", never)
-    app = make_app(MemoryBuffer())
+    app = make_app(watched)
     for given in (TOKEN, TOKEN + "x", "y"):
         assert call(app, "GET", PATH, headers=bearer(given)).status_code == 401
     assert lengths == [(64, 64)] * 3
@@ -198,8 +201,8 @@ def test_s14_the_change_and_its_row_stand_or_fall_together(buffer: Buffer, buffe
     assert [change["by"] for change in buffer.mapping_history()] == ["bob"]
 
 
-def test_s14_no_other_origin_may_read_and_production_shows_no_page() -> None:
-    app = make_app(MemoryBuffer(), app_environment="production")
+def test_s14_no_other_origin_may_read_and_production_shows_no_page(watched: WatchedBuffer) -> None:
+    app = make_app(watched, app_environment="production")
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     for path in (PATH, "/health", "/webhooks/shopify/products/update"):
         for method in ("OPTIONS", "GET", "POST"):
@@ -209,10 +212,8 @@ def test_s14_no_other_origin_may_read_and_production_shows_no_page() -> None:
         assert call(app, "GET", path).status_code == 404
 
 
-def test_s14_no_redirect_takes_the_token_to_where_the_request_says() -> None:
-    answer = call(
-        make_app(MemoryBuffer()), "GET", PATH[:-1], headers=bearer(TOKEN) | {"Host": "evil.example"}
-    )
+def test_s14_no_redirect_takes_the_token_to_where_the_request_says(watched: WatchedBuffer) -> None:
+    answer = call(make_app(watched), "GET", PATH[:-1], headers=bearer(TOKEN) | {"Host": "evil.example"})
     assert answer.status_code == 404 and "location" not in answer.headers
 
 
@@ -221,9 +222,9 @@ ONLY = {"webhooks": (200, 404), "admin": (404, 200), None: (200, 200)}
 
 @pytest.mark.parametrize(("only", "expected"), ONLY.items())
 def test_s14_each_part_alone_does_not_have_the_other(
-    only: str | None, expected: tuple[int, int], caplog: pytest.LogCaptureFixture
+    watched: WatchedBuffer, only: Literal["webhooks", "admin"] | None, expected: tuple[int, int]
 ) -> None:
-    app = create_app(make_settings(), MemoryBuffer(), only=only)  # type: ignore[arg-type]
+    app = create_app(make_settings(), watched, only=only)
     webhook = deliver(app, "products/update", PRODUCT)
     assert (webhook.status_code, call(app, "GET", PATH, headers=bearer(TOKEN)).status_code) == expected
     assert call(app, "GET", "/health").status_code == 200
@@ -323,13 +324,12 @@ def test_s15_no_address_of_a_label_server_comes_from_a_request(buffer: Buffer) -
 # S28: what everybody may see
 
 
-def test_s28_health_says_one_word(buffer: Buffer) -> None:
-    buffer.mapping_create(MAPPING)
-    app = the_app(buffer, TOKEN)
+def test_s28_health_says_one_word(watched: WatchedBuffer) -> None:
+    watched.mapping_create(MAPPING)
+    app = the_app(watched, TOKEN)
     answers = [call(app, "GET", path) for path in ("/", "/health")]
-    broken = MemoryBuffer()
-    broken.failure = BufferError("db.example.com, version 11, is not there")
-    answers += [call(make_app(broken), "GET", path) for path in ("/", "/health")]
+    with watched.failing(BufferError("db.example.com, version 11, is not there")):
+        answers += [call(make_app(watched), "GET", path) for path in ("/", "/health")]
     seen = [(answer.status_code, answer.text, sorted(answer.headers)) for answer in answers]
     headers = ["content-length", "content-type"]
     assert seen == [(200, '{"status":"ok"}', headers)] * 2 + [(503, '{"status":"unavailable"}', headers)] * 2

@@ -15,7 +15,6 @@ from esl_pipeline.receiver.held import CUTS, Holding, Phase, Table
 from esl_pipeline.receiver.turns import Turns
 from esl_pipeline_tests.receiver.support import (
     PRODUCT,
-    MemoryBuffer,
     connected,
     make_app,
     raw_exchange,
@@ -23,14 +22,15 @@ from esl_pipeline_tests.receiver.support import (
     signed,
 )
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
 
 
 @pytest.fixture
-def buffer() -> MemoryBuffer:
-    return MemoryBuffer()
+def buffer(watched: WatchedBuffer) -> WatchedBuffer:
+    return watched
 
 
 def send(url: str, number: int = 1) -> int:
@@ -141,9 +141,9 @@ UNREAD = [
 
 
 @pytest.fixture(scope="module")
-def short() -> Iterator[str]:
+def short(watched_buffer: WatchedBuffer) -> Iterator[str]:
     """A receiver that holds nothing for long."""
-    with served(make_app(MemoryBuffer()), Holding(head=0.3, body=0.3, answer=0.3, rest=0.3)) as url:
+    with served(make_app(watched_buffer), Holding(head=0.3, body=0.3, answer=0.3, rest=0.3)) as url:
         yield url
 
 
@@ -184,18 +184,18 @@ def test_s29_who_does_not_read_the_answers_is_cut(short: str) -> None:
         assert is_ended(connection)
 
 
-def test_s29_a_full_receiver_lets_a_signed_sender_in(buffer: MemoryBuffer) -> None:
+def test_s29_a_full_receiver_lets_a_signed_sender_in(buffer: WatchedBuffer) -> None:
     with served(make_app(buffer), Holding(connections=5)) as url:
         strangers = [connected(url) for _ in range(20)]
         assert send(url) == 200
         # Work with a right signature stays, whoever comes meanwhile.
-        buffer.release.clear()
+        release = buffer.stall("inbox_add")
         with ThreadPoolExecutor(1) as pool:
             sent = pool.submit(send, url, 2)
             eventually(lambda: len(buffer.calls) == 2)
             strangers += [connected(url) for _ in range(20)]
             time.sleep(0.2)
-            buffer.release.set()
+            release.set()
             assert sent.result() == 200
         for stranger in strangers:
             stranger.close()
@@ -241,7 +241,7 @@ def test_s42_chunks_in_an_old_version_are_400(short: str) -> None:
     ).startswith(b"HTTP/1.1 400 ")
 
 
-def test_s42_chunks_of_one_byte_are_400_before_they_hold_up_the_others(buffer: MemoryBuffer) -> None:
+def test_s42_chunks_of_one_byte_are_400_before_they_hold_up_the_others(buffer: WatchedBuffer) -> None:
     with served(make_app(buffer)) as url, connected(url) as connection:
         head = [f"POST {UPDATE} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"]
         head += [f"{name}: {value}" for name, value in signed("products/update", RAW).items()]
@@ -252,7 +252,7 @@ def test_s42_chunks_of_one_byte_are_400_before_they_hold_up_the_others(buffer: M
         assert answer.status_code == 200
 
 
-def test_s29_a_crowd_that_waits_for_its_turns_keeps_no_newcomer_out(buffer: MemoryBuffer) -> None:
+def test_s29_a_crowd_that_waits_for_its_turns_keeps_no_newcomer_out(buffer: WatchedBuffer) -> None:
     """All places are theirs, and each has a hundred requests that are not begun."""
     request = f"POST {UPDATE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
     with served(make_app(buffer), Holding(connections=50)) as url:

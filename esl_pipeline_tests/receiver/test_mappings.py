@@ -4,12 +4,13 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
-from esl_pipeline_tests.receiver.support import PRODUCT, SHOP, TOKEN, MemoryBuffer, call, deliver, make_app
+from esl_pipeline_tests.receiver.support import PRODUCT, SHOP, TOKEN, call, deliver, make_app
+from esl_pipeline_tests.watched import WatchedBuffer
 
 PATH = "/api/store-mappings/"
 MAPPING = {
@@ -22,12 +23,12 @@ ANY_ID = str(uuid.UUID(int=7))
 
 
 @pytest.fixture
-def buffer() -> MemoryBuffer:
-    return MemoryBuffer()
+def buffer(watched: WatchedBuffer) -> WatchedBuffer:
+    return watched
 
 
 def ask(
-    buffer: MemoryBuffer, method: str, path: str = PATH, body: Any = None, **overrides: Any
+    buffer: WatchedBuffer, method: str, path: str = PATH, body: Any = None, **overrides: Any
 ) -> httpx.Response:
     content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -46,7 +47,7 @@ ROUTES = [("POST", PATH), ("GET", PATH), ("GET", PATH + ANY_ID), ("PUT", PATH + 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_without_any_token_the_api_is_closed_and_says_what_opens_it(
-    buffer: MemoryBuffer, method: str, path: str
+    buffer: WatchedBuffer, method: str, path: str
 ) -> None:
     answer = ask(buffer, method, path, MAPPING, esl_admin_token=None)
     assert answer.status_code == 403
@@ -54,7 +55,7 @@ def test_without_any_token_the_api_is_closed_and_says_what_opens_it(
     assert buffer.calls == ["token_check"]
 
 
-def test_a_closed_api_leaves_the_webhooks_open(buffer: MemoryBuffer) -> None:
+def test_a_closed_api_leaves_the_webhooks_open(buffer: WatchedBuffer) -> None:
     assert deliver(make_app(buffer, esl_admin_token=None), "products/update", PRODUCT).status_code == 200
 
 
@@ -74,7 +75,7 @@ AUTHORIZATIONS: dict[str, bytes | None] = {
 @pytest.mark.parametrize("value", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_a_wrong_token_is_401_whatever_the_body(
-    buffer: MemoryBuffer, method: str, path: str, value: bytes | None
+    buffer: WatchedBuffer, method: str, path: str, value: bytes | None
 ) -> None:
     headers, app = {} if value is None else {b"Authorization": value}, make_app(buffer)
     for body in (b"not JSON", json.dumps(MAPPING).encode(), b" " * 100_000):
@@ -87,7 +88,7 @@ def test_a_wrong_token_is_401_whatever_the_body(
 # Create
 
 
-def test_a_mapping_is_created(buffer: MemoryBuffer) -> None:
+def test_a_mapping_is_created(buffer: WatchedBuffer) -> None:
     answer = ask(buffer, "POST", body={**MAPPING, "settings": {"expected_currency": "EUR"}})
     assert answer.status_code == 201
     created = answer.json()
@@ -99,30 +100,30 @@ def test_a_mapping_is_created(buffer: MemoryBuffer) -> None:
     assert buffer.calls == ["mapping_create"]
 
 
-def test_is_active_and_settings_may_be_left_out(buffer: MemoryBuffer) -> None:
+def test_is_active_and_settings_may_be_left_out(buffer: WatchedBuffer) -> None:
     created = ask(buffer, "POST", body={k: v for k, v in MAPPING.items() if k != "is_active"}).json()
     assert (created["is_active"], created["settings"]) == (True, {})
 
 
-def test_the_shop_is_kept_in_lower_case(buffer: MemoryBuffer) -> None:
+def test_the_shop_is_kept_in_lower_case(buffer: WatchedBuffer) -> None:
     created = ask(buffer, "POST", body={**MAPPING, "source_store_id": "Corner-Shop.myshopify.com"}).json()
     assert created["source_store_id"] == SHOP
 
 
-def test_only_the_settings_that_were_given_are_kept(buffer: MemoryBuffer) -> None:
+def test_only_the_settings_that_were_given_are_kept(buffer: WatchedBuffer) -> None:
     """A default that changes later must reach the stores that never chose."""
     ask(buffer, "POST", body={**MAPPING, "settings": {"send_images": False}})
-    assert next(iter(buffer.mappings.values()))["settings"] == {"send_images": False}
+    assert buffer.mapping_list()[0]["settings"] == {"send_images": False}
 
 
-def test_a_duplicate_is_409(buffer: MemoryBuffer) -> None:
+def test_a_duplicate_is_409(buffer: WatchedBuffer) -> None:
     assert ask(buffer, "POST", body=MAPPING).status_code == 201
     answer = ask(buffer, "POST", body={**MAPPING, "source_store_id": SHOP.upper()})
     assert answer.status_code == 409
     assert "exists already" in answer.json()["detail"]
 
 
-def test_one_shop_may_feed_several_stores(buffer: MemoryBuffer) -> None:
+def test_one_shop_may_feed_several_stores(buffer: WatchedBuffer) -> None:
     codes = ["001", "Store_2", "a-b", "x" * 32]
     answers = [ask(buffer, "POST", body={**MAPPING, "hipoink_store_code": code}) for code in codes]
     assert {answer.status_code for answer in answers} == {201}
@@ -157,13 +158,13 @@ def test_one_shop_may_feed_several_stores(buffer: MemoryBuffer) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_a_wrong_field_is_422_by_its_name(buffer: MemoryBuffer, method: str, field: str, value: Any) -> None:
+def test_a_wrong_field_is_422_by_its_name(buffer: WatchedBuffer, method: str, field: str, value: Any) -> None:
     answer = ask(buffer, method, PATH if method == "POST" else PATH + ANY_ID, {**MAPPING, field: value})
     assert list(problems(answer)) == [field]
     assert buffer.calls == []
 
 
-def test_all_wrong_fields_are_named_at_once(buffer: MemoryBuffer) -> None:
+def test_all_wrong_fields_are_named_at_once(buffer: WatchedBuffer) -> None:
     body = {
         "source_store_id": "x",
         "hipoink_store_code": "/",
@@ -183,7 +184,7 @@ def test_all_wrong_fields_are_named_at_once(buffer: MemoryBuffer) -> None:
     assert "hush-hush" not in answer.text
 
 
-def test_settings_that_do_not_agree_with_each_other_are_422(buffer: MemoryBuffer) -> None:
+def test_settings_that_do_not_agree_with_each_other_are_422(buffer: WatchedBuffer) -> None:
     found = problems(ask(buffer, "POST", body={**MAPPING, "settings": {"stock_field": "kc"}}))
     assert "location_id" in found["settings"]
 
@@ -192,19 +193,19 @@ def test_settings_that_do_not_agree_with_each_other_are_422(buffer: MemoryBuffer
     "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"NaN", b"[" * 5_000, b'{"a":"\\ud800"}']
 )
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_a_body_that_is_no_json_object_is_422(buffer: MemoryBuffer, method: str, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_422(buffer: WatchedBuffer, method: str, body: bytes) -> None:
     answer = ask(buffer, method, PATH if method == "POST" else PATH + ANY_ID, body)
     assert list(problems(answer)) == ["body"]
 
 
-def test_a_long_body_is_413(buffer: MemoryBuffer) -> None:
+def test_a_long_body_is_413(buffer: WatchedBuffer) -> None:
     assert ask(buffer, "POST", body=b" " * 70_000).status_code == 413
 
 
 # Read and change
 
 
-def test_mappings_are_listed_and_read(buffer: MemoryBuffer) -> None:
+def test_mappings_are_listed_and_read(buffer: WatchedBuffer) -> None:
     assert ask(buffer, "GET").json() == []
     created = ask(buffer, "POST", body=MAPPING).json()
     assert ask(buffer, "GET").json() == [created]
@@ -223,23 +224,25 @@ def test_mappings_are_listed_and_read(buffer: MemoryBuffer) -> None:
         {"settings": {}},
     ],
 )
-def test_a_change_touches_only_the_given_fields(buffer: MemoryBuffer, change: dict[str, Any]) -> None:
+def test_a_change_touches_only_the_given_fields(buffer: WatchedBuffer, change: dict[str, Any]) -> None:
     created = ask(buffer, "POST", body={**MAPPING, "settings": {"send_images": False}}).json()
-    buffer.calls.clear()
+    buffer.forget_calls()
     answer = ask(buffer, "PUT", PATH + created["id"], change)
-    assert (answer.status_code, answer.json()) == (200, {**created, **change})
+    updated = {"updated_at": answer.json()["updated_at"]}
+    assert (answer.status_code, answer.json()) == (200, {**created, **change, **updated})
+    assert updated["updated_at"] > created["updated_at"]
     assert buffer.calls == ["mapping_update"]
 
 
-def test_an_empty_change_is_422(buffer: MemoryBuffer) -> None:
+def test_an_empty_change_is_422(buffer: WatchedBuffer) -> None:
     assert list(problems(ask(buffer, "PUT", PATH + ANY_ID, {}))) == ["body"]
 
 
-def test_an_unknown_field_in_a_change_is_refused_by_name(buffer: MemoryBuffer) -> None:
+def test_an_unknown_field_in_a_change_is_refused_by_name(buffer: WatchedBuffer) -> None:
     assert list(problems(ask(buffer, "PUT", PATH + ANY_ID, {"active": False}))) == ["active"]
 
 
-def test_a_change_into_a_duplicate_is_409(buffer: MemoryBuffer) -> None:
+def test_a_change_into_a_duplicate_is_409(buffer: WatchedBuffer) -> None:
     ask(buffer, "POST", body=MAPPING)
     other = ask(buffer, "POST", body={**MAPPING, "hipoink_store_code": "002"}).json()
     assert ask(buffer, "PUT", PATH + other["id"], {"hipoink_store_code": "001"}).status_code == 409
@@ -249,41 +252,46 @@ def test_a_change_into_a_duplicate_is_409(buffer: MemoryBuffer) -> None:
     "mapping_id", [ANY_ID, "7", "not-a-uuid", "{" + ANY_ID + "}", ANY_ID.replace("-", ""), "%00"]
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_an_unknown_id_is_404(buffer: MemoryBuffer, method: str, mapping_id: str) -> None:
+def test_an_unknown_id_is_404(buffer: WatchedBuffer, method: str, mapping_id: str) -> None:
     answer = ask(buffer, method, PATH + mapping_id, {"is_active": False} if method == "PUT" else None)
     assert answer.status_code == 404
-    assert buffer.calls in ([], ["mapping_get"], ["mapping_update"])
+    assert buffer.calls in ([], ["mapping_list"], ["mapping_update"])
     assert bool(buffer.calls) == (mapping_id == ANY_ID)
 
 
 # The buffer says no
 
 
-def test_an_unreachable_buffer_is_503(buffer: MemoryBuffer) -> None:
-    buffer.failure = BufferUnavailable("the buffer at db.example.com is not available", retryable=True)
+def test_an_unreachable_buffer_is_503(buffer: WatchedBuffer) -> None:
+    away = BufferUnavailable("the buffer at db.example.com is not available", retryable=True)
     for method, path in ROUTES:
-        answer = ask(buffer, method, path, MAPPING if method in {"POST", "PUT"} else None)
+        with buffer.failing(away):
+            answer = ask(buffer, method, path, MAPPING if method in {"POST", "PUT"} else None)
         assert answer.status_code == 503
         assert "db.example.com" not in answer.text
 
 
-def test_data_that_the_buffer_refuses_is_422(buffer: MemoryBuffer) -> None:
-    buffer.failure = BufferError("settings: currency is unknown", code="22023")
-    assert problems(ask(buffer, "POST", body=MAPPING)) == {"settings": "settings: currency is unknown"}
+def test_data_that_the_buffer_refuses_is_422(buffer: WatchedBuffer) -> None:
+    with buffer.failing(BufferError("settings: currency is unknown", code="22023")):
+        answer = ask(buffer, "POST", body=MAPPING)
+    assert problems(answer) == {"settings": "settings: currency is unknown"}
 
 
-def test_no_secret_is_in_an_answer(buffer: MemoryBuffer) -> None:
+def test_no_secret_is_in_an_answer(buffer: WatchedBuffer) -> None:
     created = ask(buffer, "POST", body=MAPPING).json()
-    buffer.mappings[created["id"]]["access_token"] = "shpat-canary"
-    texts = [ask(buffer, "GET").text, ask(buffer, "GET", PATH + created["id"]).text]
-    texts.append(ask(buffer, "PUT", PATH + created["id"], {"is_active": False}).text)
+    row = buffer.mapping_list()[0] | {"access_token": "shpat-canary"}
+    with buffer.answering("mapping_list", {"mappings": [row]}), buffer.answering("mapping_update", row):
+        answers = [ask(buffer, "GET"), ask(buffer, "GET", PATH + created["id"])]
+        answers.append(ask(buffer, "PUT", PATH + created["id"], {"is_active": False}))
+    assert {answer.status_code for answer in answers} == {200}
+    texts = [answer.text for answer in answers]
     assert not [text for text in texts if "canary" in text or TOKEN in text]
 
 
 # Documentation
 
 
-def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
+def test_the_openapi_page_describes_the_bodies(buffer: WatchedBuffer) -> None:
     page = ask(buffer, "GET", "/openapi.json").json()
     post = page["paths"][PATH]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
@@ -294,7 +302,9 @@ def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
 
 
 @pytest.mark.long
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.dictionaries(
         st.sampled_from([*MAPPING, "settings", "id"]),
@@ -306,6 +316,7 @@ def test_the_openapi_page_describes_the_bodies(buffer: MemoryBuffer) -> None:
     ),
     st.sampled_from(["POST", "PUT"]),
 )
-def test_no_body_makes_an_error(body: dict[str, Any], method: str) -> None:
-    answer = ask(MemoryBuffer(), method, PATH if method == "POST" else PATH + ANY_ID, body)
+def test_no_body_makes_an_error(buffer: WatchedBuffer, body: dict[str, Any], method: str) -> None:
+    buffer.clean()
+    answer = ask(buffer, method, PATH if method == "POST" else PATH + ANY_ID, body)
     assert answer.status_code in {201, 404, 422}

@@ -1,4 +1,4 @@
-"""The receiver on the real buffer: what the other tests' in-memory buffer stands for."""
+"""The receiver and the buffer together: what becomes of a delivery and of a mapping, and of an absent database."""
 
 import socket
 import uuid

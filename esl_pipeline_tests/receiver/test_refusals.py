@@ -20,13 +20,13 @@ from esl_pipeline.receiver.refusals import QUIET, TELL_SECONDS, Refusals
 from esl_pipeline_tests.receiver.support import (
     PRODUCT,
     SHOP,
-    MemoryBuffer,
     make_app,
     make_settings,
     served,
     signed,
 )
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 UPDATE = "/webhooks/shopify/products/update"
 RAW = json.dumps(PRODUCT).encode()
@@ -35,10 +35,10 @@ NOW = datetime(2026, 3, 1, 0, 59, tzinfo=UTC)
 
 
 @pytest.fixture
-def memory() -> MemoryBuffer:
-    buffer = MemoryBuffer()
-    buffer.mappings["m"] = KEY | {"id": "m"}
-    return buffer
+def mapped(watched: WatchedBuffer) -> WatchedBuffer:
+    watched.mapping_create(KEY | {"hipoink_store_code": "001"})
+    watched.forget_calls()
+    return watched
 
 
 def counted(buffer: Any) -> Refusals:
@@ -52,79 +52,77 @@ def tell(refusals: Refusals, buffer: Any) -> None:
     asyncio.run(refusals.tell(buffer))
 
 
-def test_a_series_is_told_once_and_whole(memory: MemoryBuffer) -> None:
-    refusals = counted(memory)
+def test_a_series_is_told_once_and_whole(mapped: WatchedBuffer) -> None:
+    refusals = counted(mapped)
     for minutes in (0, 1, 5):
         refusals.refused("shopify", SHOP, NOW + timedelta(minutes=minutes))
     for _ in range(2):
-        tell(refusals, memory)
+        tell(refusals, mapped)
     series = KEY | {"refused": 3, "since": NOW.isoformat(), "receiver": refusals.receiver}
-    assert memory.told == [series | {"last_at": (NOW + timedelta(minutes=5)).isoformat()}]
+    assert mapped.told == [series | {"last_at": (NOW + timedelta(minutes=5)).isoformat()}]
     refusals.refused("shopify", SHOP, NOW + timedelta(minutes=6))
-    tell(refusals, memory)
-    assert memory.told[1]["refused"] == 4  # the series, not what came since
+    tell(refusals, mapped)
+    assert mapped.told[1]["refused"] == 4  # the series, not what came since
     later = NOW + QUIET + timedelta(minutes=7)
     refusals.refused("shopify", SHOP, later)
-    tell(refusals, memory)
-    assert (memory.told[2]["refused"], memory.told[2]["since"]) == (1, later.isoformat())
+    tell(refusals, mapped)
+    assert (mapped.told[2]["refused"], mapped.told[2]["since"]) == (1, later.isoformat())
 
 
-def test_what_no_mapped_shop_is_said_to_have_sent_is_not_counted(memory: MemoryBuffer) -> None:
+def test_what_no_mapped_shop_is_said_to_have_sent_is_not_counted(mapped: WatchedBuffer) -> None:
     refusals = Refusals()
     refusals.refused("shopify", SHOP, NOW)  # which shops are mapped is not known yet
-    tell(refusals, memory)
+    tell(refusals, mapped)
     for shop in (None, "stranger.myshopify.com"):
         refusals.refused("shopify", shop, NOW)
-    tell(refusals, memory)
-    assert memory.told == []
+    tell(refusals, mapped)
+    assert mapped.told == []
 
 
-def test_as_many_shops_are_counted_as_the_table_holds(memory: MemoryBuffer) -> None:
+def test_as_many_shops_are_counted_as_the_table_holds(mapped: WatchedBuffer) -> None:
     shops = [f"shop-{number}.myshopify.com" for number in range(4)]
-    memory.mappings = {shop: KEY | {"source_store_id": shop} for shop in shops}
+    for shop in shops:
+        mapped.mapping_create(KEY | {"source_store_id": shop, "hipoink_store_code": shop[:6]})
     refusals = Refusals(shops=3)
-    tell(refusals, memory)
+    tell(refusals, mapped)
     for shop in (shops[0], *shops):
         refusals.refused("shopify", shop, NOW)
-    tell(refusals, memory)
-    assert [row["source_store_id"] for row in memory.told] == shops[1:]
+    tell(refusals, mapped)
+    assert [row["source_store_id"] for row in mapped.told] == shops[1:]
 
 
-def test_what_could_not_be_told_is_told_the_next_time(memory: MemoryBuffer) -> None:
-    refusals = counted(memory)
+def test_what_could_not_be_told_is_told_the_next_time(mapped: WatchedBuffer) -> None:
+    refusals = counted(mapped)
     refusals.refused("shopify", SHOP, NOW)
-    memory.failure = BufferUnavailable("away")
-    with pytest.raises(BufferUnavailable):
-        tell(refusals, memory)
-    memory.failure = None
-    tell(refusals, memory)
-    assert [row["refused"] for row in memory.told] == [1]
+    with mapped.failing(BufferUnavailable("away")), pytest.raises(BufferUnavailable):
+        tell(refusals, mapped)
+    tell(refusals, mapped)
+    assert [row["refused"] for row in mapped.told] == [1]
 
 
-def test_the_timer_outlives_every_error(memory: MemoryBuffer, caplog: pytest.LogCaptureFixture) -> None:
-    refusals = counted(memory)
+def test_the_timer_outlives_every_error(mapped: WatchedBuffer, caplog: pytest.LogCaptureFixture) -> None:
+    refusals = counted(mapped)
     refusals.refused("shopify", SHOP, NOW)
-    memory.failure = BufferUnavailable("away")
 
     async def go() -> None:
-        telling = asyncio.create_task(refusals.keep_telling(memory, seconds=0.001))
-        await asyncio.sleep(0.05)
-        memory.failure = None
-        await asyncio.sleep(0.05)
+        with mapped.failing(BufferUnavailable("away")):
+            telling = asyncio.create_task(refusals.keep_telling(mapped, seconds=0.001))
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
         assert not telling.done()
         telling.cancel()
 
     asyncio.run(go())
-    assert [row["refused"] for row in memory.told] == [1]
+    assert [row["refused"] for row in mapped.told] == [1]
     assert sum("cannot be told" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_no_refused_request_makes_a_call(memory: MemoryBuffer) -> None:
-    with served(make_app(memory)) as url, httpx.Client(base_url=url) as client:
+def test_no_refused_request_makes_a_call(mapped: WatchedBuffer) -> None:
+    with served(make_app(mapped)) as url, httpx.Client(base_url=url) as client:
         for secret in ("wrong", "wrong-too"):
             headers = signed("products/update", RAW, secret=secret)
             assert client.post(UPDATE, content=RAW, headers=headers).status_code == 401
-    assert memory.calls == [] and memory.told == []
+    assert mapped.calls == [] and mapped.told == []
 
 
 def shown(buffer: Buffer) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +19,6 @@ from esl_pipeline_tests.receiver.support import (
     PRODUCT,
     SHOP,
     TOKEN,
-    MemoryBuffer,
     call,
     deliver,
     make_app,
@@ -29,6 +27,7 @@ from esl_pipeline_tests.receiver.support import (
     signed,
 )
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 OTHER = "other-shop.myshopify.com"
 UPDATE = "/webhooks/shopify/products/update"
@@ -36,8 +35,8 @@ MAPPINGS = "/api/store-mappings/"
 
 
 @pytest.fixture
-def buffer() -> MemoryBuffer:
-    return MemoryBuffer()
+def buffer(watched: WatchedBuffer) -> WatchedBuffer:
+    return watched
 
 
 def post(url: str, raw: bytes, shop: str = SHOP) -> httpx.Response:
@@ -97,7 +96,7 @@ def test_s29_unfinished_bodies_take_no_more_than_the_room_and_the_oldest_gives_w
     asyncio.run(go())
 
 
-def test_s34_bytes_have_a_pace_too(buffer: MemoryBuffer) -> None:
+def test_s34_bytes_have_a_pace_too(buffer: WatchedBuffer) -> None:
     pace = Pace(per_second=10, burst=100)
     assert [pace.wait("a", 0, 60), pace.wait("a", 0, 40), pace.wait("a", 0, 10), pace.wait("b", 0, 60)] == [
         0,
@@ -117,7 +116,7 @@ def test_s34_bytes_have_a_pace_too(buffer: MemoryBuffer) -> None:
 
 
 def test_s34_the_pace_is_asked_before_the_body_is_parsed(
-    buffer: MemoryBuffer, monkeypatch: pytest.MonkeyPatch
+    buffer: WatchedBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = []
     real = hooks.delivery
@@ -137,7 +136,7 @@ def large(number: int) -> bytes:
     return json.dumps(PRODUCT | {"id": number, "variants": [variant] * 10_600}).encode()
 
 
-def test_s34_bodies_of_megabytes_do_not_hold_up_another_shop(buffer: MemoryBuffer) -> None:
+def test_s34_bodies_of_megabytes_do_not_hold_up_another_shop(buffer: WatchedBuffer) -> None:
     raw = large(1)
     assert 4_700_000 < len(raw) < 5_000_000
     with served(make_app(buffer, Limits(burst_bytes=100_000_000))) as url, ThreadPoolExecutor(8) as pool:
@@ -154,14 +153,14 @@ def test_s34_bodies_of_megabytes_do_not_hold_up_another_shop(buffer: MemoryBuffe
     assert times[-2] < 2.5  # half of what Shopify waits, with the senders in this process
 
 
-def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: MemoryBuffer) -> None:
+def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: WatchedBuffer) -> None:
     with served(make_app(buffer, Limits(storing=8, threads=8))) as url, ThreadPoolExecutor(8) as pool:
-        buffer.release.clear()
+        release = buffer.stall("inbox_add")
         hanging = [pool.submit(post, url, b'{"id":%d}' % n) for n in range(6)]
         eventually(lambda: sum(one.done() for one in hanging) == 2)
         other = pool.submit(post, url, b'{"id":1}', OTHER)
         eventually(lambda: len(buffer.calls) == 5)
-        buffer.release.set()
+        release.set()
         assert other.result().status_code == 200
         assert sorted(one.result().status_code for one in hanging) == [200] * 4 + [503] * 2
 
@@ -169,30 +168,22 @@ def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: MemoryBuff
 # S35: what waits at the buffer
 
 
-def answering(buffer: MemoryBuffer, **said: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    def inbox_add(deliveries: list[dict[str, Any]]) -> dict[str, Any]:
-        buffer.calls.append("inbox_add")
-        return {"received": 1, "inserted": 0} | said
-
-    return inbox_add
-
-
 def test_s35_what_the_buffer_refuses_is_429_with_its_reason(
-    buffer: MemoryBuffer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    buffer: WatchedBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(buffer, "inbox_add", answering(buffer, refused="500 MB wait for a store mapping"))
-    answer = deliver(make_app(buffer), "products/update", PRODUCT)
+    said = {"received": 1, "inserted": 0, "refused": "500 MB wait for a store mapping"}
+    with buffer.answering("inbox_add", said):
+        answer = deliver(make_app(buffer), "products/update", PRODUCT)
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) == 600
     assert "outcome 429" in caplog.text and "500 MB wait for a store mapping" in caplog.text
 
 
 @pytest.mark.parametrize("waiting", [{"deliveries": 11, "bytes": 0}, {"deliveries": 0, "bytes": 1_001}])
 def test_s34_a_shop_with_too_much_still_to_be_worked_off_pauses_without_another_call(
-    buffer: MemoryBuffer, monkeypatch: pytest.MonkeyPatch, waiting: dict[str, int]
+    buffer: WatchedBuffer, waiting: dict[str, int]
 ) -> None:
     app = make_app(buffer, Limits(waiting=10, waiting_bytes=1_000))
-    with monkeypatch.context() as patched:
-        patched.setattr(buffer, "inbox_add", answering(buffer, inserted=1, waiting=waiting))
+    with buffer.answering("inbox_add", {"received": 1, "inserted": 1, "waiting": waiting}):
         answers = [deliver(app, "products/update", PRODUCT) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 429, 429]
     assert 1 <= int(answers[1].headers["retry-after"]) <= PAUSE_SECONDS
@@ -259,17 +250,17 @@ def guess(url: str, token: str, address: str | None = None) -> int:
 
 @pytest.mark.parametrize(("trusted", "last"), [("", 429), ("127.0.0.1", 401)])
 def test_s41_by_default_nobody_escapes_a_lockout_by_naming_addresses(
-    buffer: MemoryBuffer, trusted: str, last: int
+    buffer: WatchedBuffer, trusted: str, last: int
 ) -> None:
     with served(make_app(buffer), trusted=trusted) as url:
         guesses = [guess(url, "wrong", f"10.0.0.{number}") for number in range(6)]
     assert guesses == [401] * 5 + [last]
 
 
-def test_s41_who_shares_an_address_with_a_guesser_gets_in_with_a_right_token(buffer: MemoryBuffer) -> None:
+def test_s41_who_shares_an_address_with_a_guesser_gets_in_with_a_right_token(buffer: WatchedBuffer) -> None:
     app = make_app(buffer)
     right, wrong = new_token(), new_token()
-    buffer.tokens[digest(right)] = {"name": "ana", "scope": "write", "state": "valid"}
+    buffer.token_add(name="ana", sha256=digest(right), scope="write")
 
     def status(token: str) -> int:
         return call(app, "GET", MAPPINGS, headers={"Authorization": f"Bearer {token}"}).status_code

@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -216,11 +214,8 @@ def the_app() -> App:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="esl-canary-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def home(place: Path) -> Path:
+    return place
 
 
 def webhook(url: str, number: int, secret: str = f"{MARK}webhook", **changes: Any) -> int:

@@ -1,12 +1,9 @@
 """Rows of the fault catalogue whose proof is a process that is killed, stopped, told to end or cut off."""
 
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,15 +168,6 @@ def test_f17_a_slow_label_server_delays_no_acknowledgement(ground: Ground) -> No
 
 
 # --- a database that is restarted or killed under load
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """Where the server's user can go too."""
-    folder = Path(tempfile.mkdtemp(prefix="esl-restart-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 HOWS = {"restarted": None, "immediate shutdown": signal.SIGQUIT, "killed": signal.SIGKILL}

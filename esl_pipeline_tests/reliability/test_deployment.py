@@ -4,6 +4,7 @@ import inspect
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline_tests.hipoink.servers import running_sandbox
 from esl_pipeline_tests.local.test_stack import Up, home, start  # noqa: F401 (fixtures)
 from esl_pipeline_tests.orchestration.world import SHOP, STORE
-from esl_pipeline_tests.receiver.support import MemoryBuffer, make_app, served
+from esl_pipeline_tests.receiver.support import make_app, served
 from esl_pipeline_tests.reliability.test_roles import GROUPS, login
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-local.lock", "requirements-dev.lock", "requirements-tools.lock")
@@ -69,6 +71,15 @@ def test_s26_what_is_tested_is_what_is_installed() -> None:
         "--strict" in audit and "exit 1" in audit
     )  # without --strict it passes when it could ask about nothing
     assert all(f"-r {lock}" in audit for lock in (PRODUCTION, LOCAL, DEV))
+
+
+def test_dagster_and_dg_load_the_same_module_under_the_same_name() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    module, name = tools["dagster"]["module_name"], tools["dagster"]["code_location_name"]
+    project = tools["dg"]["project"]
+    assert (project["code_location_target_module"], project["code_location_name"]) == (module, name)
+    workspace = (ROOT / "workspace.yaml").read_text()
+    assert f"module_name: {module}\n" in workspace and f"location_name: {name}\n" in workspace
 
 
 # --- S27
@@ -174,8 +185,10 @@ def test_s16_doctor_finds_secrets_that_others_can_read(
     assert ".env" not in deployed()
 
 
-def test_s22_doctor_finds_a_receiver_without_tls(deployed: Callable[..., dict[str, Check]]) -> None:
-    with served(make_app(MemoryBuffer())) as url:
+def test_s22_doctor_finds_a_receiver_without_tls(
+    deployed: Callable[..., dict[str, Check]], watched: WatchedBuffer
+) -> None:
+    with served(make_app(watched)) as url:
         assert deployed(APP_BASE_URL=url)["receiver"].state == "ok"  # this machine itself
         elsewhere = deployed(APP_BASE_URL=url.replace("127.0.0.1", "0.0.0.0"))["receiver"]
         assert elsewhere.state == "warning" and "put TLS before it" in elsewhere.says

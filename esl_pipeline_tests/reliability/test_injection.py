@@ -16,8 +16,9 @@ from esl_pipeline.commands.findings import CSV_COLUMNS, write_csv
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.printable import cell, printable
 from esl_pipeline.settings import load_settings
-from esl_pipeline_tests.receiver.support import MemoryBuffer, call, make_app, signed
+from esl_pipeline_tests.receiver.support import call, make_app, signed
 from esl_pipeline_tests.shared_data import DATA
+from esl_pipeline_tests.watched import WatchedBuffer
 from esl_pipeline_tests.world import World
 
 # More of them where the naughty strings are.
@@ -91,10 +92,12 @@ def test_s25_a_cell_is_changed_only_where_it_must_be() -> None:
     assert [cell(text) for text in unchanged] == unchanged
 
 
-def test_s25_hostile_headers_and_bodies_leave_one_log_line_each(caplog: pytest.LogCaptureFixture) -> None:
+def test_s25_hostile_headers_and_bodies_leave_one_log_line_each(
+    watched: WatchedBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever a stranger sends as shop, id or topic: the line about it is plain ASCII, and no body is logged."""
     caplog.set_level(logging.DEBUG)
-    app, sent = make_app(MemoryBuffer()), 0
+    app, sent = make_app(watched), 0
     for text in naughty()[:120]:
         raw = json.dumps({"id": 1, "title": f"canary {text}"}).encode()
         headers = {

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from esl_pipeline.model.rows import VARIANTS
 from esl_pipeline.stages import evaluate
 from esl_pipeline_tests.reliability.light import Light
 
@@ -56,7 +57,7 @@ class _Heard:
 def _due() -> dict[str, Any]:
     rows = []
     for number, content in enumerate(ROWS, start=101):
-        row = dict.fromkeys(evaluate.VARIANT_COLUMNS)
+        row = dict.fromkeys(VARIANTS.names)
         row |= {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com", "status": "active"}
         row |= {"variant_id": f"{number}1", "product_id": str(number), "inventory_item_id": f"9{number}"}
         row |= {

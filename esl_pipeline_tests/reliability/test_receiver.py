@@ -34,7 +34,6 @@ from esl_pipeline_tests.receiver.support import (
     LIFECYCLE_BODIES,
     PRODUCT,
     SECRET,
-    MemoryBuffer,
     connected,
     deliver,
     make_app,
@@ -45,6 +44,7 @@ from esl_pipeline_tests.receiver.support import (
 )
 from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.waiting import eventually
+from esl_pipeline_tests.watched import WatchedBuffer
 
 pytestmark = pytest.mark.long
 
@@ -212,9 +212,8 @@ def closes_within(connection: socket.socket, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST / HTTP/1.1\r\nHost: x\r\nX-A: "])
-def test_s07_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
-    buffer = MemoryBuffer()
-    with served(make_app(buffer), Holding(head=0.3)) as url:
+def test_s07_a_head_that_does_not_come_is_not_waited_for(watched: WatchedBuffer, begun: bytes) -> None:
+    with served(make_app(watched), Holding(head=0.3)) as url:
         with connected(url) as connection:
             connection.sendall(begun)
             assert closes_within(connection, 5)
@@ -228,8 +227,7 @@ def test_s07_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
                     connection.sendall(b"G" if begun else b"\r\n")
                     time.sleep(0.05)
         # A request that takes longer than a head may is left alone.
-        buffer.release.clear()
-        threading.Timer(1.5, buffer.release.set).start()
+        threading.Timer(1.5, watched.stall("inbox_add").set).start()
         raw = json.dumps(PRODUCT).encode()
         assert (
             httpx.post(url + UPDATE, content=raw, headers=signed("products/update", raw)).status_code == 200

@@ -255,9 +255,11 @@ end $$;
 -- was not there is gone, in every table that a snapshot fills: variants with their details, and levels where the stock
 -- was read (stock_as_of: when that began; null: nothing is concluded about stock). Only what is older than the read: a
 -- variant that changed since may have been made since.
+-- enable_material: the statistics know the notes of an earlier snapshot and none of this one, so the planner would take
+-- them for one row, keep them at hand and compare all with all.
 create or replace function public.esl_snapshot_finish(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s'
-set plan_cache_mode = force_custom_plan as $$
+set plan_cache_mode = force_custom_plan set enable_material = off as $$
 declare
     s esl.snapshots; v_as_of timestamptz := (p ->> 'as_of')::timestamptz;
     v_stock_as_of timestamptz := (p ->> 'stock_as_of')::timestamptz; v_removed int; v_levels int; v_reason text;
