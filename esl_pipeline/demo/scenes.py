@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.demo.day import Difference, Label, compare
-from esl_pipeline.demo.night import JOB, drift_in_dagster, meddle, repaired_in_buffer, run_job
+from esl_pipeline.demo.night import drift_in_dagster, meddle, reconcile, repaired_in_buffer, run_job
 from esl_pipeline.demo.report import NightReport, Row, WaveReport
 from esl_pipeline.demo.shop import STORE, Act, DemoError, ShopUnderDemo
 from esl_pipeline.local.stack import Stack
@@ -121,7 +121,7 @@ class Stage:
         began = time.monotonic()
         with self._progress() as progress:
             hanging = progress.add_task("labels right", total=len(expected), note="reading the whole shop")
-            run_id = run_job(self._stack.urls.ui, JOB, partition=self._shop.partition)
+            run_id = reconcile(self._stack.urls.ui, self._shop.system, self._shop.partition)
             for moment in self._moments(expected):
                 progress.update(hanging, completed=len(expected) - moment.not_right, note=moment.queue)
         return NightReport(
