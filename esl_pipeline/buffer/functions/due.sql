@@ -21,8 +21,8 @@ returns table (history jsonb)
 language sql stable as $$  -- inlined as well
     select jsonb_object_agg(m.id, jsonb_build_object(
         'shown', case when not esl.is_blanked(s.label_hash) then esl.price_of(s.label)::text end,
-        'prior', case when esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok' and p_compare_at is not null
-                       and p_price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
+        'prior', case when esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok'
+                       and p_compare_at is not null and p_price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
                  then esl.prior_price(m.id, p_variant, p_price::numeric)::text end))
     from esl.store_mappings m
     left join lateral (select h.label, h.label_hash from esl.hipoink_products h
