@@ -23,7 +23,9 @@ from esl_pipeline.settings import load_settings
 
 
 def demo(
-    source: Annotated[str, typer.Option(help="Which kind of shop: shopify or woocommerce.")] = "shopify",
+    source: Annotated[
+        str, typer.Option(help="Which kind of shop: shopify, woocommerce or files.")
+    ] = "shopify",
     as_json: AsJson = False,
 ) -> None:
     """Start everything, send about 300 webhooks, check every label, stop. Exit 1 if any label is wrong."""
