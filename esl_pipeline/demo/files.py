@@ -62,6 +62,7 @@ class FilesDemo(ShopUnderDemo):
             "trading",
             "A working day: price files, one cut off, one with the same article twice, a list that is too small",
         ),
+        Act("evening", "The list of the evening, in UTF-8 with tabs: lines mended, a price, an article less"),
     )
     first_day = "as by FILES_FOLDERS and esl-pipeline stores add --source files"
 
@@ -108,10 +109,7 @@ class FilesDemo(ShopUnderDemo):
 
     def play(self, act: str, receiver: str) -> Iterator[tuple[int, int]]:  # noqa: ARG002
         """Write the files, and wait until each was read, refused or put aside."""
-        if act == "opening":
-            self._open()
-        else:
-            self._trade()
+        {"opening": self._open, "trading": self._trade, "evening": self._close}[act]()
         deadline = time.monotonic() + _READ_SECONDS
         while (done := self._judged()) < self._written:
             yield done, self._written
@@ -138,15 +136,7 @@ class FilesDemo(ShopUnderDemo):
         return {state: states.count(state) for state in ("applied", "refused", "waiting")}
 
     def night_falls(self) -> None:
-        """The night's list has mended lines, another price and one article less."""
-        articles = list(self._articles.values())
-        for article in articles:
-            article.odd = {}
-        dearer, gone = articles[20], articles[21]
-        dearer.price += 1
-        del self._articles[gone.number]
-        self._write("artikel-full-2.csv", self._lines(), encoding="utf-8-sig", delimiter="\t")
-        self._settle(self._articles.values())
+        """The night reads the list of the evening again."""
 
     def example(self) -> str:
         """Of a price file."""
@@ -179,6 +169,15 @@ class FilesDemo(ShopUnderDemo):
         self._write("preise-changes-3.csv", [header[:2], *cut_off], keep=0.6)
         # An export that was stopped half-way: whole lines, but too few of them.
         self._write("artikel-full-0.csv", self._lines()[:50])
+
+    def _close(self) -> None:
+        articles = list(self._articles.values())
+        for article in articles:
+            article.odd = {}
+        dearer, gone = articles[20], articles[21]
+        dearer.price += 1
+        del self._articles[gone.number]
+        self._write("artikel-full-2.csv", self._lines(), encoding="utf-8-sig", delimiter="\t")
 
     def _lines(self) -> list[Sequence[str]]:
         return [_HEADER, *(article.line() for article in self._articles.values())]
@@ -227,8 +226,9 @@ def _articles(rng: random.Random) -> dict[int, Article]:
                 continue
             codes.add(code)
             number = 10_000 + len(found)
-            title = " ".join(names).encode("cp1252", "ignore").decode("cp1252")
-            found[number] = Article(number, code, title, product.product_type, Decimal(price))
+            title = " ".join(names).encode("cp1252", "ignore").decode("cp1252").strip()
+            if title:
+                found[number] = Article(number, code, title, product.product_type, Decimal(price))
     return found
 
 

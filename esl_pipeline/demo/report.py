@@ -264,7 +264,7 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
             (
                 "outdated labels",
                 night.outdated,
-                "told by the night's list" if report.files else "their webhook was dropped: set right",
+                "what no file had told" if report.files else "their webhook was dropped: set right",
             ),
             *(
                 (f"drift: {kind}", night.drift_in_dagster[kind], f"of {night.drift[kind]} that were {what}")
