@@ -23,14 +23,17 @@ from esl_pipeline.settings import load_settings
 
 
 def demo(
-    source: Annotated[str, typer.Option(help="Which kind of shop: shopify or woocommerce.")] = "shopify",
+    source: Annotated[
+        str | None, typer.Option(help="The source that the shop is of; a wrong one lists those there are.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start everything, send about 300 webhooks, check every label, stop. Exit 1 if any label is wrong."""
     from esl_pipeline.demo.run import DEMOS, run_demo
 
+    source = source or next(iter(DEMOS))
     if source not in DEMOS:
-        raise typer.BadParameter(f"write one of {', '.join(DEMOS)}", param_hint="--source")
+        raise typer.BadParameter(f"write {' or '.join(DEMOS)}", param_hint="--source")
     with _terminable(exit_code=130):
         if not run_demo(load_settings(), out, source=source, as_json=as_json):
             raise typer.Exit(1)

@@ -423,3 +423,24 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert figures["seconds"]["first_label"] <= figures["seconds"]["opening_right"] < seconds
     assert processes_of(scratch) == []
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_the_whole_demo_of_woocommerce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said = io.StringIO()
+    right = run_demo(load_settings(), Console(file=said, width=100), source="woocommerce", as_json=True)
+    figures = json.loads(said.getvalue())
+    assert right, figures
+    webhooks, labels, night = figures["webhooks"], figures["labels"], figures["night"]
+    assert webhooks["dropped"] > 10
+    assert webhooks["duplicates"] > 3
+    assert (webhooks["refused"], webhooks["unusable"], webhooks["dead"]) == (1, 1, 0)
+    assert labels["on_shelf"] == labels["on_server"] == labels["expected"] > 200
+    assert labels["written_unchanged"] == 0
+    assert night["outdated"] >= 5, "what only the night sees has to matter"
+    assert night["drift"] == night["drift_in_dagster"] == {"missing": 3, "different": 5, "foreign": 2}
+    held = figures["held_back"]
+    assert held["variants"] == held["expected"] == sum(held["findings"].values())
+    assert processes_of(tmp_path) == []

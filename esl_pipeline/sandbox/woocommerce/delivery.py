@@ -1,4 +1,4 @@
-"""Webhooks as WooCommerce sends them: signed, once each, and switched off after six failures in a row."""
+"""Webhooks as WooCommerce sends them: signed, once each, and switched off after failures in a row."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from esl_pipeline.sandbox.woocommerce.bodies import Json, product_body, variatio
 from esl_pipeline.sandbox.woocommerce.shop import Product, Shop, Variation
 
 FAILURES = 5
-"""One more in a row, and a webhook is switched off."""
+"""Beyond so many noted in a row the next one switches a webhook off: the seventh, as in WooCommerce's own code."""
 TIMEOUT_SECONDS = 10.0
 
 
@@ -210,7 +210,7 @@ class WebhookSender:
         self.attempts.append(Attempt(webhook.topic, delivery.body, status))
         if 200 <= status < 303:  # WooCommerce takes a redirect for a success
             webhook.failures = 0
-        elif webhook.failures > FAILURES - 1:
+        elif webhook.failures > FAILURES:
             webhook.status = "disabled"
         else:
             webhook.failures += 1

@@ -36,9 +36,9 @@ def webhooks_problem(client: Client) -> str | None:
     off = sorted(str(one.get("topic")) for one in ours if one.get("status") != "active")
     if off:
         return (
-            f"webhooks are switched off ({printable(', '.join(off))}), by WooCommerce after six failures in "
-            "a row; set their status to Active again (WooCommerce, Settings, Advanced, Webhooks). Until then changes "
-            "come by reading, every ESL_CATCH_UP_MINUTES"
+            f"webhooks are switched off ({printable(', '.join(off))}), by WooCommerce after repeated failures; set "
+            "their status to Active again (WooCommerce, Settings, Advanced, Webhooks). Until then changes come by "
+            "reading, every ESL_CATCH_UP_MINUTES"
         )
     missing = sorted({*TOPICS} - {str(one.get("topic")) for one in ours})
     if ours and missing:

@@ -34,6 +34,8 @@ from esl_pipeline.sources.woocommerce.pages import Listing
 _ASKED = ",".join(FIELDS)
 # WordPress's codes for a thing that is not there.
 _NONE = frozenset({"woocommerce_rest_product_invalid_id", "woocommerce_rest_product_variation_invalid_id"})
+# Changed products and variants that are given together.
+_AT_ONCE = 500
 # Of damaged products the first few are named.
 _NAMED = 5
 
@@ -114,8 +116,14 @@ class WooCommerceReader(Reader):
             dates_are_gmt="true",
             _fields=_ASKED,
         )
+        facts = Facts()
         for product in changed:
-            yield self._whole(product, _start(changed), [])
+            facts.extend(self._whole(product, _start(changed), []))
+            if len(facts.products) + len(facts.variants) >= _AT_ONCE:
+                yield facts
+                facts = Facts()
+        if facts.products:
+            yield facts
 
     def product(self, product_id: str) -> Facts | None:
         """By its id; what lies in the trash is no more."""
