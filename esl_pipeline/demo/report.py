@@ -79,6 +79,8 @@ class Report:
     trace: list[dict[str, Any]]
     start_seconds: float
     total_seconds: float
+    files: Mapping[str, int] = field(default_factory=dict)
+    """How many files ended how, of a shop that sends files."""
 
     @property
     def wrong(self) -> list[Difference]:
@@ -123,6 +125,7 @@ class Report:
                 "unusable": self.inbox["unusable"],
                 "dead": self.inbox["dead"],
             },
+            "files": dict(self.files),
             "labels": {
                 "on_server": held - foreign,
                 "on_shelf": shown - foreign,
@@ -197,6 +200,25 @@ def print_failure(console: Console, sentence: str, logs: Path | None, *, as_json
         console.print(f"The logs of all parts are in {escape(str(logs))}", soft_wrap=True, highlight=False)
 
 
+_OF_FILES = {
+    "applied": "each once, in the order of their times",
+    "refused": "cut off: nothing of it was used",
+    "waiting": "a full list that is much smaller than the last one: for a person to approve",
+}
+
+
+def _of_webhooks(webhooks: Row) -> tuple[tuple[str, object, str], ...]:
+    return (
+        ("sent", webhooks["sent"], "over several connections"),
+        ("dropped", webhooks["dropped"], "on purpose, on the way: the receiver never saw them"),
+        ("kept", webhooks["kept"], "one row each in the inbox"),
+        ("duplicates", webhooks["duplicates"], "same delivery or same body again: answered 200, kept once"),
+        ("refused", webhooks["refused"], "wrong signature: answered 401"),
+        ("superseded", webhooks["superseded"], "an older state than one already known"),
+        ("unusable", webhooks["unusable"], "signed, but not readable: kept with the reason"),
+    )
+
+
 def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     """The whole report: what was sent, written and held back, one trace, and what is wrong."""
     figures = report.figures()
@@ -206,6 +228,7 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     webhooks, labels, held, seconds = (
         figures[part] for part in ("webhooks", "labels", "held_back", "seconds")
     )
+    one = "file" if report.files else "webhook"
     shown = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     shown.add_column(no_wrap=True)
     shown.add_column(justify="right", no_wrap=True)
@@ -216,16 +239,10 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
         for what, figure, note in rows:
             shown.add_row(f"  {escape(what)}", str(figure), escape(note))
 
-    group(
-        "Webhooks",
-        ("sent", webhooks["sent"], "over several connections"),
-        ("dropped", webhooks["dropped"], "on purpose, on the way: the receiver never saw them"),
-        ("kept", webhooks["kept"], "one row each in the inbox"),
-        ("duplicates", webhooks["duplicates"], "same delivery or same body again: answered 200, kept once"),
-        ("refused", webhooks["refused"], "wrong signature: answered 401"),
-        ("superseded", webhooks["superseded"], "an older state than one already known"),
-        ("unusable", webhooks["unusable"], "signed, but not readable: kept with the reason"),
-    )
+    if report.files:
+        group("Files", *((state, count, _OF_FILES[state]) for state, count in report.files.items()))
+    else:
+        group("Webhooks", *_of_webhooks(webhooks))
     group(
         "Labels",
         ("at the label server", labels["on_server"], "compared in both directions"),
@@ -244,7 +261,11 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     if night := report.night:
         group(
             "Night: full_reconciliation",
-            ("outdated labels", night.outdated, "their webhook was dropped: set right"),
+            (
+                "outdated labels",
+                night.outdated,
+                "what no file had told" if report.files else "their webhook was dropped: set right",
+            ),
             *(
                 (f"drift: {kind}", night.drift_in_dagster[kind], f"of {night.drift[kind]} that were {what}")
                 for kind, what in (
@@ -268,12 +289,12 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     group(
         "Seconds",
         ("parts started", seconds["start"], ""),
-        ("first label", seconds["first_label"], "on the shelf, after the first webhook: a run had to start"),
+        ("first label", seconds["first_label"], f"on the shelf, after the first {one}: a run had to start"),
         *(
             (
                 f"{wave.name} done",
                 wave.right_seconds,
-                f"from its first webhook until the last of {wave.labels} labels was on the shelf",
+                f"from its first {one} until the last of {wave.labels} labels was on the shelf",
             )
             for wave in report.waves
         ),
@@ -282,7 +303,7 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     )
     console.print(shown)
     if report.trace:
-        console.print("\n[bold]One price change, from the label back to the webhook[/]")
+        console.print(f"\n[bold]One price change, from the label back to the {one}[/]")
         console.print(f"esl-pipeline trace {report.traced_code}\n", style="dim", highlight=False)
         print_trace(console, report.trace)
     if report.wrong:

@@ -20,8 +20,9 @@ from rich.status import Status
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.connections import open_buffer
+from esl_pipeline.demo.files import FilesDemo
 from esl_pipeline.demo.report import Report, by_check, print_failure, print_report
-from esl_pipeline.demo.scenes import Stage
+from esl_pipeline.demo.scenes import Stage, inbox_of
 from esl_pipeline.demo.shop import STORE, DemoError, ShopUnderDemo
 from esl_pipeline.demo.shopify import ShopifyDemo
 from esl_pipeline.demo.woocommerce import WooCommerceDemo
@@ -32,7 +33,9 @@ from esl_pipeline.local.stack import Ports, Stack
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.settings import Settings, every_field, load_settings
 
-DEMOS: dict[str, type[ShopUnderDemo]] = {demo.system: demo for demo in (ShopifyDemo, WooCommerceDemo)}
+DEMOS: dict[str, type[ShopUnderDemo]] = {
+    demo.system: demo for demo in (ShopifyDemo, WooCommerceDemo, FilesDemo)
+}
 # Of the user's settings, those that somebody could fear for.
 _NEVER_TOUCHED = (
     "hipoink_api_base_url",
@@ -103,11 +106,12 @@ def _play(shop: ShopUnderDemo, story: Console) -> Report:
                 night = stage.night()
         code = shop.example()
         trace, status, sandbox = buffer.trace(code, store=STORE), buffer.status(), stage.sandbox()
-        findings = by_check(buffer.findings())
+        findings, files = by_check(buffer.findings()), dict(shop.files)
     return Report(
         waves=waves,
         night=night,
-        inbox=status["shops"][0],
+        inbox=inbox_of(status),
+        files=files,
         held_back=status["stores"][0]["held_back"],
         expected_held_back=shop.held_back,
         findings=findings,

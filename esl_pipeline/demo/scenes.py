@@ -81,7 +81,7 @@ class Stage:
         report = WaveReport(act.name)
         began, kept_before = datetime.now(UTC), self._kept()
         with self._progress() as progress:
-            sending = progress.add_task("webhooks sent", total=None, note="")
+            sending = progress.add_task(f"{self._shop.sends} sent", total=None, note="")
             for sent, total in self._shop.play(act.name, self._stack.urls.receiver):
                 progress.update(sending, completed=sent, total=total)
             fate, kept = self._shop.fate, self._kept() - kept_before
@@ -98,7 +98,7 @@ class Stage:
                 progress.update(waiting, total=1, completed=1)
             labels = self._shop.labels
             report.labels = len(labels)
-            reading = progress.add_task("webhooks read", total=kept, note="")
+            reading = progress.add_task("webhooks read", total=kept, note="", visible=not self._shop.files)
             hanging = progress.add_task("labels right", total=report.labels, note="")
             for moment in self._moments(labels):
                 progress.update(reading, completed=kept - moment.webhooks_waiting)
@@ -158,7 +158,7 @@ class Stage:
         while True:
             self._stack.check()
             # In the direction of the work: what is found empty stays empty.
-            inbox = self._buffer.status()["shops"][0]
+            inbox = inbox_of(self._buffer.status())
             due = self._buffer.due()
             status = self._buffer.status()
             queue = status["stores"][0]["queue"]
@@ -179,6 +179,11 @@ class Stage:
             if time.monotonic() > deadline:
                 raise DemoError(_too_late(moment))
             time.sleep(_POLL_SECONDS)
+
+
+def inbox_of(status: Row) -> Row:
+    """What is told of the shop's deliveries; a shop without webhooks has none."""
+    return next(iter(status["shops"]), dict.fromkeys(("waiting", "superseded", "unusable", "dead"), 0))
 
 
 def _too_late(moment: _Moment) -> str:

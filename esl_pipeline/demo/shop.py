@@ -41,11 +41,12 @@ class Fate:
 
 
 class ShopUnderDemo(ABC):
-    """One shop with its stand-in. fate: of the last act's webhooks."""
+    """One shop with its stand-in. fate: of the last act's webhooks. sends: what it tells by."""
 
     system: ClassVar[str]
     acts: ClassVar[tuple[Act, ...]]
     first_day: ClassVar[str]
+    sends: ClassVar[str] = "webhooks"
 
     def __init__(self) -> None:
         self.fate = Fate()
@@ -94,6 +95,11 @@ class ShopUnderDemo(ABC):
     @abstractmethod
     def rng(self) -> random.Random:
         """Its source of randomness."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """How many of its files ended how, where it sends files."""
+        return {}
 
     def example(self) -> str:
         """The code of a label whose new price was told by a webhook; or ""."""
