@@ -100,7 +100,8 @@ class ParquetFrames(dg.ConfigurableIOManager):
         The products of another source than the partition's are not there: an empty frame without columns.
         """
         asset, of_shop = context.asset_key.to_user_string(), products_asset(context.asset_partition_key)
-        if asset != of_shop and asset in {source.products_asset() for source in SOURCES.values()}:
+        products = {source.products_asset() for source in SOURCES.values()}
+        if asset != of_shop and {asset, of_shop} <= products:
             return Parts(Rows())
         upstream = context.upstream_output
         folder = self._folder(context)
