@@ -30,7 +30,7 @@ def build_definitions(
     settings = load_settings()
     in_use = [type(source) for source in settings.sources_in_use]
     zone = settings.esl_nightly_time_zone
-    checks = asset_checks([source.products_asset() for source in in_use])
+    checks = asset_checks(in_use)
     watches = [connection_watch(source, zone) for source in in_use if source.is_watched]
     event_sync = event_sync_job(max_age_seconds=settings.esl_drain_max_age_seconds)
     reconciliation = full_reconciliation(in_use, checks)

@@ -5,7 +5,6 @@ values.
 """
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -16,6 +15,8 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, SecretStr, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from esl_pipeline.addresses import is_loopback
 
 ENV_FILE = ".env"
 
@@ -132,12 +133,4 @@ def misspelt(prefixes: tuple[str, ...], known: Iterable[str]) -> list[str]:
 def is_unprotected(url: str) -> bool:
     """Whether what is sent to the address can be overheard: http:// to another machine."""
     parts = urlsplit(url)
-    return parts.scheme == "http" and not is_local(parts.hostname or "")
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")

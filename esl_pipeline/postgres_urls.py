@@ -8,7 +8,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, SecretStr
 
-from esl_pipeline.environment import is_local
+from esl_pipeline.addresses import is_loopback
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
@@ -60,7 +60,7 @@ def may_be_overheard(dsn: SecretStr) -> bool:
     """Whether it reaches another machine without saying how it is protected."""
     parameters = conninfo_to_dict(without_driver(dsn))
     hosts = str(parameters.get("hostaddr") or parameters.get("host") or "").split(",")
-    there = [host for host in hosts if host and not host.startswith(("/", "@")) and not is_local(host)]
+    there = [host for host in hosts if host and not host.startswith(("/", "@")) and not is_loopback(host)]
     return bool(there) and not (parameters.get("sslmode") or os.environ.get("PGSSLMODE"))
 
 

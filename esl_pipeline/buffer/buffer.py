@@ -7,7 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 from esl_pipeline.buffer.door import Row
-from esl_pipeline.buffer.people import PeoplesDoor
+from esl_pipeline.buffer.files import FileCalls
+from esl_pipeline.buffer.people import PeopleCalls
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.due import Due
 from esl_pipeline.model.push import Claim, Outcome, PushRules, QueuedLabel, RefreshClaim
@@ -17,8 +18,8 @@ MAX_ROWS_PER_CALL = 5_000
 MAX_BYTES_PER_CLAIM = 8_000_000
 
 
-class Buffer(PeoplesDoor):
-    """Inbox, variants, labels, queue and audit; and the people's half. Every call is one round trip."""
+class Buffer(PeopleCalls, FileCalls):
+    """Inbox, variants, labels, queue and audit, beside what people and files need. Every call is one round trip."""
 
     # Inbox
 
@@ -293,38 +294,6 @@ class Buffer(PeoplesDoor):
     def snapshot_keep(self, *, snapshot_id: str, unclear: Sequence[Row]) -> Row:
         """Nothing that may be one of these ({lowest, highest, title}) is concluded to be absent -> {kept}."""
         return self._call("esl_snapshot_keep", snapshot_id=snapshot_id, unclear=list(unclear))
-
-    # Sources that are read from files
-
-    def files_known(self, *, shop: Mapping[str, str], files: Sequence[Row], columns: str) -> Row:
-        """What is known of a shop's files ({name, size, modified_at, sha256?}) when their columns are called so ->
-        {files, held: variants whose rows are wrong, last, last_full: newest applied, same: with such a hash}."""
-        return self._call("esl_files_known", shop=shop, files=list(files), columns=columns)
-
-    def files_note(self, *, shop: Mapping[str, str], file: Row, run_id: str) -> Row:
-        """How a new file was judged -> its row; one that is known already stays as it is."""
-        return self._call("esl_files_note", shop=shop, file=file, run_id=run_id)
-
-    def files_finish(self, *, file_id: int, told: Sequence[str] | None, run_id: str) -> Row:
-        """All that the file says is stored -> {applied}.
-
-        told: variants of older files' wrong rows that it says rightly; None, for a full list: all of them.
-        """
-        named = None if told is None else list(told)
-        return self._call("esl_files_finish", file_id=file_id, told=named, run_id=run_id)
-
-    def files_list(self, *, shop: Mapping[str, str] | None = None, limit: int = 100) -> list[Row]:
-        """Files that were found, the newest first; is_open: refused or waiting, and no full list was applied since."""
-        return list(self._call("esl_files_list", shop=shop, limit=limit)["files"])
-
-    def files_approve(self, *, shop: Mapping[str, str], name: str, by: str) -> Row | None:
-        """Let the newest file of that name that waits be read -> its row; None when none waits."""
-        file: Row | None = self._call("esl_files_approve", shop=shop, name=name, by=by)["file"]
-        return file
-
-    def problems_note(self, problems: Sequence[Row]) -> Row:
-        """What is wrong with what was said of variants (Facts.problems), told before it is stored -> {noted}."""
-        return self._call("esl_problems_note", problems=list(problems))
 
     def watermark(self, *, shop: Mapping[str, str], source: str) -> str | None:
         """Up to when the shop's changes have been read (ISO 8601), or None."""

@@ -16,7 +16,9 @@ Row = dict[str, Any]
 
 
 class Door:
-    """Every method may raise BufferError (BufferUnavailable when the database cannot be reached). Every function
+    """Opens and closes; Buffer is made of what goes through it.
+
+    Every method may raise BufferError (BufferUnavailable when the database cannot be reached). Every function
     behind them may be called again with the same arguments, so transports repeat calls whose answer was lost.
 
     `label_server` names the one that this process pushes to: what is known of its health is shared under that name.

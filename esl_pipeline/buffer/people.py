@@ -1,5 +1,4 @@
-"""The half of the buffer's door that is for people: who feeds which store, who is connected, who may, and how it
-stands."""
+"""The buffer's calls for people: who feeds which store, who is connected, who may, and how it stands."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +8,8 @@ from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.shop import Shop, shop_key
 
 
-class PeoplesDoor(Door):
-    """Mappings, connections, tokens, and what people look at and decide. Rows that people read are plain dicts."""
+class PeopleCalls(Door):
+    """A part of Buffer: mappings, connections, tokens, what people look at and decide. Their rows are plain dicts."""
 
     # Store mappings
 

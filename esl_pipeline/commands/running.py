@@ -22,12 +22,17 @@ from esl_pipeline.commands.shared import (
 from esl_pipeline.settings import load_settings
 
 
-def demo(as_json: AsJson = False) -> None:
+def demo(
+    source: Annotated[str, typer.Option(help="Which kind of shop: shopify or woocommerce.")] = "shopify",
+    as_json: AsJson = False,
+) -> None:
     """Start everything, send about 300 webhooks, check every label, stop. Exit 1 if any label is wrong."""
-    from esl_pipeline.demo.run import run_demo
+    from esl_pipeline.demo.run import DEMOS, run_demo
 
+    if source not in DEMOS:
+        raise typer.BadParameter(f"write one of {', '.join(DEMOS)}", param_hint="--source")
     with _terminable(exit_code=130):
-        if not run_demo(load_settings(), out, as_json=as_json):
+        if not run_demo(load_settings(), out, source=source, as_json=as_json):
             raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ import copy
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -64,7 +64,10 @@ class Shelf:
 
     def settle(self, products: Iterable[Product]) -> None:
         """What is on sale now is on the labels. A held-back variant keeps the label that it had, if it had one."""
-        wanted = {variant.id: label_of(product, variant) for product, variant in on_sale(products)}
+        self.place({variant.id: label_of(product, variant) for product, variant in on_sale(products)})
+
+    def place(self, wanted: Mapping[int, Label | None]) -> None:
+        """The same of labels by the ids of what is on sale; None where none can be made."""
         claims = Counter(label["pc"] for label in wanted.values() if label)
         held = [i for i, label in wanted.items() if label is None or claims[label["pc"]] > 1]
         placed = {i: label for i, label in wanted.items() if label is not None and i not in held}
@@ -84,25 +87,29 @@ def on_sale(products: Iterable[Product]) -> Iterator[tuple[Product, Variant]]:
 
 
 def label_of(product: Product, variant: Variant) -> Label | None:
-    """The label of a variant, None when no label can be made of it.
+    """The label of a variant, None when no label can be made of it."""
+    names = [product.title] if variant.title == "Default Title" else [product.title, variant.title]
+    return made_label(variant.barcode or "", names, variant.price or "", variant.sku or "")
+
+
+def made_label(code: str, names: Sequence[str], price: str, sku: str) -> Label | None:
+    """A label of a product's name and, where it has one, the variant's; None when it cannot be made.
 
     A code is 1 to 32 letters, digits, dots, dashes and underscores and not all zeros; a price is above zero with at
     most two decimals; there is a title.
     """
-    code = (variant.barcode or "").strip()
-    names = [product.title] if variant.title == "Default Title" else [product.title, variant.title]
+    code = code.strip()
     title = " - ".join(" ".join(_NOT_SHOWN.sub("", _nfc(name)).split()) for name in names)
-    price = variant.price or ""
     sound = (
         re.fullmatch(r"[0-9A-Za-z._-]{1,32}", code)
         and code.strip("0")
         and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,2})?", price)
         and Decimal(price)
-        and product.title.strip()
+        and names[0].strip()
     )
     if not sound:
         return None
-    return filled({"pc": code, "pn": title, "pp": f"{Decimal(price):.2f}", "pi": variant.sku or ""})
+    return filled({"pc": code, "pn": title, "pp": f"{Decimal(price):.2f}", "pi": sku})
 
 
 def _nfc(text: str) -> str:

@@ -3,16 +3,16 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import psycopg
 
 from esl_pipeline.demo.day import Label
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings
+from esl_pipeline.sources.registry import SOURCES
 
-JOB = "full_reconciliation"
 RUN_SECONDS = 120.0
 _MISSING, _DIFFERENT = 3, 5
 _FOREIGN: Mapping[str, Label] = {
@@ -48,10 +48,22 @@ def meddle(labels: str, store: str, codes: Sequence[str], rng: random.Random) ->
     return done
 
 
-def reconcile(ui: str) -> str:
-    """Run full_reconciliation for the demo's shop to its end, over Dagster's webserver -> the run's id."""
+def reconcile(ui: str, system: str, partition: str) -> str:
+    """Run full_reconciliation for a shop of a source to its end, over Dagster's webserver -> the run's id."""
+    products, results = SOURCES[system].products_asset(), "hipoink_sync_results"
+    return run_job(
+        ui,
+        "full_reconciliation",
+        partition=partition,
+        assets=[products, "validated_variants", results],
+        ops={products: {"whole_catalogue": True}, results: {"compare": True}},
+    )
+
+
+def run_job(ui: str, job: str, **how: Any) -> str:
+    """Run a job to its end (see Webserver.launch) -> the run's id."""
     webserver = Webserver(ui)
-    run_id = webserver.launch(JOB, partition=f"shopify:{DOMAIN}")
+    run_id = webserver.launch(job, **how)
     webserver.wait(run_id, RUN_SECONDS)
     return run_id
 

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -21,30 +20,21 @@ from rich.status import Status
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.connections import open_buffer
-from esl_pipeline.demo.day import DemoDay
 from esl_pipeline.demo.report import Report, by_check, print_failure, print_report
-from esl_pipeline.demo.scenes import STORE, DemoError, Stage
+from esl_pipeline.demo.scenes import Stage
+from esl_pipeline.demo.shop import STORE, DemoError, ShopUnderDemo
+from esl_pipeline.demo.shopify import ShopifyDemo
+from esl_pipeline.demo.woocommerce import WooCommerceDemo
 from esl_pipeline.environment import SettingsError
 from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.stack import Ports, Stack
 from esl_pipeline.local.webserver import Webserver, WebserverError
-from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
-from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID, App
-from esl_pipeline.sandbox.shopify.server import running_shopify
-from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.settings import Settings, every_field, load_settings
 
-CONNECTIONS = 8
-# What goes wrong between shop and receiver. Retries come as Shopify's do, within a minute instead of four hours.
-TROUBLE = Switches(drop=0.1, duplicate=0.04, delay=0.1, delay_seconds=0.5)
-_RETRY_HOURS = 1 / 60
-_SEED = 2026
+DEMOS: dict[str, type[ShopUnderDemo]] = {demo.system: demo for demo in (ShopifyDemo, WooCommerceDemo)}
 # Of the user's settings, those that somebody could fear for.
 _NEVER_TOUCHED = (
-    "shopify_admin_token",
-    "shopify_api_key",
-    "shopify_apps",
     "hipoink_api_base_url",
     "supabase_url",
     "esl_database_url",
@@ -52,8 +42,8 @@ _NEVER_TOUCHED = (
 )
 
 
-def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> bool:
-    """Play the demo and print what happened; True when every label is right.
+def run_demo(settings: Settings, console: Console, *, source: str = "shopify", as_json: bool = False) -> bool:
+    """Play the demo of a source and print what happened; True when every label is right.
 
     `settings` are the user's, read only to say that they are not used. With `as_json` one JSON object is printed and
     nothing else. What goes wrong on the way is printed as a sentence, and the answer is False; the parts' logs are
@@ -61,16 +51,10 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
     """
     story = Console(quiet=True) if as_json else console
     _say_what_is_safe(settings, story)
-    day = DemoDay(_SEED, datetime.now(UTC) - timedelta(hours=1))
-    secret = secrets.token_hex(16)
-    with (
-        _scratch_home() as home,
-        _sender(day, secret) as sender,
-        running_shopify(day.shop, app=App(secrets=[secret]), sender=sender) as shopify,
-        _own_settings(home, shopify.url, secret),
-    ):
+    shop = DEMOS[source]()
+    with _scratch_home() as home, shop.running(), _own_settings(home, shop.environment()):
         try:
-            report = _play(day, sender, story)
+            report = _play(shop, story)
         except (
             DemoError,
             StackError,
@@ -89,7 +73,7 @@ def run_demo(settings: Settings, console: Console, *, as_json: bool = False) -> 
 # --- playing it
 
 
-def _play(day: DemoDay, sender: WebhookSender, story: Console) -> Report:
+def _play(shop: ShopUnderDemo, story: Console) -> Report:
     began = time.monotonic()
     with (
         _Starting(story) as starting,
@@ -98,7 +82,7 @@ def _play(day: DemoDay, sender: WebhookSender, story: Console) -> Report:
     ):
         started = time.monotonic()
         starting.done()
-        stage = Stage(day, stack, buffer, sender, story)
+        stage = Stage(shop, stack, buffer, story)
         # Until the night, what a dropped webhook would have told must stay unknown.
         Webserver(stack.urls.ui).stop_schedules()
         stage.connect_shop()
@@ -106,13 +90,10 @@ def _play(day: DemoDay, sender: WebhookSender, story: Console) -> Report:
         story.print(f"  [bold]Dagster[/]   {stack.urls.ui}    assets and runs")
         story.print("  Both answer while the demo runs; esl-pipeline up keeps them running.", style="dim")
         waves, night = [], None
-        for name, wave, title in (
-            ("opening", day.opening, "The shop opens: 121 products come in, one of them with 100 variants"),
-            ("trading", day.trading, "A working day: prices, names, barcodes, deletions, mistakes and noise"),
-        ):
-            story.print(f"\n[bold]{title}[/]", highlight=False)
+        for act in shop.acts:
+            story.print(f"\n[bold]{act.title}[/]", highlight=False)
             with _part_is_to_blame(stack):
-                waves.append(stage.perform(name, wave()))
+                waves.append(stage.perform(act))
             if waves[-1].wrong:
                 break
         else:
@@ -120,7 +101,7 @@ def _play(day: DemoDay, sender: WebhookSender, story: Console) -> Report:
             story.print(f"\n[bold]{title}[/]", highlight=False)
             with _part_is_to_blame(stack):
                 night = stage.night()
-        code = stage.example()
+        code = shop.example()
         trace, status, sandbox = buffer.trace(code, store=STORE), buffer.status(), stage.sandbox()
         findings = by_check(buffer.findings())
     return Report(
@@ -128,7 +109,7 @@ def _play(day: DemoDay, sender: WebhookSender, story: Console) -> Report:
         night=night,
         inbox=status["shops"][0],
         held_back=status["stores"][0]["held_back"],
-        expected_held_back=stage.shelf.held_back,
+        expected_held_back=shop.held_back,
         findings=findings,
         sandbox=sandbox,
         traced_code=code,
@@ -157,7 +138,7 @@ def _scratch_home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _own_settings(home: Path, shopify: str, secret: str) -> Iterator[None]:
+def _own_settings(home: Path, of_shop: dict[str, str]) -> Iterator[None]:
     """Only the demo's own settings are seen in here, by this process and those that it starts.
 
     Not the user's environment, and not a `.env` file, which is looked for in the working directory.
@@ -170,8 +151,7 @@ def _own_settings(home: Path, shopify: str, secret: str) -> Iterator[None]:
         "ESL_HOME": str(home),
         "APP_ENVIRONMENT": "development",
         "HIPOINK_API_SECRET": secrets.token_hex(8),
-        "SHOPIFY_ADMIN_URL": shopify,
-        "SHOPIFY_APPS": f"{DOMAIN}={CLIENT_ID}:{secret}",
+        **of_shop,
     }
     try:
         with contextlib.chdir(home):
@@ -198,19 +178,6 @@ def _part_is_to_blame(stack: Stack) -> Iterator[None]:
     except (DemoError, BufferError, WebserverError, httpx.HTTPError):
         stack.check()
         raise
-
-
-def _sender(day: DemoDay, secret: str) -> WebhookSender:
-    """The shop's webhooks, on their way to who subscribes."""
-    return WebhookSender(
-        None,
-        secret,
-        subscriptions=day.shop.subscriptions,
-        retry_hours=_RETRY_HOURS,
-        connections=CONNECTIONS,
-        switches=TROUBLE,
-        seed=_SEED,
-    )
 
 
 @contextlib.contextmanager
@@ -276,6 +243,6 @@ class _Starting:
 
 def _say_what_is_safe(settings: Settings, story: Console) -> None:
     story.print("Everything runs on this machine, in a folder of its own, and is removed at the end.")
-    for name in _NEVER_TOUCHED:
-        if getattr(settings, name) is not None:
-            story.print(f"{name.upper()} is set; the demo does not use it.")
+    of_sources = [name for one in settings.sources.values() for name in sorted(one.settings.model_fields_set)]
+    for name in [*of_sources, *(name for name in _NEVER_TOUCHED if getattr(settings, name) is not None)]:
+        story.print(f"{name.upper()} is set; the demo does not use it.")

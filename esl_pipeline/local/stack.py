@@ -170,7 +170,8 @@ class Stack:
         labels = _port("labels", self._ports.labels) if own_labels else None
         # In production a shop that nobody asked for would only be in the way.
         own_shop = (
-            not self._settings.sources["shopify"].reads_any and self._settings.app_environment != "production"
+            not any(source.reads_any for source in self._settings.sources.values())
+            and self._settings.app_environment != "production"
         )
         shop = _port("shop", self._ports.shop) if own_shop else None
         self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}

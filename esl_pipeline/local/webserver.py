@@ -1,6 +1,7 @@
 """What a stack asks of Dagster's webserver, over its GraphQL endpoint: is it loaded, start a job, how did it end."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -47,12 +48,21 @@ class Webserver:
             if stopped != "ScheduleStateResult":
                 raise WebserverError(f"Dagster did not stop a schedule: {stopped}")
 
-    def launch(self, job: str, *, partition: str) -> str:
-        """Start a job for one partition -> the run's id."""
+    def launch(
+        self,
+        job: str,
+        *,
+        partition: str | None = None,
+        assets: Sequence[str] = (),
+        ops: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Start a job -> the run's id. partition: where it has any; assets: some of its own; ops: how they are set."""
+        tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
+        selected = {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
         run = {
-            "selector": {**_REPOSITORY, "jobName": job},
-            "runConfigData": {},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+            "selector": {**_REPOSITORY, "jobName": job, **selected},
+            "runConfigData": {"ops": {op: {"config": said} for op, said in (ops or {}).items()}},
+            "executionMetadata": {"tags": tags},
         }
         answer = self._ask(_LAUNCH, run=run)["launchRun"]
         if "run" not in answer:

@@ -78,7 +78,7 @@ def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
         io_manager_key="frames",
         hooks={stop_retries},
         kinds={source.system, "postgres"},
-        deps=[webhook_inbox],
+        deps=[webhook_inbox] if source.sends_webhooks() else [],
         metadata={"dagster/column_schema": table_schema(VARIANTS), "dagster/table_name": "esl.products"},
         description=f"""What {source.name} says: the shop's variants that changed, by webhook, or by a read of the
 whole catalogue.

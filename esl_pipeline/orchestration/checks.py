@@ -17,6 +17,7 @@ from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import shops
 from esl_pipeline.printable import printable
 from esl_pipeline.settings import load_settings
+from esl_pipeline.sources.source import Source
 
 VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
@@ -324,8 +325,8 @@ def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.Asset
     return evaluate
 
 
-def asset_checks(products: Sequence[str]) -> list[dg.AssetChecksDefinition]:
-    """All of them, where these are the assets of products."""
+def asset_checks(sources: Sequence[type[Source[Any]]]) -> list[dg.AssetChecksDefinition]:
+    """All of them, for the products of these sources."""
     with warnings.catch_warnings():
         # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
         warnings.simplefilter("ignore", dg.PreviewWarning)
@@ -333,8 +334,12 @@ def asset_checks(products: Sequence[str]) -> list[dg.AssetChecksDefinition]:
             *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
             _definition(RESULTS, label_accuracy, _accuracy),
             _definition(RESULTS, backlog, _backlog),
-            *(_definition(asset, webhooks_arrive, _silence) for asset in products),
-            *(_definition(asset, shop_is_read, _readable) for asset in products),
+            *(
+                _definition(source.products_asset(), webhooks_arrive, _silence)
+                for source in sources
+                if source.sends_webhooks()
+            ),
+            *(_definition(source.products_asset(), shop_is_read, _readable) for source in sources),
         ]
 
 

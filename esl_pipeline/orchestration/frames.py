@@ -100,8 +100,7 @@ class ParquetFrames(dg.ConfigurableIOManager):
         The products of another source than the partition's are not there: an empty frame without columns.
         """
         asset, of_shop = context.asset_key.to_user_string(), products_asset(context.asset_partition_key)
-        products = {source.products_asset() for source in SOURCES.values()}
-        if asset != of_shop and {asset, of_shop} <= products:
+        if asset != of_shop and {asset, of_shop} <= {source.products_asset() for source in SOURCES.values()}:
             return Parts(Rows())
         upstream = context.upstream_output
         folder = self._folder(context)

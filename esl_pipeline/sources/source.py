@@ -252,6 +252,11 @@ class Source(ABC, Generic[S]):
         reason = f"{cls.name} sends no webhooks"
         return Facts(events=[{"id": row["id"], "state": "unusable", "reason": reason} for row in deliveries])
 
+    @classmethod
+    def sends_webhooks(cls) -> bool:
+        """Whether it has any, whatever the settings say."""
+        return cls.webhooks is not Source.webhooks
+
     @property
     def is_set_up(self) -> bool:
         """Whether any of its settings is set."""

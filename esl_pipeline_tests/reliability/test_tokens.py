@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from fastapi import FastAPI
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.receiver.app import create_app
-from esl_pipeline.sandbox.label_server.server import listen, server
 from esl_pipeline.sandbox.shopify.delivery import WebhookSender
 from esl_pipeline.sandbox.shopify.faults import BulkSlow
 from esl_pipeline.sandbox.shopify.oauth import App, AppEdit
@@ -31,6 +28,7 @@ from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin import AdminClient, read_catalogue
 from esl_pipeline.sources.shopify.admin.tokens import Grant, forget_tokens
 from esl_pipeline.sources.shopify.apps import App as OurApp
+from esl_pipeline_tests.hipoink import servers
 from esl_pipeline_tests.orchestration.world import map_shop
 from esl_pipeline_tests.reliability.token_reader import digest
 from esl_pipeline_tests.sandbox.shopify.support import START, small_shop
@@ -133,21 +131,6 @@ def test_where_the_newest_token_ends_the_others_they_take_turns(monkeypatch: pyt
 # --- the app's secret is replaced
 
 
-@contextmanager
-def receiving(app: FastAPI) -> Iterator[str]:
-    with listen(0) as sock:
-        running = server(app)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
-        thread.start()
-        try:
-            while not running.started:
-                time.sleep(0.005)
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}/webhooks/shopify"
-        finally:
-            running.should_exit = True
-            thread.join()
-
-
 @pytest.mark.long
 def test_the_rotation_of_the_secret_loses_no_webhook_and_no_read(
     monkeypatch: pytest.MonkeyPatch, buffer: Buffer, buffer_dsn: str
@@ -173,8 +156,8 @@ def test_the_rotation_of_the_secret_loses_no_webhook_and_no_read(
             assert read(running) == prices(shop)
             monkeypatch.setenv("SHOPIFY_API_SECRET", ours)
             with (
-                receiving(create_app(load_settings(), buffer)) as url,
-                WebhookSender(url, valid[-1]) as sender,
+                servers.running(create_app(load_settings(), buffer)) as url,
+                WebhookSender(f"{url}/webhooks/shopify", valid[-1]) as sender,
             ):
                 shopify.sandbox.sender = sender
                 for number in range(3):

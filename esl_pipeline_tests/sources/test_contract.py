@@ -3,6 +3,9 @@
 A fourth source, made up here, is registered by one line; nothing else knows it.
 """
 
+import base64
+import hmac
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -254,3 +257,60 @@ def test_a_finding_names_the_row_and_the_label_stays(bench: Bench) -> None:
     (place,) = bench.world.buffer.trace("C-1")
     (variant,) = place["variants"]
     assert variant["label_state"] == "held" and variant["findings"]
+
+
+TOY = Path(__file__).parent / "toy.py"
+
+
+def test_a_fourth_source_is_sixty_lines_and_one_more(
+    buffer: Buffer, buffer_dsn: str, label_server: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered by one line it gets webhooks, reads of everything, findings and trace."""
+    from esl_pipeline_tests.sources import toy
+
+    assert len(TOY.read_text(encoding="utf-8").splitlines()) <= 60
+    monkeypatch.setitem(SOURCES, "toy", toy.ToySource)
+    settings = load_settings()
+    app = create_app(settings, buffer)
+    label_server.clear()
+
+    def say(row: dict[str, Any], shop: str = "a", key: bytes = b"toy") -> int:
+        raw = json.dumps(row).encode()
+        headers = {
+            "X-Topic": "changed",
+            "X-Shop": shop,
+            "X-Sign": base64.b64encode(hmac.digest(key, raw, "sha256")),
+        }
+        return call(app, "POST", "/webhooks/toy/changed", content=raw, headers=headers).status_code
+
+    def toy_row(number: int, price: str, second: int) -> dict[str, Any]:
+        return {
+            "id": number,
+            "barcode": f"T-{number}",
+            "price": price,
+            "at": f"2026-01-01T00:00:{second:02}+00:00",
+        }
+
+    with client_of(label_server.url, retries=1, timeout_seconds=0.5) as client:
+        world = World(buffer, buffer_dsn, label_server, client)
+        for shop, store in (("a", "S1"), ("b", "S2")):
+            world.map(shop=shop, store=store, source_system="toy", settings=UNGUARDED)
+        # Webhooks: two shops with one id, an old one late, a forged one.
+        assert [say(toy_row(1, "2.00", 2)), say(toy_row(1, "1.00", 1)), say(toy_row(1, "9.00", 1), "b")] == [
+            200
+        ] * 3
+        assert say(toy_row(1, "0.01", 3), key=b"not the key") == 401
+        world.settle()
+        assert (world.prices("S1"), world.prices("S2")) == ({"T-1": "2.00"}, {"T-1": "9.00"})
+        # The night: one price has changed, one product has come with a price that is none, one is gone.
+        say(toy_row(3, "3.00", 1))
+        toy.SHELVES["a"] = [toy_row(1, "2.50", 4), toy_row(2, "cheap", 4)]
+        shop = {"source_system": "toy", "source_store_id": "a"}
+        with settings.sources["toy"].reader("a") as reader:
+            read_snapshot(buffer, reader, shop=shop, run_id="night")
+        world.settle()
+        assert world.prices("S1") == {"T-1": "2.50"}
+        assert world.findings() == {("2", "price_form")}
+        (place,) = buffer.trace("T-1", store="S1")
+        assert place["deliveries"] and place["variants"][0]["price"] == "2.50"
+    assert f"{toy.ToySource.system}_products" == toy.ToySource.products_asset()

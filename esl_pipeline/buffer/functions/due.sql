@@ -20,16 +20,16 @@ create or replace function esl.history_of(p_system text, p_shop text, p_variant 
 returns table (history jsonb)
 language sql stable as $$  -- inlined as well
     select jsonb_object_agg(m.id, jsonb_build_object(
-        'shown', s.label ->> 'pp',
-        'prior', case when m.settings ->> 'show_compare_at' = 'if_prior_30d_ok' and p_compare_at is not null
-                       and p_price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
+        'shown', case when not esl.is_blanked(s.label_hash) then esl.price_of(s.label)::text end,
+        'prior', case when esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok'
+                       and p_compare_at is not null and p_price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
                  then esl.prior_price(m.id, p_variant, p_price::numeric)::text end))
     from esl.store_mappings m
-    left join lateral (select h.label from esl.hipoink_products h
+    left join lateral (select h.label, h.label_hash from esl.hipoink_products h
                        where h.variant_id = p_variant and h.mapping_id = m.id
                        order by h.accepted_at desc limit 1) s on true
     where m.is_active and m.source_system = p_system and m.source_store_id = p_shop
-      and (s.label is not null or m.settings ->> 'show_compare_at' = 'if_prior_30d_ok')
+      and (s.label is not null or esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok')
 $$;
 
 -- {limit, after, max_bytes?, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, as many

@@ -55,12 +55,15 @@ begin
     perform esl.end_connection(p_system, p_shop, p_message);
 end $$;
 
--- Those of these deliveries that say that a shop has left take effect. Uninstalling has a time of its own, which is
--- signed; an order to erase has none: see esl_redaction_list.
-create or replace function esl.shops_left(p_ids bigint[]) returns void
+-- Of deliveries that were just kept, as these rows, those that say that a shop has left take effect. Uninstalling has a
+-- time of its own, which is signed; an order to erase has none: see esl_redaction_list.
+create or replace function esl.shops_left(p_deliveries jsonb, p_ids bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare i esl.webhook_inbox; v_void text;
 begin
+    if not p_deliveries @? '$[*].topic ? (@ == "app/uninstalled" || @ == "shop/redact")' then
+        return;  -- as nearly always: without a look into the table
+    end if;
     for i in
         select * from esl.webhook_inbox w
         where w.id = any (p_ids) and w.topic in ('app/uninstalled', 'shop/redact') and w.state = 'done' order by w.id

@@ -123,7 +123,7 @@ begin
     if cardinality(v_ids) < v_kept then
         v_ids := v_ids || esl.take_over_deliveries(v_deliveries);
     end if;
-    perform esl.shops_left(v_ids);
+    perform esl.shops_left(v_deliveries, v_ids);
 
     if v_received > 0 then
         v_waiting := to_jsonb(esl.waiting(p #>> '{deliveries,0,source_system}',

@@ -177,6 +177,9 @@ begin
     return null;
 end $$;
 
+-- What was not read is looked up row by row (offset 0): the statistics know the notes of an earlier snapshot and none
+-- of this one, so a join would be planned for one row of them and compare all with all.
+
 -- Variants that were not read are gone, and how many those are; a product without any variant left becomes a tombstone
 -- (body_sha256 ''), so that a late webhook does not revive it.
 create or replace function esl.remove_unread_variants(s esl.snapshots, p_as_of timestamptz) returns int
@@ -191,7 +194,7 @@ begin
               select o.product_id from esl.products o
               where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
                 and not exists (select from esl.snapshot_variants n
-                                where n.variant_id = o.variant_id and n.snapshot_id = s.id))
+                                where n.variant_id = o.variant_id and n.snapshot_id = s.id offset 0))
         order by v.product_id for update) older;
 
     with gone as (
@@ -200,7 +203,7 @@ begin
         where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
           and o.product_id = any (v_products) and o.source_updated_at < p_as_of
           and not exists (select from esl.snapshot_variants n
-                          where n.variant_id = o.variant_id and n.snapshot_id = s.id)
+                          where n.variant_id = o.variant_id and n.snapshot_id = s.id offset 0)
         returning o.product_id
     ), buried as (
         update esl.product_versions v
@@ -223,7 +226,8 @@ language plpgsql volatile set search_path = '' as $$
 begin
     delete from esl.variant_details x
     where x.source_system = s.source_system and x.source_store_id = s.source_store_id
-      and not exists (select from esl.snapshot_variants n where n.variant_id = x.variant_id and n.snapshot_id = s.id)
+      and not exists (select from esl.snapshot_variants n
+                      where n.variant_id = x.variant_id and n.snapshot_id = s.id offset 0)
       and not exists (select from esl.products o where o.variant_id = x.variant_id and not o.removed
                       and o.source_store_id = x.source_store_id and o.source_system = x.source_system);
 end $$;
@@ -240,7 +244,7 @@ begin
           and greatest(l.updated_at, l.triggered_at) < p_as_of
           and not exists (select from esl.snapshot_levels n
                           where n.inventory_item_id = l.inventory_item_id and n.location_id = l.location_id
-                            and n.snapshot_id = s.id)
+                            and n.snapshot_id = s.id offset 0)
         returning l.inventory_item_id
     ), marked as (
         update esl.products o set due = true, revision = nextval('esl.revision')

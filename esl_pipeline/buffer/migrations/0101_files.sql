@@ -1,9 +1,9 @@
 -- Sources that are read from files: which were read, and what is wrong with single rows.
 
 -- A file as it was found in a shop's folder: by name, size and time, and by how its columns were called then.
--- version_at: its time as a statement, of which no two files of a shop have the same: esl.products.source_updated_at names
--- the file that a variant's content is from. key: what it tells products by; fields: what it says of them. listed, held, deleted: products in it.
--- complaints: [{line, says}], the first of them.
+-- version_at: its time as a statement, of which no two files of a shop have the same: esl.products.source_updated_at
+-- names the file that a variant's content is from. key: what it tells products by; fields: what it says of them.
+-- listed, held, deleted: products in it. complaints: [{line, says}], the first of them.
 create table if not exists esl.source_files (
     id              bigint generated always as identity primary key,
     source_system   text not null,

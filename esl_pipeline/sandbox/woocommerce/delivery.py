@@ -132,24 +132,38 @@ class WebhookSender:
         """Send a body by every webhook of a topic."""
         raw = json.dumps(body).encode()
         for webhook in self.webhooks:
-            if webhook.topic != topic or webhook.status != "active":
-                continue
-            delivery = Delivery(webhook, raw, self.headers(webhook, raw))
-            chance = self._rng.random()
-            with self._changed:
-                if chance < self.trouble.lost:
-                    self.lost.append(delivery)
-                    continue
-                copies = 2 if self._rng.random() < self.trouble.doubled else 1
-                place = len(self._waiting)
-                if self._rng.random() < self.trouble.overtaken:
-                    place = max(0, place - 3)
-                for _ in range(copies):
-                    self._waiting.insert(place, delivery)
-                self._changed.notify_all()
+            if webhook.topic == topic:
+                self.send_raw(webhook, raw)
 
-    def headers(self, webhook: Webhook, raw: bytes) -> dict[str, str]:
-        """The headers of a delivery. Its id is made of webhook and second: others of that second have the same."""
+    def send_raw(self, webhook: Webhook, raw: bytes) -> None:
+        """Send these bytes, signed, unless the webhook is switched off."""
+        if webhook.status != "active":
+            return
+        delivery = Delivery(webhook, raw, self.headers(webhook, raw))
+        # Each chance is drawn for each delivery, so that one does not move the others' luck.
+        lost, doubled, overtaken = (self._rng.random() for _ in range(3))
+        with self._changed:
+            if lost < self.trouble.lost:
+                self.lost.append(delivery)
+                return
+            place = max(
+                0, len(self._waiting) - 3 if overtaken < self.trouble.overtaken else len(self._waiting)
+            )
+            for _ in range(2 if doubled < self.trouble.doubled else 1):
+                self._waiting.insert(place, delivery)
+            self._changed.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """How many are not out yet."""
+        with self._changed:
+            return len(self._waiting) + self._busy
+
+    def headers(self, webhook: Webhook, raw: bytes, *, secret: str | None = None) -> dict[str, str]:
+        """The headers of a delivery, signed with the webhook's secret or another.
+
+        Its id is made of webhook and second: others of that second have the same.
+        """
         made = hashlib.md5(f"{webhook.id}{int(time.time())}".encode(), usedforsecurity=False)
         return {
             "Content-Type": "application/json",
@@ -157,7 +171,7 @@ class WebhookSender:
             "X-WC-Webhook-Topic": webhook.topic,
             "X-WC-Webhook-Resource": "product",
             "X-WC-Webhook-Event": webhook.topic.partition(".")[2],
-            "X-WC-Webhook-Signature": sign(raw, webhook.secret),
+            "X-WC-Webhook-Signature": sign(raw, secret or webhook.secret),
             "X-WC-Webhook-ID": str(webhook.id),
             "X-WC-Webhook-Delivery-ID": made.hexdigest(),
         }

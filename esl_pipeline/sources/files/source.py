@@ -33,6 +33,11 @@ class FilesSource(Source[FilesSettings]):
         return shop_id(text)
 
     @property
+    def is_set_up(self) -> bool:
+        """Whether there is any folder; the other settings alone mean nothing."""
+        return bool(self.settings.folders)
+
+    @property
     def reads_any(self) -> bool:
         """Whether there is any folder."""
         return bool(self.settings.folders)

@@ -1,7 +1,6 @@
 """The pretend Admin API over real HTTP: what it answers, page by page, at what cost, and how it fails."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +13,6 @@ from esl_pipeline.sources.shopify.admin import queries
 from esl_pipeline_tests.sandbox.shopify.support import Running, running, small_shop
 
 EVERYTHING = "updated_at:>='2000-01-01T00:00:00Z'"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as served:
-        yield served
-
-
-@pytest.fixture
-def shopify(server: Running) -> Running:
-    server.http.delete("/sandbox/faults").raise_for_status()
-    return server
 
 
 def paged(shopify: Running, query: str, name: str, /, **variables: Any) -> list[list[dict[str, Any]]]:

@@ -1,7 +1,6 @@
 """Bulk operations of the pretend Shopify: one instant, lines in order, downloads in parts, and every way to fail."""
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -22,18 +21,6 @@ PRODUCTS = "{ products { edges { node { id title variants { edges { node { id ti
 LEVELS = """{ productVariants { edges { node { id inventoryItem { inventoryLevels { edges { node {
     id quantities(names: ["available"]) { quantity }
 } } } } } } } }"""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as served:
-        yield served
-
-
-@pytest.fixture
-def shopify(server: Running) -> Running:
-    server.http.delete("/sandbox/faults").raise_for_status()
-    return server
 
 
 def lines(text: str) -> list[dict[str, Any]]:

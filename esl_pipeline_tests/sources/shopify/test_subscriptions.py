@@ -27,12 +27,6 @@ OLD = "https://old.example.com/webhooks/shopify"
 ELSEWHERE = "https://somebody.example.com/orders"
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[Running]:
-    with running() as sandbox:
-        yield sandbox
-
-
 @pytest.fixture
 def there(served: Running) -> Subscriptions:
     """What the shop has: nothing yet."""

@@ -13,7 +13,7 @@ from esl_pipeline.sandbox.shopify.subscriptions import Subscriptions
 from esl_pipeline.sources.shopify.admin import AdminClient
 from esl_pipeline.sources.shopify.subscriptions import WANTED, compare, mend, read_subscriptions
 from esl_pipeline.sources.shopify.watch import WEBHOOKS_VERSION, Verdict, watch
-from esl_pipeline_tests.sandbox.shopify.support import Running, running
+from esl_pipeline_tests.sandbox.shopify.support import Running
 
 SHOP = "corner-market.myshopify.com"
 BASE = "https://hooks.example.com"
@@ -48,12 +48,6 @@ def a_row(**changes: Any) -> dict[str, Any]:
 
 def judged(client: AdminClient | None, base_url: str | None = BASE, **changes: Any) -> Verdict:
     return watch(a_row(**changes), client, base_url=base_url, patience=PATIENCE, now=NOW)
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Running]:
-    with running() as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
