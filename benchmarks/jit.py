@@ -21,7 +21,7 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.stages.push import PushRules
+from esl_pipeline.model.push import PushRules
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.stock import stock_bindir
 from esl_pipeline_tests.world import World, drain_round, product, variant

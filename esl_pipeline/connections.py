@@ -16,8 +16,8 @@ from esl_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from esl_pipeline.hipoink.client import HipoinkClient
+    from esl_pipeline.model.push import PushRules
     from esl_pipeline.stages.drain import DrainLimits
-    from esl_pipeline.stages.push import PushRules
 
 # With two tries and pauses between, one push stays well below the lease of its claim (PushRules.lease).
 LABEL_SERVER_TIMEOUT_SECONDS = 15.0
@@ -79,7 +79,7 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
 
 def push_rules(settings: Settings) -> PushRules:
     """How pushes are batched and repeated."""
-    from esl_pipeline.stages.push import PushRules
+    from esl_pipeline.model.push import PushRules
     from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT
 
     # Each try waits for its slot behind those of the other calls in flight and of a refresh, with its claim in hand.

@@ -14,9 +14,10 @@ from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.sources.shopify.deliveries import delivery
 from esl_pipeline.stages.drain import Portion, Round, read_round
-from esl_pipeline.stages.push import PushRules, push_batch
+from esl_pipeline.stages.push import push_batch
 from esl_pipeline.stages.refresh import refresh_stores
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.waiting import eventually

@@ -1,67 +1,25 @@
 """The one door to the buffer: each method is one SQL function, whatever the transport."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
-from esl_pipeline.buffer.errors import (
-    BufferVersionError,
-    Version,
-    newer_buffer,
-    older_buffer,
-    unreleased_buffer,
-)
+from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.files import FileCalls
-from esl_pipeline.buffer.migrate import code_build, functions_digest, oldest_version
-from esl_pipeline.buffer.transports import Transport
-
-Row = dict[str, Any]
+from esl_pipeline.buffer.people import PeopleCalls
+from esl_pipeline.labels.mapping import StoreMapping
+from esl_pipeline.model.due import Due
+from esl_pipeline.model.push import Claim, Outcome, PushRules, QueuedLabel, RefreshClaim
 
 # supabase.md 3.2: about 2.5 MB a call, and no gain from larger ones.
 MAX_ROWS_PER_CALL = 5_000
 MAX_BYTES_PER_CLAIM = 8_000_000
 
 
-class Buffer(FileCalls):
-    """Inbox, variants, labels, queue and audit. Rows are plain dicts; every call is one round trip.
-
-    Every method may raise BufferError (BufferUnavailable when the database cannot be reached). Every function
-    behind them may be called again with the same arguments, so transports repeat calls whose answer was lost.
-
-    `label_server` names the one that this process pushes to: what is known of its health is shared under that name.
-    """
-
-    def __init__(self, transport: Transport, *, label_server: str | None = None) -> None:
-        self.transport = transport
-        self.label_server = label_server
-
-    def __repr__(self) -> str:
-        return f"Buffer({self.transport.describe()})"
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self.transport.close()
-
-    def ping(self) -> None:
-        """Raise BufferUnavailable when the buffer cannot be reached."""
-        self.transport.call("esl_version", {})
-
-    def check_version(self) -> None:
-        """Raise BufferVersionError unless tables and functions are exactly those of this code."""
-        answer = self.transport.call("esl_version", {})
-        # No build: the functions of a release that did not number them.
-        found, wanted = Version(answer["version"], answer.get("build", 0)), code_build()
-        if found > wanted:
-            raise newer_buffer(found, wanted)
-        if 0 < found.tables < oldest_version():
-            raise unreleased_buffer(found.tables)
-        if found < wanted:
-            raise older_buffer(found, wanted)
-        if answer.get("functions") != functions_digest():
-            raise BufferVersionError(
-                f"the buffer's functions go by the name of build {wanted.build} and are others: "
-                "run `esl-pipeline migrate`"
-            )
+class Buffer(PeopleCalls, FileCalls):
+    """Inbox, variants, labels, queue and audit, beside what people and files need. Every call is one round trip."""
 
     # Inbox
 
@@ -124,9 +82,10 @@ class Buffer(FileCalls):
 
     def variants_due(
         self, *, limit: int = MAX_ROWS_PER_CALL, shop: Mapping[str, str] | None = None, after: int = 0
-    ) -> Row:
-        """Variants that are not evaluated yet, shops in turns, and their active mappings -> {variants, mappings}."""
-        return self._call("esl_variants_due", limit=limit, shop=shop, after=after)
+    ) -> tuple[list[Row], list[StoreMapping]]:
+        """Variants (rows.VARIANTS) that are not evaluated yet, shops in turns, and their active mappings."""
+        due = self._call("esl_variants_due", limit=limit, shop=shop, after=after)
+        return due["variants"], [StoreMapping.of(row) for row in due["mappings"]]
 
     # Labels and queue
 
@@ -160,12 +119,11 @@ class Buffer(FileCalls):
         asset: str,
         shop: Mapping[str, str] | None = None,
         busy_stores: Collection[str] = (),
-    ) -> Row:
-        """Lease one batch for one label-server call, intents written -> {push_id, store_code, operation, rows}.
-
-        Of none of the busy_stores.
-        """
-        return self._call(
+    ) -> Claim | None:
+        """Lease one batch for one label-server call, of none of the busy_stores, intents written; None: nothing is
+        due."""
+        at = time.monotonic()
+        claimed = self._call(
             "esl_push_claim",
             claim_id=str(uuid4()),
             limit=limit,
@@ -177,15 +135,38 @@ class Buffer(FileCalls):
             busy_stores=sorted(busy_stores) or None,
             label_server=self.label_server,
         )
+        rows = [QueuedLabel.of(row) for row in claimed["rows"]]
+        return (
+            Claim(claimed["push_id"], claimed["store_code"], claimed["operation"], rows, at) if rows else None
+        )
 
-    def push_finish(self, *, server_failed: bool | None = None, **result: Any) -> Row:
-        """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}.
-
-        server_failed: whether the call told that the label server itself is in trouble; None: there was no call.
-        """
-        if self.label_server is not None:
-            result |= {"label_server": self.label_server, "server_failed": server_failed}
-        return self._call("esl_push_finish", **result)
+    def push_finish(self, claim: Claim, outcome: Outcome, rules: PushRules) -> Row:
+        """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}."""
+        said = asdict(outcome)
+        if self.label_server is None:
+            del said["server_failed"]
+        return self._call(
+            "esl_push_finish",
+            push_id=claim.push_id,
+            store_code=claim.store_code,
+            operation=claim.operation,
+            rows=[{"code": row.code, "generation": row.generation} for row in claim.rows],
+            label_server=self.label_server,
+            **said,
+            max_attempts=rules.max_attempts,
+            initial_delay_seconds=rules.initial_delay,
+            multiplier=rules.multiplier,
+            max_delay_seconds=rules.max_delay,
+            max_refusals=rules.max_refusals,
+            refused_delay_seconds=rules.refused_delay,
+            refused_multiplier=rules.refused_multiplier,
+            max_refused_delay_seconds=rules.max_refused_delay,
+            pause_seconds=rules.pause,
+            max_pause_seconds=rules.max_pause,
+            down_after=rules.down_after,
+            probe_seconds=rules.probe,
+            max_probe_seconds=rules.max_probe,
+        )
 
     def push_again(self, *, shop: Mapping[str, str]) -> Row:
         """Make the shop's failed and dead pushes due once more -> {labels}."""
@@ -198,10 +179,10 @@ class Buffer(FileCalls):
         lease_seconds: float,
         settle_seconds: float,
         shop: Mapping[str, str] | None = None,
-    ) -> Row:
-        """Lease one store whose labels wait for their trigger -> {claim_id, store_code}; None: nothing is due."""
+    ) -> RefreshClaim | None:
+        """Lease one store whose labels wait for their trigger; None: nothing is due."""
         claim_id = str(uuid4())
-        claim = self._call(
+        store: str | None = self._call(
             "esl_refresh_claim",
             claim_id=claim_id,
             run_id=run_id,
@@ -209,12 +190,36 @@ class Buffer(FileCalls):
             settle_seconds=settle_seconds,
             shop=shop,
             label_server=self.label_server,
-        )
-        return {"claim_id": claim_id, **claim}
+        )["store_code"]
+        return RefreshClaim(claim_id, store) if store is not None else None
 
-    def refresh_finish(self, **result: Any) -> Row:
-        """Record the outcome of a claimed trigger -> {more}: whether another one is due."""
-        return self._call("esl_refresh_finish", **result, label_server=self.label_server)
+    def refresh_finish(
+        self,
+        claim: RefreshClaim,
+        outcome: Outcome,
+        *,
+        run_id: str,
+        gap_seconds: float,
+        initial_delay_seconds: float,
+        multiplier: float,
+        max_delay_seconds: float,
+    ) -> bool:
+        """Record the outcome of a claimed trigger -> whether another one is due."""
+        said = asdict(outcome)
+        del said["server_failed"]
+        more: bool = self._call(
+            "esl_refresh_finish",
+            claim_id=claim.claim_id,
+            store_code=claim.store_code,
+            run_id=run_id,
+            gap_seconds=gap_seconds,
+            initial_delay_seconds=initial_delay_seconds,
+            multiplier=multiplier,
+            max_delay_seconds=max_delay_seconds,
+            label_server=self.label_server,
+            **said,
+        )["more"]
+        return more
 
     def claims_release(self, *, run_id: str) -> Row:
         """For the retry of a run that has ended: what it had claimed is due at once -> {labels, deliveries}."""
@@ -227,13 +232,14 @@ class Buffer(FileCalls):
 
     # The drain run
 
-    def due(self) -> Row:
-        """What the sensor asks -> {due, inbox, variants, queue, refresh, outage, drain, shops}."""
-        return self._call("esl_due", label_server=self.label_server)
+    def due(self) -> Due:
+        """What there is to do now."""
+        return Due.of(self._call("esl_due", label_server=self.label_server))
 
-    def lease_take(self, *, name: str, holder: str, seconds: float) -> Row:
-        """Take or renew a lease -> {held, holder, until}."""
-        return self._call("esl_lease_take", name=name, holder=holder, seconds=seconds)
+    def lease_take(self, *, name: str, holder: str, seconds: float) -> bool:
+        """Take or renew a lease -> whether it is the holder's now."""
+        held: bool = self._call("esl_lease_take", name=name, holder=holder, seconds=seconds)["held"]
+        return held
 
     def lease_release(self, *, name: str, holder: str) -> Row:
         """Give a lease back, if it is still this holder's -> {released}."""
@@ -324,9 +330,32 @@ class Buffer(FileCalls):
         """Correct the ledger to what the label server holds, and queue what follows -> {requeued, given_up: codes}."""
         return self._call("esl_drift_repair", store=store, run_id=run_id, since=since, labels=list(labels))
 
-    def drift_end(self, *, store: str, at: str, run_id: str, **result: Any) -> None:
-        """Keep how a comparison ended: complete, reason, listed, ledger, skipped, given_up."""
-        self._call("esl_drift_end", store=store, at=at, run_id=run_id, **result)
+    def drift_end(
+        self,
+        *,
+        store: str,
+        at: str,
+        run_id: str,
+        complete: bool,
+        reason: str | None,
+        listed: int,
+        ledger: int,
+        skipped: int,
+        given_up: int,
+    ) -> None:
+        """Keep how a comparison ended."""
+        self._call(
+            "esl_drift_end",
+            store=store,
+            at=at,
+            run_id=run_id,
+            complete=complete,
+            reason=reason,
+            listed=listed,
+            ledger=ledger,
+            skipped=skipped,
+            given_up=given_up,
+        )
 
     def accuracy(
         self, *, shop: Mapping[str, str] | None = None, shops: Sequence[Mapping[str, str]] | None = None
@@ -363,122 +392,3 @@ class Buffer(FileCalls):
     def redaction_decide(self, redaction_id: int, *, token_works: bool) -> Row:
         """Whether the shop still takes our Admin token (False too where there is none) -> {confirmed}."""
         return self._call("esl_redaction_decide", id=redaction_id, token_works=token_works)
-
-    # Store mappings
-
-    def mapping_create(self, fields: Mapping[str, Any], *, by: str | None = None) -> Row:
-        """A new store mapping, made by whom; BufferError with code 23505 when shop and store are mapped already."""
-        return self._call("esl_mapping_create", **fields, by=by)
-
-    def mapping_list(self) -> list[Row]:
-        """All store mappings, oldest first."""
-        return list(self._call("esl_mapping_list")["mappings"])
-
-    def mapping_get(self, mapping_id: str) -> Row | None:
-        """One store mapping, or None."""
-        found = self._call("esl_mapping_list", id=mapping_id)["mappings"]
-        return found[0] if found else None
-
-    def mapping_update(
-        self, mapping_id: str, changes: Mapping[str, Any], *, by: str | None = None
-    ) -> Row | None:
-        """Change a mapping and, if it is active, have its shop's labels evaluated again; None when there is none."""
-        return self._call("esl_mapping_update", id=mapping_id, **changes, by=by)
-
-    def mapping_history(self, *, store: str | None = None, limit: int = 50) -> list[Row]:
-        """Who made and changed mappings, newest first -> [{at, by, mapping_id, old, new}]."""
-        return list(self._call("esl_mapping_history", store=store, limit=limit)["changes"])
-
-    def owner_settle(self, *, shop: Mapping[str, str], thing: str | None = None, by: str) -> list[str]:
-        """Say that a contested thing (product:1; None: all open ones) is this shop's -> its things."""
-        return list(self._call("esl_owner_settle", **shop, thing=thing, by=by)["things"])
-
-    # How shops are connected
-
-    def connection_set(
-        self, shop: Mapping[str, str], subscriptions: str, by: str | None = None, *, anew: bool = False
-    ) -> Row:
-        """A shop is connected, its subscriptions made per shop ("api") or by the app ("toml") -> the connection.
-
-        Said again it changes nothing, unless subscriptions had to be made or mended (anew): then the first webhook is
-        awaited anew.
-        """
-        return self._call("esl_connection_set", **shop, subscriptions=subscriptions, by=by, anew=anew)
-
-    def connection_end(self, shop: Mapping[str, str], by: str | None = None) -> Row | None:
-        """A shop's subscriptions were removed -> the connection; None when there is none."""
-        return self._call("esl_connection_end", **shop, by=by)
-
-    def connection_list(self, *, shops: Sequence[Mapping[str, str]] | None = None) -> list[Row]:
-        """Of all connected and mapped shops, or of these: subscriptions ("api", "toml", None: not connected by us),
-        connected_at, first_webhook_at (since then), last_webhook_at, last_api_version, refused, refused_since, …"""
-        answer = self._call("esl_connection_list", shops=None if shops is None else list(shops))
-        return list(answer["connections"])
-
-    def refusals_note(self, *, receiver: str, refused: Sequence[Row]) -> list[Row]:
-        """What a receiver's process has counted of wrong signatures -> the mapped shops, for which it counts."""
-        return list(self._call("esl_refusals_note", receiver=receiver, refused=list(refused))["mapped"])
-
-    # Tokens of the store-mapping API
-
-    def token_add(self, *, name: str, sha256: str, scope: str, days: int | None = None) -> Row:
-        """Keep a token's hash; BufferError with code 23505 when the name was used before."""
-        return self._call("esl_token_add", name=name, sha256=sha256, scope=scope, days=days)
-
-    def token_list(self) -> list[Row]:
-        """All tokens, oldest first, without their hashes."""
-        return list(self._call("esl_token_list")["tokens"])
-
-    def token_revoke(self, name: str) -> Row | None:
-        """Refuse a token from now on; None when there is none of this name."""
-        return self._call("esl_token_revoke", name=name)
-
-    def token_check(self, sha256: str) -> Row:
-        """Whether any token is valid, and the one with this hash -> {any, token}."""
-        return self._call("esl_token_check", sha256=sha256)
-
-    # For people
-
-    def status(self, *, shops: Sequence[Mapping[str, str]] | None = None) -> Row:
-        """Counts per store and shop, open findings, label servers that are down, triggers that wait; of all shops or of
-        these."""
-        return self._call("esl_status", shops=None if shops is None else list(shops))
-
-    def findings(
-        self,
-        *,
-        mapping_id: str | None = None,
-        store: str | None = None,
-        limit: int = 1_000,
-        after: Sequence[str] | None = None,
-    ) -> list[Row]:
-        """Open findings by level, check, variant and mapping; after: those four of the last one seen."""
-        answer = self._call("esl_findings", mapping_id=mapping_id, store=store, limit=limit, after=after)
-        return list(answer["findings"])
-
-    def preview(
-        self,
-        *,
-        store: str | None = None,
-        shop: Mapping[str, str] | None = None,
-        shops: Sequence[Mapping[str, str]] | None = None,
-        limit: int = 20,
-    ) -> list[Row]:
-        """How each mapping's labels stand and which differ from the label server, old beside new; `limit` of each."""
-        return list(self._call("esl_preview", store=store, shop=shop, shops=shops, limit=limit)["mappings"])
-
-    def changes_approve(self, *, store: str, by: str) -> Row:
-        """Let the drastic changes of a store that wait for approval go on -> {removals, prices}."""
-        return self._call("esl_changes_approve", store=store, by=by)
-
-    def trace(self, code: str, *, store: str | None = None, limit: int = 20) -> list[Row]:
-        """From a label back to its pushes, variant and webhooks, one row per store."""
-        return list(self._call("esl_trace", code=code, store=store, limit=limit)["places"])
-
-    def redrive(self, *, store: str | None = None, code: str | None = None) -> Row:
-        """Make failed and dead pushes due again -> {labels, deliveries}."""
-        return self._call("esl_redrive", store=store, code=code)
-
-    def _call(self, function: str, **p: Any) -> Row:
-        answer: Row = self.transport.call(function, {k: v for k, v in p.items() if v is not None})
-        return answer

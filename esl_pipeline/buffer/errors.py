@@ -88,12 +88,12 @@ def newer_buffer(found: Version, wanted: Version) -> BufferVersionError:
 
 
 def unreleased_buffer(version: int | str) -> BufferVersionError:
-    """The error for a buffer of before the first release, whose tables this code cannot bring to its own."""
+    """The error for a buffer from before the first release, whose tables this code cannot bring to its own."""
     return BufferVersionError(
-        f"the buffer is at version {version}, of before the first release, and cannot be brought to this one: make a "
-        "new database, or drop schema esl cascade in this one (the data of `esl-pipeline up`: delete the directory "
-        "postgres of ESL_HOME), then run `esl-pipeline migrate` and map the stores again; the nightly run reads the "
-        "shops again"
+        f"the buffer is at version {version}, from before the first release, and cannot be brought to this one: begin "
+        "with an empty one (of `esl-pipeline up`: delete the directory postgres in ESL_HOME; else make a new database, "
+        "or drop schema esl cascade in this one, and run `esl-pipeline migrate`) and map the stores again; the nightly "
+        "run then reads their shops"
     )
 
 

@@ -1,17 +1,12 @@
 """The buffer's calls about sources that are read from files: which files there were, and what is wrong with rows."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from esl_pipeline.buffer.door import Door, Row
 
 
-class FileCalls(ABC):
+class FileCalls(Door):
     """A part of Buffer; each method is one SQL function of functions/files.sql."""
-
-    @abstractmethod
-    def _call(self, function: str, **p: Any) -> Row: ...
 
     def files_known(self, *, shop: Mapping[str, str], files: Sequence[Row], columns: str) -> Row:
         """What is known of a shop's files ({name, size, modified_at, sha256?}) when their columns are called so ->

@@ -138,7 +138,7 @@ def migrate(dsn: str, *, warn: Callable[[str], None] | None = None) -> list[str]
     """Apply what is missing, all in one transaction, and name it: table changes, "functions".
 
     warn: told what could not be done and was left out (roles that the login may not create). Two callers at once take
-    turns. Raises psycopg.Error when the database refuses, and BufferVersionError, with nothing changed, when it is of
+    turns. Raises psycopg.Error when the database refuses, and BufferVersionError, with nothing changed, when it is from
     before the first release, or newer than this code: older functions would be put over newer tables, or over newer
     functions that others are working with.
     """

@@ -1,8 +1,7 @@
 """What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psycopg
@@ -14,6 +13,7 @@ from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.connections import open_buffer, open_label_server
 from esl_pipeline.environment import ENV_FILE, SettingsError, is_unprotected
 from esl_pipeline.hipoink.errors import HipoinkError
+from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.check import Check
 from esl_pipeline.postgres_urls import without_driver
 from esl_pipeline.settings import Settings
@@ -50,7 +50,7 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
         buffer.check_version()
         yield Check("buffer", "ok", f"{buffer.transport.describe()}, version {code_version()}")
         yield _login_check(settings)
-        mappings = buffer.mapping_list()
+        mappings = buffer.mappings()
     except BufferError as error:
         if error.code == "42501":
             yield Check("stores", "ok", "not asked: this login may not see the mappings, and need not")
@@ -63,18 +63,18 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
         yield from _shop_checks(settings, mappings)
-        active = {mapping["hipoink_store_code"] for mapping in mappings if mapping["is_active"]}
+        active = {mapping.store for mapping in mappings if mapping.is_active}
         yield from _label_server_checks(settings, buffer, sorted(active))
     finally:
         buffer.close()
 
 
-def _shop_checks(settings: Settings, mappings: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+def _shop_checks(settings: Settings, mappings: Sequence[StoreMapping]) -> Iterator[Check]:
     """Of each source, whether its settings are those of the shops that are mapped, and what the shops say."""
     for system, source in settings.sources.items():
-        ours = [mapping for mapping in mappings if mapping["source_system"] == system]
-        mapped = sorted({mapping["source_store_id"] for mapping in ours})
-        active = sorted({mapping["source_store_id"] for mapping in ours if mapping["is_active"]})
+        ours = [mapping for mapping in mappings if mapping.shop["source_system"] == system]
+        mapped = sorted({mapping.shop["source_store_id"] for mapping in ours})
+        active = sorted({mapping.shop["source_store_id"] for mapping in ours if mapping.is_active})
         for shop in source.not_readable(active):
             yield Check(f"shop {shop}", "warning", f"cannot be read: {source.opens_others}")
         yield from source.checks(mapped, active)

@@ -66,15 +66,14 @@ def reconcile(
 ) -> None:
     """Compare the label server's own list with what it accepted; queue again what is missing or different."""
     from esl_pipeline.connections import open_label_server
-    from esl_pipeline.model.shop import shop_key
     from esl_pipeline.stages.drift import compare_store
 
     settings, named = settings_here(), shop_named(shop, source)
     with buffer_here() as buffer:
-        mappings = [m for m in buffer.mapping_list() if shop_key(m) == shop_key(named) and m["is_active"]]
+        mappings = buffer.active_mappings(shop=named)
         if not mappings:
             raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
-        stores = {mapping["hipoink_store_code"]: mapping for mapping in mappings}
+        stores = list(dict.fromkeys(mapping.store for mapping in mappings))
         by, run_id = f"{user()}, esl-pipeline reconcile", f"cli-{uuid4()}"
         if approve_removals and not dry_run:
             for store in stores:
@@ -88,7 +87,7 @@ def reconcile(
                     run_id=run_id,
                     dry_run=dry_run,
                 )
-                for store, mapping in stores.items()
+                for store in stores
             ]
     found = [asdict(drift) | {"remarks": drift.remarks()} for drift in drifts]
     if as_json:

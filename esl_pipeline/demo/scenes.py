@@ -165,7 +165,7 @@ class Stage:
             sandbox = self.sandbox()
             moment = _Moment(
                 webhooks_waiting=inbox["waiting"],
-                variants_due=due["variants"],
+                variants_due=due.variants,
                 labels_waiting=queue["waiting"],
                 last_error=queue["last_error"],
                 sandbox=sandbox,

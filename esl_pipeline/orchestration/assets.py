@@ -11,8 +11,9 @@ from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.model.rows import LABELS, RESULTS, VARIANTS
-from esl_pipeline.model.shop import Shop, shop_key, shop_of
+from esl_pipeline.model.shop import Shop, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts, table_schema
@@ -23,7 +24,7 @@ from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.drift import Drift, compare_store
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline.stages.push import PushRules, push_batch
+from esl_pipeline.stages.push import push_batch
 from esl_pipeline.stages.refresh import Refresher, RefreshRules
 from esl_pipeline.stages.snapshot import read_snapshot
 
@@ -147,7 +148,7 @@ same.""",
         context: dg.AssetExecutionContext, buffer: dg.ResourceParam[Buffer], **products: Parts
     ) -> dg.Output[Parts]:
         started = time.monotonic()
-        mappings = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
+        mappings = buffer.active_mappings()
         labels, found = Parts(LABELS), reports.FindingsTally()
         queued, problems = Counter[str](), set[str]()
         for part in products[shop_products_asset(context.partition_key)]:
@@ -233,9 +234,9 @@ def _compared(
 ) -> tuple[list[Drift], dict[str, Exception]]:
     """Every live store of the shop, each by itself; and what kept the others from being compared."""
     stores = {
-        mapping["hipoink_store_code"]
-        for mapping in buffer.mapping_list()
-        if mapping["is_active"] and not mapping["is_dry_run"] and shop_key(mapping) == context.partition_key
+        mapping.store
+        for mapping in buffer.active_mappings(shop=shop_of(context.partition_key))
+        if not mapping.is_dry_run
     }
     drifts, failures = list[Drift](), dict[str, Exception]()
     for store in sorted(stores):

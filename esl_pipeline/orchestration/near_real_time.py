@@ -14,6 +14,7 @@ import dagster as dg
 import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.model.due import Due
 from esl_pipeline.model.rows import FINDINGS, LABELS, RESULTS, VARIANTS, Rows
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration import checks, reports
@@ -201,22 +202,24 @@ def _shops(frame: pd.DataFrame) -> pd.Series:
     return frame["source_system"].astype(str) + ":" + frame["source_store_id"].astype(str)
 
 
-def new_shops(due: dict[str, Any], known: Collection[str]) -> list[str]:
+def new_shops(due: Due, known: Collection[str]) -> list[str]:
     """Partitions to add: mapped shops that Dagster does not know yet."""
-    return [key for key in map(shop_key, due["shops"]) if key not in known]
+    return [key for key in map(shop_key, due.shops) if key not in known]
 
 
-def wants_run(due: dict[str, Any]) -> bool:
+def wants_run(due: Due) -> bool:
     """Whether to start a drain run: there is due work and no drain run is alive."""
-    return bool(due["due"]) and due["drain"] is None
+    return due.anything and due.drain is None
 
 
-def why_none(due: dict[str, Any]) -> str:
+def why_none(due: Due) -> str:
     """Why no drain run is started, for the reader of the sensor's ticks."""
-    if due["drain"]:
+    if due.drain:
         return "the drain run is at work"
-    if outage := due["outage"]:
-        return f"the label server is down since {outage['since']}, next try at {outage['probe_at']}: {outage['reason']}"
+    if outage := due.outage:
+        return (
+            f"the label server is down since {outage.since}, next try at {outage.probe_at}: {outage.reason}"
+        )
     return "nothing is due"
 
 
@@ -242,7 +245,7 @@ def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.Se
                 known.update(added)
             if wants_run(due):
                 holder = str(uuid4())
-                if buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS)["held"]:
+                if buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS):
                     config = {"ops": {"drain_events": {"config": {"holder": holder}}}}
                     run = dg.RunRequest(run_key=holder, run_config=config)
                     return dg.SensorResult(run_requests=[run])

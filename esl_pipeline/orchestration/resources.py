@@ -13,11 +13,11 @@ import dagster as dg
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.connections import drain_limits, open_buffer, open_label_server, push_rules
 from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.source import Reader, Source
 from esl_pipeline.stages.drain import CONNECTIONS, DrainLimits
-from esl_pipeline.stages.push import PushRules
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ shops = dg.DynamicPartitionsDefinition(name="shops")
 
 def active_shops(buffer: Buffer) -> list[str]:
     """The partition keys of the shops with an active store mapping, sorted."""
-    return sorted({shop_key(mapping) for mapping in buffer.mapping_list() if mapping["is_active"]})
+    return sorted({shop_key(mapping.shop) for mapping in buffer.active_mappings()})
 
 
 def products_asset(key: str) -> str:

@@ -9,12 +9,12 @@ from typing import Literal
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.answers import Health
 from esl_pipeline.receiver.intake import Intake, Limits
 from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
-from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.tokens import Gate
 from esl_pipeline.receiver.webhooks import webhook_routers
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    settings: Settings, buffer: ReceiverBuffer, limits: Limits | None = None, only: Part | None = None
+    settings: Settings, buffer: Buffer, limits: Limits | None = None, only: Part | None = None
 ) -> FastAPI:
     """The application; what it holds beside the buffer (limits, lock-outs) may be forgotten.
 
@@ -69,7 +69,7 @@ def create_app(
     return app
 
 
-def _health_router(buffer: ReceiverBuffer) -> APIRouter:
+def _health_router(buffer: Buffer) -> APIRouter:
     pending: asyncio.Task[bool] | None = None
 
     def reachable() -> bool:

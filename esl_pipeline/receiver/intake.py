@@ -14,13 +14,13 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.receiver.body import read_body
 from esl_pipeline.receiver.held import vouch
 from esl_pipeline.receiver.large import LARGE_BYTES, one_at_a_time
 from esl_pipeline.receiver.pace import Backlog, Pace
 from esl_pipeline.receiver.places import Room
-from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.settings import Settings
 from esl_pipeline.sources.source import DeliveryError, Source, Webhooks
@@ -61,9 +61,7 @@ class Limits:
 class Intake:
     """Keeps the webhooks of one receiver process, within its limits."""
 
-    def __init__(
-        self, settings: Settings, buffer: ReceiverBuffer, limits: Limits, refusals: Refusals
-    ) -> None:
+    def __init__(self, settings: Settings, buffer: Buffer, limits: Limits, refusals: Refusals) -> None:
         self._buffer, self._limits, self._refusals = buffer, limits, refusals
         self._longest = settings.esl_webhook_body_limit_bytes
         self._room = Room(max(limits.room_bytes, 4 * self._longest), limits.reading, limits.storing)

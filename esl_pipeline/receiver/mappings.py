@@ -22,12 +22,12 @@ from pydantic import (
     field_validator,
 )
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.printable import printable
 from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
-from esl_pipeline.receiver.protocol import ReceiverBuffer
 from esl_pipeline.receiver.tokens import Gate, Scope
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.storable import unstorable
@@ -164,7 +164,7 @@ _UNFIT: Answers = {
 }
 
 
-def mapping_router(gate: Gate, buffer: ReceiverBuffer) -> APIRouter:
+def mapping_router(gate: Gate, buffer: Buffer) -> APIRouter:
     """`/api/store-mappings/`, for those whom the gate admits: reading, and with the scope write changing."""
 
     bearer = HTTPBearer(auto_error=False, description="ESL_ADMIN_TOKEN, or from `esl-pipeline tokens add`")

@@ -12,9 +12,9 @@ from collections import OrderedDict
 from datetime import datetime, timedelta
 from typing import Any
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.model.shop import shop_key, shop_of
-from esl_pipeline.receiver.protocol import ReceiverBuffer
 
 SHOPS = 1_000  # esl_refusals_note takes no more
 TELL_SECONDS = 20.0
@@ -52,7 +52,7 @@ class Refusals:
             forgotten, _ = self._series.popitem(last=False)
             self._untold.discard(forgotten)
 
-    async def tell(self, buffer: ReceiverBuffer) -> None:
+    async def tell(self, buffer: Buffer) -> None:
         """Tell the buffer what was counted since it was told last, and learn which shops are mapped: one call.
 
         Raises BufferError; then the same is told the next time.
@@ -66,7 +66,7 @@ class Refusals:
             raise
         self._mapped = frozenset(map(shop_key, mapped))
 
-    async def keep_telling(self, buffer: ReceiverBuffer, seconds: float = TELL_SECONDS) -> None:
+    async def keep_telling(self, buffer: Buffer, seconds: float = TELL_SECONDS) -> None:
         """Tell every few seconds, for ever."""
         failing = False
         while True:

@@ -13,8 +13,8 @@ from typing import Any, Literal, NoReturn
 from fastapi import HTTPException
 from pydantic import SecretStr
 
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.receiver.lockout import Lockout
-from esl_pipeline.receiver.protocol import ReceiverBuffer
 
 Scope = Literal["read", "write"]
 
@@ -53,7 +53,7 @@ class Gate:
     place at the buffer, where strangers have then no more than one call at a time.
     """
 
-    def __init__(self, bootstrap: SecretStr | None, buffer: ReceiverBuffer, lockout: Lockout) -> None:
+    def __init__(self, bootstrap: SecretStr | None, buffer: Buffer, lockout: Lockout) -> None:
         self._bootstrap = digest(bootstrap.get_secret_value()) if bootstrap else None
         self._buffer, self._lockout = buffer, lockout
         self._right: OrderedDict[str, None] = OrderedDict()

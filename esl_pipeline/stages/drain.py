@@ -16,10 +16,11 @@ import pandas as pd
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.stages.evaluate import Evaluation, due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline.stages.push import PushRules, claim_batch, push_claimed
+from esl_pipeline.stages.push import claim_batch, push_claimed
 from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT, Pusher
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 
@@ -127,7 +128,7 @@ def read_round(
     if not done.variants.empty:
         done.evaluation = validate(done.variants, mappings)
         done.staged = stage(buffer, done.variants, done.evaluation)
-        shops = {shop_key(mapping) for mapping in mappings}
+        shops = {shop_key(mapping.shop) for mapping in mappings}
         portion.learn(len(done.variants), time.monotonic() - began, shops=len(shops))
     return done
 
@@ -151,7 +152,7 @@ def drain(
     SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
     BufferError when the buffer stays away, and at the end what kept deliveries from being read.
     """
-    if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)["held"]:
+    if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS):
         return False
     stop, failure = threading.Event(), None
     with _signals_held_back(stop):
@@ -236,11 +237,11 @@ def _looks(
         if pusher.wait(_POLL_SECONDS) or stop.is_set():
             return
         due = buffer.due()
-        if due["queue"]:
+        if due.queue:
             pusher.ask()
-        if due["refresh"]:
+        if due.refresh:
             refresher.ask()
-        if due["inbox"] or due["variants"]:
+        if due.inbox or due.variants:
             return
 
 
@@ -284,7 +285,7 @@ def _renewed(buffer: Buffer, holder: str, lost: threading.Event) -> Iterator[Non
     def renew() -> None:
         while not stop.wait(_RENEW_SECONDS):
             try:
-                held = buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)["held"]
+                held = buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
             except BufferError:
                 continue  # the rounds meet the same trouble and report it
             if not held:

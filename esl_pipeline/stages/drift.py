@@ -162,9 +162,18 @@ class _Comparison:
             self._repair([_foreign(label) for label in strange[:MAX_ROWS_PER_CALL]])
         self.drift.skipped = max(0, self.drift.ledger - len(self._judged))
         if not self._dry_run:
-            kept = ("complete", "reason", "listed", "ledger", "skipped", "given_up_count")
-            result = {name.removesuffix("_count"): getattr(self.drift, name) for name in kept}
-            self._buffer.drift_end(store=self._store, at=self._since, run_id=self._run_id, **result)
+            drift = self.drift
+            self._buffer.drift_end(
+                store=self._store,
+                at=self._since,
+                run_id=self._run_id,
+                complete=drift.complete,
+                reason=drift.reason,
+                listed=drift.listed,
+                ledger=drift.ledger,
+                skipped=drift.skipped,
+                given_up=drift.given_up_count,
+            )
         return self.drift
 
     def _add(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,19 +1,17 @@
 """Stage 2: variants that are due become labels under each store's policy, and the differences are queued."""
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import orjson
 import pandas as pd
-from pydantic import ValidationError
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.labels.evaluate import Store, evaluate_together, held_back
-from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
-from esl_pipeline.labels.policy import Policy
+from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.labels.schema import TOLD
 from esl_pipeline.model.rows import FINDINGS, LABELS, VARIANTS
 from esl_pipeline.model.shop import Shop
@@ -26,26 +24,17 @@ _ROW_BYTES = 400
 
 log = logging.getLogger(__name__)
 
-_JSON_COLUMNS = ("stock", "unit_price_measurement", "history")
-
 
 def due_variants(
     buffer: Buffer, *, shop: Shop | None = None, limit: int = MAX_ROWS_PER_CALL, after: int = 0
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+) -> tuple[pd.DataFrame, list[StoreMapping]]:
     """Variants that are not evaluated yet, of each shop its oldest changes, and the active mappings of their shops.
 
-    The frame has VARIANT_COLUMNS: text as the source sent it, source_updated_at ISO 8601 in UTC, event_ids the inbox
-    events behind the newest content, unsaid the columns that nobody has said yet (text with spaces). JSON text or null:
-    stock {location id: quantity}, unit_price_measurement, history {mapping id: {shown, prior}} (prices). `after`
-    pages on from a revision, of one shop.
+    The frame has rows.VARIANTS. `after` pages on from a revision, of one shop.
     """
-    due = buffer.variants_due(limit=limit, shop=shop, after=after)
-    rows = [
-        row | {key: json.dumps(row[key]) if row[key] else None for key in _JSON_COLUMNS}
-        for row in due["variants"]
-    ]
-    frame = pd.DataFrame(rows, columns=VARIANTS.names).astype(VARIANTS.dtypes)
-    return frame, due["mappings"]
+    found, mappings = buffer.variants_due(limit=limit, shop=shop, after=after)
+    frame = pd.DataFrame(found, columns=VARIANTS.names).astype(VARIANTS.dtypes)
+    return frame, mappings
 
 
 @dataclass
@@ -62,38 +51,37 @@ class Evaluation:
     mappings: dict[str, str | None] = field(default_factory=dict)
 
 
-def validate(variants: pd.DataFrame, mappings: Sequence[Mapping[str, Any]]) -> Evaluation:
+def validate(variants: pd.DataFrame, mappings: Sequence[StoreMapping]) -> Evaluation:
     """Evaluate variants (rows.VARIANTS) for every mapping of their shops. Pure."""
     evaluation = Evaluation()
     # By policy and source: whatever changed in how many shops, the checks of one policy run once.
     parts: dict[tuple[str, ...], list[tuple[pd.DataFrame, Store]]] = {}
     for mapping in mappings:
         ours = variants[
-            (variants["source_system"] == mapping["source_system"])
-            & (variants["source_store_id"] == mapping["source_store_id"])
+            (variants["source_system"] == mapping.shop["source_system"])
+            & (variants["source_store_id"] == mapping.shop["source_store_id"])
         ]
         if ours.empty:
             continue
-        try:
-            policy = Policy.model_validate(mapping["settings"])
-        except ValidationError as error:
-            problem = f"its settings are not valid, its labels stay as they are: {_in_words(error)}"
-            evaluation.mappings[mapping["id"]] = problem
-            evaluation.problems.append(f"store {mapping['hipoink_store_code']} ({mapping['id']}): {problem}")
+        policy = mapping.policy
+        if policy is None:
+            problem = f"its settings are not valid, its labels stay as they are: {mapping.problem}"
+            evaluation.mappings[mapping.id] = problem
+            evaluation.problems.append(f"store {mapping.store} ({mapping.id}): {problem}")
             continue
-        evaluation.mappings[mapping["id"]] = None
-        source = source_of(mapping["source_system"])
+        evaluation.mappings[mapping.id] = None
+        source = source_of(mapping.shop["source_system"])
         if source and not policy.image_hosts:
-            hosts = source.image_hosts(mapping["source_store_id"])
+            hosts = source.image_hosts(mapping.shop["source_store_id"])
             policy = policy.model_copy(update={"image_hosts": hosts})
         told = {"source": source.name, "how_to_read": source.how_to_read} if source else TOLD
         store = Store(
-            mapping_id=mapping["id"],
-            code=mapping["hipoink_store_code"],
+            mapping_id=mapping.id,
+            code=mapping.store,
             policy=policy,
             told=told,
-            shop_currency=mapping.get("currency"),
-            shop_taxes_included=mapping.get("taxes_included"),
+            shop_currency=mapping.currency,
+            shop_taxes_included=mapping.taxes_included,
         )
         parts.setdefault((policy.model_dump_json(), *told.values()), []).append((ours, store))
     if parts:
@@ -172,15 +160,6 @@ def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
     evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
 
 
-def _in_words(error: ValidationError) -> str:
-    """Each wrong setting with what is wrong with it, as much as somebody reads."""
-    words = "; ".join(
-        f"{'.'.join(map(str, wrong['loc'])) or 'settings'}: {wrong['msg'].removeprefix('Value error, ')}"
-        for wrong in error.errors(include_url=False, include_input=False, include_context=False)
-    )
-    return fitted(words, 4 * FIELD_LENGTH)
-
-
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dicts of plain values, None for what is missing."""
     columns = {str(name): _plain(frame[name]) for name in frame.columns}
@@ -196,6 +175,6 @@ def _plain(column: pd.Series) -> list[Any]:
 
 def _label_row(row: dict[str, Any]) -> dict[str, Any]:
     return row | {
-        "label": json.loads(row["label"]) if row["label"] else None,
+        "label": orjson.Fragment(row["label"]) if row["label"] else None,
         "event_ids": [int(i) for i in row["event_ids"]],
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.model.shop import Shop, shop_key
+from esl_pipeline.model.shop import Shop
 from esl_pipeline.sources.facts import Row
 from esl_pipeline.sources.source import Memory
 
@@ -17,11 +17,7 @@ class BufferMemory(Memory):
 
     def policies(self) -> Mapping[str, Mapping[str, Any]]:
         """By store."""
-        return {
-            mapping["hipoink_store_code"]: mapping["settings"]
-            for mapping in self._buffer.mapping_list()
-            if mapping["is_active"] and shop_key(mapping) == shop_key(self._shop)
-        }
+        return {mapping.store: mapping.settings for mapping in self._buffer.active_mappings(shop=self._shop)}
 
     def known_files(self, files: Sequence[Row], columns: str) -> Row:
         """As the buffer says it."""

@@ -7,7 +7,7 @@ from typing import Self
 
 import pandas as pd
 
-from esl_pipeline.stages.push import Claim
+from esl_pipeline.model.push import Claim
 
 CALLS_IN_FLIGHT = 4
 

@@ -8,14 +8,15 @@ import logging
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError, RejectedError
+from esl_pipeline.model.push import Outcome
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.stages.outcomes import accepted, milliseconds_since, not_accepted
 
@@ -72,20 +73,19 @@ def refresh_stores(
         claim = buffer.refresh_claim(
             lease_seconds=rules.lease, settle_seconds=rules.settle, run_id=run_id, shop=shop
         )
-        if claim["store_code"] is None:
+        if claim is None:
             break
-        result = _trigger(client, claim["store_code"])
-        count += result["outcome"] == "accepted"
+        outcome = _trigger(client, claim.store_code)
+        count += outcome.outcome == "accepted"
         more = buffer.refresh_finish(
-            claim_id=claim["claim_id"],
-            store_code=claim["store_code"],
+            claim,
+            outcome,
             run_id=run_id,
             gap_seconds=rules.gap,
             initial_delay_seconds=rules.initial_delay,
             multiplier=rules.multiplier,
             max_delay_seconds=rules.max_delay,
-            **result,
-        )["more"]
+        )
     return count
 
 
@@ -145,22 +145,19 @@ class Refresher:
             return asked
 
 
-def _trigger(client: HipoinkClient, store_code: str) -> dict[str, Any]:
-    """One call; its outcome as the arguments of Buffer.refresh_finish."""
+def _trigger(client: HipoinkClient, store_code: str) -> Outcome:
+    """One call."""
     started = time.monotonic()
     try:
         answer = client.bind_task(store_code)
     except BufferError:  # of the shared limiter: no call was made
         raise
     except HipoinkError as error:
-        result = not_accepted(error, started)
-        return result | {"outcome": "not_known"} if _is_not_known(error) else result
+        outcome = not_accepted(error, started)
+        return replace(outcome, outcome="not_known") if _is_not_known(error) else outcome
     except Exception as error:  # whatever it is, it is this call's
-        return {
-            "outcome": "transient",
-            "message": f"the call could not be made: {type(error).__name__}",
-            "duration_ms": milliseconds_since(started),
-        }
+        message = f"the call could not be made: {type(error).__name__}"
+        return Outcome("transient", message, duration_ms=milliseconds_since(started))
     return accepted(answer)
 
 

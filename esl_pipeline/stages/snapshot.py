@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.labels.policy import Policy
-from esl_pipeline.model.shop import Shop, shop_key
+from esl_pipeline.model.shop import Shop
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.source import Reader
 from esl_pipeline.stages.memory import BufferMemory
@@ -135,10 +132,9 @@ def _read_all(
 
 def _shows_stock(buffer: Buffer, shop: Shop) -> bool:
     """Whether a label of the shop shows stock anywhere."""
-    for mapping in buffer.mapping_list():
-        if mapping["is_active"] and shop_key(mapping) == shop_key(shop):
-            with suppress(ValidationError):  # such a mapping's labels stay as they are
-                policy = Policy.model_validate(mapping["settings"])
-                if policy.stock_field != "none" or "stock" in policy.used_attributes:
-                    return True
-    return False
+    policies = [mapping.policy for mapping in buffer.active_mappings(shop=shop)]
+    return any(
+        policy.stock_field != "none" or "stock" in policy.used_attributes
+        for policy in policies
+        if policy is not None  # such a mapping's labels stay as they are
+    )

@@ -98,7 +98,7 @@ def test_a_failed_migration_leaves_nothing_behind(database: str) -> None:
         assert connection.execute("select to_regclass('esl.webhook_inbox')").fetchone() == (None,)
 
 
-def test_a_buffer_of_before_the_first_release_is_told_how_to_go_on_and_left_alone(buffer_dsn: str) -> None:
+def test_a_buffer_from_before_the_first_release_is_told_how_to_go_on_and_left_alone(buffer_dsn: str) -> None:
     with psycopg.connect(buffer_dsn) as connection:
         connection.execute(
             "delete from esl.schema_migrations; insert into esl.schema_migrations (version, name)"
@@ -106,7 +106,7 @@ def test_a_buffer_of_before_the_first_release_is_told_how_to_go_on_and_left_alon
         )
     before = describe(buffer_dsn)
     said = (
-        "at version 21, of before the first release, and cannot be brought to this one: make a new database"
+        "at version 21, from before the first release, and cannot be brought to this one: begin with an empty"
     )
     with pytest.raises(BufferVersionError, match=said):
         migrate(buffer_dsn)

@@ -165,14 +165,14 @@ def test_an_older_buffer(refused: Callable[..., str], monkeypatch: pytest.Monkey
     )
 
 
-def test_a_buffer_of_before_the_first_release(
+def test_a_buffer_from_before_the_first_release(
     refused: Callable[..., str], configured: None, buffer_dsn: str
 ) -> None:
     sql(buffer_dsn, "delete from esl.schema_migrations where version > 100")
     sql(buffer_dsn, "update esl.schema_migrations set version = 21")
     for arguments in (("status",), ("migrate",), ("receiver", "--port", "0")):
         said = refused(*arguments)
-        assert "at version 21, of before the first release" in said and "make a new database" in said
+        assert "at version 21, from before the first release" in said and "make a new database" in said
 
 
 def test_an_empty_database(

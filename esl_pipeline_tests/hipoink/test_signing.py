@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus, unquote_plus
 
+import httpx
+import orjson
 import pytest
 import stamina
 from fastapi import FastAPI, Request
@@ -15,7 +17,7 @@ from fastapi.responses import Response
 from pydantic import SecretStr
 
 from esl_pipeline.hipoink import HipoinkClient, HipoinkError
-from esl_pipeline.hipoink.signing import REDACTED, redactor
+from esl_pipeline.hipoink.signing import REDACTED, SigningTransport, redactor
 from esl_pipeline_tests.hipoink.servers import client_of, running, running_sandbox, scripted
 
 CANARY = 'c4nary/+&= "ü%<x>\\'
@@ -67,6 +69,16 @@ def test_the_sign_arrives_and_leaves_no_trace(caplog: pytest.LogCaptureFixture):
         shown = [repr(client), repr(answer), repr(list(client.query_all("001")))]
     assert "GET" in caplog.text and "receive_response_headers" in caplog.text  # the loggers did speak
     assert clean(caplog.text + "".join(shown))
+
+
+@pytest.mark.parametrize("body", [{}, {"pc": "1", "pn": "Tea {ü}"}, {"f1": [{"pc": "1"}], "sign": "theirs"}])
+def test_the_sign_joins_whatever_is_sent_and_is_the_one_that_counts(body: dict[str, object]):
+    sent: list[httpx.Request] = []
+    inner = httpx.MockTransport(lambda request: sent.append(request) or httpx.Response(200))
+    with httpx.Client(transport=SigningTransport(SecretStr(CANARY), inner)) as client:
+        client.post("http://labels/api", content=orjson.dumps(body))
+    assert json.loads(sent[0].content) == body | {"sign": CANARY}
+    assert sent[0].headers["Content-Length"] == str(len(sent[0].content))
 
 
 def echo() -> FastAPI:

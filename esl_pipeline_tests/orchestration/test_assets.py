@@ -236,7 +236,7 @@ def test_field_41_a_run_of_one_shop_ends_with_one_refresh_of_its_store(pipeline:
     assert pipeline.sandbox.state()["calls"] == {"create_multiple": 1, "bind_task": 1}
     (row,) = pipeline.rows("select store_code, run_id, outcome from esl.refreshes")
     assert row == (STORE, result.run_id, "accepted")
-    assert pipeline.buffer.due()["refresh"] is False
+    assert pipeline.buffer.due().refresh is False
 
 
 def test_a_run_whose_refresh_fails_succeeds(pipeline: Pipeline) -> None:

@@ -9,8 +9,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 from upath import UPath
 
-from esl_pipeline.model.rows import RESULTS, Column, Dtype, Rows
-from esl_pipeline.orchestration.frames import ParquetFrames, Parts, file_name
+from esl_pipeline.model.rows import FINDINGS, LABELS, RESULTS, VARIANTS, Column, Dtype, Rows
+from esl_pipeline.orchestration.frames import ParquetFrames, Parts, file_name, table_schema
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, STORE, arrive, map_shop, product
 
@@ -96,6 +96,15 @@ def test_parts_come_back_one_by_one() -> None:
 def test_an_empty_frame_keeps_its_columns() -> None:
     written(pd.DataFrame(columns=RESULTS.names), "run-1")
     assert list(read("run-1").columns) == RESULTS.names and read("run-1").empty
+
+
+@pytest.mark.parametrize("rows", [VARIANTS, LABELS, RESULTS, FINDINGS], ids=lambda rows: rows.names[-1])
+def test_every_column_is_named_once_and_has_words_in_dagster(rows: Rows) -> None:
+    shown = table_schema(rows).columns
+    assert len({column.name for column in shown}) == len(shown) > 5
+    assert all(column.description for column in shown)
+    empty = pd.DataFrame(columns=rows.names).astype(rows.dtypes)
+    assert {name: str(dtype) for name, dtype in empty.dtypes.items()} == rows.dtypes
 
 
 def test_runs_do_not_read_each_others_frames() -> None:

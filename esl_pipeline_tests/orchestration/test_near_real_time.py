@@ -13,9 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import LABEL_SERVER_TIMEOUT_SECONDS
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.orchestration import near_real_time, reports
 from esl_pipeline.stages.drain import LEASE, drain
-from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import (
     KEY,
@@ -67,7 +67,7 @@ def test_one_run_for_all_shops(pipeline: Pipeline) -> None:
     assert found["validated_variants", OTHER_KEY]["labels to publish"] == 3
     assert found["validated_variants", OTHER_KEY]["findings"] == "none"
     assert found["hipoink_sync_results", OTHER_KEY]["labels written"] == 3
-    assert pipeline.buffer.due()["drain"] is None, "the lease is given back"
+    assert pipeline.buffer.due().drain is None, "the lease is given back"
     (place,) = pipeline.buffer.trace("C-1")
     assert {row["run_id"] for row in place["log"]} == {result.run_id}
     assert {row["partition"] for row in place["log"]} == {KEY}
@@ -129,8 +129,7 @@ def test_beside_a_living_drain_it_does_nothing(pipeline: Pipeline) -> None:
     result = pipeline.drain()
 
     assert result.success and materialisations(pipeline, result) == {} and pipeline.labels(STORE) == {}
-    drain = pipeline.buffer.due()["drain"]
-    assert drain is not None and drain["holder"] == "somebody else"
+    assert pipeline.buffer.due().drain == "somebody else"
 
 
 def test_it_takes_over_the_lease_that_its_sensor_took(pipeline: Pipeline) -> None:
@@ -141,7 +140,7 @@ def test_it_takes_over_the_lease_that_its_sensor_took(pipeline: Pipeline) -> Non
     assert pipeline.drain(holder="from the sensor").success
 
     assert set(pipeline.labels(STORE)) == {"C-1"}
-    assert pipeline.buffer.due()["drain"] is None
+    assert pipeline.buffer.due().drain is None
 
 
 def test_a_permanent_failure_is_not_tried_again(pipeline: Pipeline) -> None:

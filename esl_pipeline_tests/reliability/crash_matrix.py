@@ -287,7 +287,7 @@ def _check_invariants(ground: Ground) -> dict[str, Any]:
     # I2: nothing waits for a lease that has run out (settled: nothing waits at all), nor for the drain's.
     assert world.waiting() == 0
     due = world.buffer.due()  # the refresh of the labels comes some seconds after the pushes
-    assert not (due["inbox"] or due["variants"] or due["queue"]), due
+    assert not (due.inbox or due.variants or due.queue), due
     # I3: the label server's last value is the newest version.
     assert world.prices() == dict.fromkeys(codes, f"{NEWEST}.00")
     # I4: a step back is followed by a correction.

@@ -10,11 +10,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
+import orjson
+
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.labels.build import canonical_json, label_hash
+from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.stages import drain
 from esl_pipeline.stages.evaluate import Evaluation, due_variants, stage, validate
 
@@ -32,11 +36,7 @@ _MARKS = {
     "price": (r"(?!0+\.00)[0-9]+\.[0-9]{2}", "77777.07"),
 }
 # The same of a mapping: its id is another one in every example.
-_MARKS_OF_A_MAPPING = {
-    "id": "77777777-7777-4777-8777-777777777777",
-    "hipoink_store_code": "S77977",
-    "source_store_id": "shop-77077.myshopify.com",
-}
+_ID, _STORE, _SHOP = "77777777-7777-4777-8777-777777777777", "S77977", "shop-77077.myshopify.com"
 # Settings that no evaluation asks for, with the values that are no mistakes.
 _NOT_EVALUATED = {"guard_labels": (0, 1, 3, 1_000), "max_change_pct": (1, 80, 10_000)}
 _OF_THE_ROW = ("revision", "event_ids", "history", "source_updated_at", "changed_at")
@@ -54,16 +54,16 @@ class _Rows(list[_Row]):
 class _Told:
     """A buffer that notes what it is told."""
 
-    def __init__(self, row: _Row, mapping: _Row) -> None:
+    def __init__(self, row: _Row, mapping: StoreMapping) -> None:
         self.calls: list[_Call] = []
-        self._due = {"variants": [row], "mappings": [mapping]}
+        self._due = [row], [mapping]
 
-    def variants_due(self, **_: Any) -> _Row:
+    def variants_due(self, **_: Any) -> tuple[list[_Row], list[StoreMapping]]:
         return self._due
 
     def __getattr__(self, function: str) -> Any:
         def call(**p: Any) -> _Row:
-            self.calls.append((function, p))
+            self.calls.append((function, orjson.loads(orjson.dumps(p))))
             return dict.fromkeys(("labels_changed", "stale", "upserts_queued", "removals_queued"), 0) | {
                 "collisions": []
             }
@@ -77,11 +77,11 @@ class Light:
     def __init__(self) -> None:
         self._known: dict[str, list[_Call]] = {}
 
-    def due(self, buffer: Buffer, *, limit: int = MAX_ROWS_PER_CALL) -> tuple[_Rows, list[_Row]]:
-        found = buffer.variants_due(limit=limit, shop=None, after=0)
-        return _Rows(found["variants"]), found["mappings"]
+    def due(self, buffer: Buffer, *, limit: int = MAX_ROWS_PER_CALL) -> tuple[_Rows, list[StoreMapping]]:
+        found, mappings = buffer.variants_due(limit=limit, shop=None, after=0)
+        return _Rows(found), mappings
 
-    def validate(self, variants: _Rows, mappings: list[_Row]) -> Evaluation:
+    def validate(self, variants: _Rows, mappings: list[StoreMapping]) -> Evaluation:
         evaluation = Evaluation()
         evaluation.light = (variants, mappings)  # type: ignore[attr-defined]
         return evaluation
@@ -90,7 +90,7 @@ class Light:
         told: dict[str, dict[str, Any]] = {}
         for mapping in evaluation.light[1]:  # type: ignore[attr-defined]
             for row in variants:
-                if row["source_store_id"] != mapping["source_store_id"]:
+                if row["source_store_id"] != mapping.shop["source_store_id"]:
                     continue
                 for function, p in self._said_of(row, mapping):
                     for name, values in p.items():
@@ -103,19 +103,22 @@ class Light:
             getattr(buffer, function)(**p)
         return {}
 
-    def _said_of(self, row: _Row, mapping: _Row) -> Iterator[_Call]:
+    def _said_of(self, row: _Row, mapping: StoreMapping) -> Iterator[_Call]:
         marked, texts = _marked(row)
-        texts += [(mark, mapping[name]) for name, mark in _MARKS_OF_A_MAPPING.items()]
-        kind = {name: value for name, value in mapping.items() if not name.endswith("_at")}
-        kind |= _MARKS_OF_A_MAPPING
-        marked["source_store_id"] = kind["source_store_id"]
-        if isinstance(kind["settings"], dict):
-            kind["settings"] = {
-                name: value
-                for name, value in kind["settings"].items()
-                if value not in _NOT_EVALUATED.get(name, ())
+        texts += [
+            (_ID, mapping.id),
+            (_STORE, mapping.store),
+            (_SHOP, mapping.shop["source_store_id"]),
+        ]
+        marked["source_store_id"] = _SHOP
+        settings = mapping.settings
+        if isinstance(settings, dict):
+            settings = {
+                name: value for name, value in settings.items() if value not in _NOT_EVALUATED.get(name, ())
             }
-        key = json.dumps([marked, kind], sort_keys=True)
+        shop = mapping.shop | {"source_store_id": _SHOP}
+        kind = replace(mapping, id=_ID, store=_STORE, shop=shop, settings=settings)
+        key = json.dumps([marked, asdict(kind)], sort_keys=True)
         if key not in self._known:
             self._known[key] = _evaluated(marked, kind)
         for function, p in self._known[key]:
@@ -133,15 +136,15 @@ def _marked(row: _Row) -> tuple[_Row, list[tuple[str, str]]]:
         if re.fullmatch(pattern, marked[name] or ""):
             texts.append((mark, marked[name]))
             marked[name] = mark
-    stock = dict(marked["stock"] or {})
+    stock = json.loads(marked["stock"] or "{}")
     for location, available in stock.items():
         if isinstance(available, int):
             texts.append((str(_STOCK), str(available)))
             stock[location] = _STOCK
-    return marked | {"stock": stock or None}, texts
+    return marked | {"stock": json.dumps(stock) if stock else None}, texts
 
 
-def _evaluated(marked: _Row, mapping: _Row) -> list[_Call]:
+def _evaluated(marked: _Row, mapping: StoreMapping) -> list[_Call]:
     row = marked | {"revision": 1, "event_ids": [], "history": None, "source_updated_at": None}
     told = _Told(row, mapping)
     frame, mappings = due_variants(told)  # type: ignore[arg-type]

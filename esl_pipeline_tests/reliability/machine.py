@@ -28,6 +28,7 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink import HipoinkClient
 from esl_pipeline.labels.lengths import MOST_PARTS, MOST_VARIANTS
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.deliveries import delivery
@@ -37,7 +38,6 @@ from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline.stages import snapshot as snapshot_stage
 from esl_pipeline.stages.drain import Portion
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.reliability import model
 from esl_pipeline_tests.reliability.light import light_evaluation

@@ -2,37 +2,42 @@
 
 from typing import Any
 
+import orjson
 import pandas as pd
 import pytest
 
+from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.rows import VARIANTS
 from esl_pipeline.stages import evaluate
 from esl_pipeline_tests.reliability.light import Light
 
-MAPPINGS: list[dict[str, Any]] = [
-    {"id": "00000000-0000-4000-8000-00000000000a", "hipoink_store_code": "A1", "settings": {}},
-    {
-        "id": "00000000-0000-4000-8000-00000000000b",
-        "hipoink_store_code": "A3",
-        "settings": {
+
+def _mapping(last: str, store: str, settings: dict[str, Any]) -> StoreMapping:
+    shop = {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com"}
+    id = f"00000000-0000-4000-8000-00000000000{last}"
+    return StoreMapping(id, shop, store, is_active=True, is_dry_run=False, settings=settings)
+
+
+MAPPINGS = [
+    _mapping("a", "A1", {}),
+    _mapping(
+        "b",
+        "A3",
+        {
             "title_template": "New: {title}",
             "stock_field": "qty",
             "location_id": "77",
             "guard_labels": 3,
             "on_delete": "keep",
         },
-    },
-    {
-        "id": "00000000-0000-4000-8000-00000000000c",
-        "hipoink_store_code": "A4",
-        "settings": {"no such": "setting"},
-    },
+    ),
+    _mapping("c", "A4", {"no such": "setting"}),
 ]
 ROWS: list[dict[str, Any]] = [
     {},
-    {"price": "17.50", "title": "Title 3", "barcode": "X", "stock": {"77": 4, "78": 9}},
+    {"price": "17.50", "title": "Title 3", "barcode": "X", "stock": '{"77": 4, "78": 9}'},
     {"price": "0.00"},
-    {"price": None, "stock": {"77": None}},
+    {"price": None, "stock": '{"77": null}'},
     {"barcode": None},
     {"status": "draft"},
     {"removed": True},
@@ -40,21 +45,24 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+_Due = tuple[list[dict[str, Any]], list[StoreMapping]]
+
+
 class _Heard:
     """A buffer that keeps what it is told."""
 
-    def __init__(self, due: dict[str, Any]) -> None:
+    def __init__(self, due: _Due) -> None:
         self.due, self.told = due, {}  # type: ignore[var-annotated]
 
-    def variants_due(self, **_: Any) -> dict[str, Any]:
+    def variants_due(self, **_: Any) -> _Due:
         return self.due
 
     def labels_stage(self, **p: Any) -> dict[str, Any]:
-        self.told = p
+        self.told = orjson.loads(orjson.dumps(p))  # as it is sent
         return {"labels_changed": 0, "stale": 0, "upserts_queued": 0, "removals_queued": 0, "collisions": []}
 
 
-def _due() -> dict[str, Any]:
+def _due() -> _Due:
     rows = []
     for number, content in enumerate(ROWS, start=101):
         row = dict.fromkeys(VARIANTS.names)
@@ -68,8 +76,7 @@ def _due() -> dict[str, Any]:
         }
         row |= {"removed": False, "gift_card": False, "event_ids": [number], "revision": number}
         rows.append(row | content)
-    shop = {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com"}
-    return {"variants": rows, "mappings": [shop | mapping for mapping in MAPPINGS]}
+    return rows, MAPPINGS
 
 
 def _sorted(told: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_s18_the_only_words_with_postgrest_are_a_known_function_and_a_json_body(
             if isinstance(call.args[0], ast.Constant):
                 names.add(call.args[0].value)
             else:
-                assert file.name == "buffer.py", f"{file}:{call.lineno}"
+                assert file.name == "door.py", f"{file}:{call.lineno}"
     assert speakers == ["transports.py"]
     assert said == ["client.rpc(function, {'p': orjson.loads(body)})"]
     assert names == {name for name, *_ in ours(buffer_dsn, "public")}

@@ -17,9 +17,10 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.model.due import Due
+from esl_pipeline.model.push import PushRules
 from esl_pipeline.settings import load_settings
 from esl_pipeline.stages.drain import CONNECTIONS, LEASE, DrainLimits, Round, drain, read_round
-from esl_pipeline.stages.push import PushRules
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant, when
@@ -50,16 +51,10 @@ def test_a_drain_works_until_nothing_is_due_and_gives_its_lease_back(world: Worl
     assert run(world, rounds.append) is True
     assert len(world.labels()) == 5
     assert sum(len(done.events) for done in rounds) == 5
-    assert world.buffer.due() == {
-        "due": False,
-        "inbox": False,
-        "variants": False,
-        "queue": False,
-        "refresh": False,
-        "outage": None,
-        "drain": None,
-        "shops": [{"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}],
-    }
+    shop = {"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}
+    assert world.buffer.due() == Due(
+        anything=False, inbox=False, variants=False, queue=False, refresh=False, shops=[shop]
+    )
 
 
 def test_only_one_drain_runs_at_a_time(world: World) -> None:
@@ -67,7 +62,7 @@ def test_only_one_drain_runs_at_a_time(world: World) -> None:
     rounds: list[Round] = []
     assert run(world, rounds.append) is False
     assert rounds == []
-    assert world.buffer.due()["drain"]["holder"] == "other"
+    assert world.buffer.due().drain == "other"
     world.buffer.lease_release(name=LEASE, holder="other")
     assert run(world, rounds.append) is True
 
@@ -76,7 +71,7 @@ def test_a_drain_that_waits_takes_up_what_comes(world: World) -> None:
     world.map()
     thread = threading.Thread(target=run, args=(world, lambda _: None, DrainLimits(idle=1)))
     thread.start()
-    eventually(lambda: world.buffer.due()["drain"] is not None)
+    eventually(lambda: world.buffer.due().drain is not None)
     world.update(product())
     eventually(lambda: world.labels() != {})
     thread.join(10)
@@ -95,7 +90,7 @@ def test_a_drain_ends_when_it_is_old_although_work_goes_on(world: World) -> None
     limits = DrainLimits(idle=30, age=0.5)
     run(world, feed, limits)
     assert rounds
-    assert world.buffer.due()["drain"] is None
+    assert world.buffer.due().drain is None
 
 
 def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world: World) -> None:
@@ -134,7 +129,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         waiting = "select from pg_locks where locktype = 'advisory' and not granted"
         eventually(lambda: len(world.sql(waiting)) == 4)
         began = monotonic()
-        assert buffer.lease_take(name=LEASE, holder="h", seconds=20)["held"]
+        assert buffer.lease_take(name=LEASE, holder="h", seconds=20)
         assert monotonic() - began < 3
         somebody.execute(f"select pg_advisory_unlock({labels})")
         thread.join(20)

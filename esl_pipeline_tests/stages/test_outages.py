@@ -66,7 +66,7 @@ def test_f18_an_outage_costs_a_few_calls_and_ends_in_one_push_per_changed_label(
             before = ready.calls()
             ready.round(max_attempts=25, probe=120, max_probe=120)
             probes += ready.calls() - before
-        assert step < 3 or ready.buffer.due()["outage"]["reason"].endswith("answered HTTP 503.")
+        assert step < 3 or ready.buffer.due().outage.reason.endswith("answered HTTP 503.")
         time_passes(ready)
     assert ready.calls() - calls_before == probes <= 120 + 2  # three calls until it was known to be down
     assert {row["state"] for row in ready.queue().values()} == {"ready"}, "nobody's fault: no dead letter"
@@ -78,7 +78,7 @@ def test_f18_an_outage_costs_a_few_calls_and_ends_in_one_push_per_changed_label(
     assert ready.calls() - calls_before == 4  # the last probe, of one label, and three batches
     assert set(ready.prices().values()) == {"10.41"}
     assert [ready.shown(f"C-{n}") for n in numbers] == [["10.00", "10.41"]] * 30
-    assert ready.buffer.due()["outage"] is None
+    assert ready.buffer.due().outage is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_f18_every_way_of_being_down_opens_the_breaker(ready: World, fault: dict
         ready.round(down_after=2, probe=60, max_probe=60)
         ready.sql("update esl.sync_queue set next_attempt_at = now()")
     assert ready.calls() == 2
-    assert ready.buffer.due()["queue"] is False
+    assert ready.buffer.due().queue is False
     (outage,) = ready.buffer.status()["outages"]
     assert outage["server"] == "labels" and outage["reason"]
 
@@ -123,7 +123,7 @@ def test_f18_of_many_workers_one_probes(ready: World) -> None:
     claim = {"limit": 5, "lease_seconds": 60, "max_attempts": 5, "run_id": "r", "asset": "a"}
     with ThreadPoolExecutor(4) as workers:
         claims = list(workers.map(lambda _: ready.buffer.push_claim(**claim), range(8)))
-    assert sum(bool(claimed["rows"]) for claimed in claims) == 1
+    assert sum(claimed is not None for claimed in claims) == 1
 
 
 def test_f18_a_probe_whose_worker_dies_is_repeated(ready: World) -> None:
@@ -132,8 +132,8 @@ def test_f18_a_probe_whose_worker_dies_is_repeated(ready: World) -> None:
     ready.round(down_after=1, probe=60, max_probe=60)
     time_passes(ready)
     claim = {"limit": 5, "lease_seconds": 60, "max_attempts": 5, "run_id": "r", "asset": "a"}
-    assert ready.buffer.push_claim(**claim)["rows"]
-    assert not ready.buffer.push_claim(**claim)["rows"]
+    assert ready.buffer.push_claim(**claim) is not None
+    assert ready.buffer.push_claim(**claim) is None
     ready.sandbox.faults()
     ready.expire_leases()
     time_passes(ready)
@@ -170,11 +170,11 @@ def test_g7_a_label_that_the_server_does_not_survive_holds_up_no_other(ready: Wo
     ready.update(product(variants=[variant(n) for n in range(1, 101)]))
     eventually(lambda: ready.round().did_something and len(ready.labels()) == 99)
     # Alone it looks as if the server were down, and does not count as a failure of the label ...
-    eventually(lambda: ready.round().did_something and ready.buffer.due()["outage"])
+    eventually(lambda: ready.round().did_something and ready.buffer.due().outage)
     for version in range(2, 12):  # ... until others get through, which it must not keep from doing.
         ready.update(product(200, version, [variant(200, price=f"{version}.00")]))
         eventually(lambda price=f"{version}.00": ready.round() and ready.prices().get("C-200") == price)
-        eventually(lambda: not ready.waiting() or (ready.round() and ready.buffer.due()["outage"]))
+        eventually(lambda: not ready.waiting() or (ready.round() and ready.buffer.due().outage))
     assert {code: row["state"] for code, row in ready.queue().items()} == {"C-63": "dead"}
     assert "HTTP 500" in ready.queue()["C-63"]["last_error"]
     ready.sandbox.faults()
@@ -229,7 +229,7 @@ def test_f15_refused_credentials_pause_the_store_and_not_the_server(ready: World
     assert ready.prices("S2") == {"C-1": "1.00"}
     assert ready.outcomes("C-1").count("authentication") == 1
     assert ready.queue()["C-1"]["attempts"] == 0
-    assert ready.buffer.due()["outage"] is None
+    assert ready.buffer.due().outage is None
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["nothing", "half"])

@@ -13,6 +13,7 @@ import pytest
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.model.push import Outcome
 from esl_pipeline.orchestration.checks import label_accuracy
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.stages import drain
@@ -20,7 +21,7 @@ from esl_pipeline.stages.drift import compare_store
 from esl_pipeline.stages.evaluate import due_variants
 from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.receiver.support import TOKEN, call, make_settings
-from esl_pipeline_tests.world import ASSET, RUN, SHOP, STORE, World, product, variant, when
+from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, STORE, World, product, variant, when
 
 pytestmark = pytest.mark.long
 
@@ -94,7 +95,7 @@ def test_field_01_numbers_in_settings_that_cannot_be_read_stop_nobody(world: Wor
     world.sql("select esl.requeue(array_agg(store_code), array_agg(code)) from esl.hipoink_products")
     world.sql("select esl.window_is_open(settings -> 'raise_window') from esl.store_mappings")
     assert world.buffer.preview(store=STORE)[0]["max_held_share_pct"] == 20
-    assert world.buffer.due()["due"] is False
+    assert world.buffer.due().anything is False
     world.buffer.status()
 
 
@@ -164,7 +165,7 @@ def test_field_02_a_window_that_is_there_already_stops_nobody(world: World, bad:
     world.round(batch_size=0)
     window_there = json.dumps({"raise_window": bad})
     world.sql("update esl.store_mappings set settings = %s::jsonb where id = %s::uuid", window_there, mapping)
-    assert world.buffer.due()["queue"] is True
+    assert world.buffer.due().queue is True
     world.settle()
     assert world.prices() == {"C-1": "2.00"}
     assert "raise_window" in accuracy(world)["problem"]
@@ -257,12 +258,9 @@ def test_field_19_a_rise_waits_and_a_late_workers_correction_does_not(closed: Wo
     late = world.buffer.push_claim(limit=10, lease_seconds=0, max_attempts=5, run_id="late", asset=ASSET)
     world.settle(tea(price="4.50", version=3))
     assert world.shown("C-1") == ["5.00", "4.50"]
-    world.client.create_multiple(STORE, [row["label"] for row in late["rows"]])
-    rows = [{"code": row["code"], "generation": row["generation"]} for row in late["rows"]]
-    world.buffer.push_finish(
-        push_id=late["push_id"], store_code=STORE, operation="upsert", outcome="accepted", message="", rows=rows,
-        run_id=RUN, max_attempts=5, initial_delay_seconds=1, multiplier=1, max_delay_seconds=1, pause_seconds=1,
-    )  # fmt: skip
+    assert late is not None
+    world.client.create_multiple(STORE, [row.label for row in late.rows if row.label is not None])
+    world.buffer.push_finish(late, Outcome("accepted"), RULES)
     world.settle()
     assert world.shown("C-1") == ["5.00", "4.50", "4.00", "4.50"]
     world.update(tea(price="6.00", version=4))
@@ -366,7 +364,7 @@ def test_field_21_nothing_is_pushed_that_is_not_evaluated_for_its_mapping(world:
     world.settle(*(tea(n) for n in range(1, 31)))
     assert len(world.queue()) == 30
     world.buffer.mapping_update(mapping, {"is_dry_run": False, "settings": {}})
-    assert world.buffer.due()["queue"] is False
+    assert world.buffer.due().queue is False
     # Of 6,000 labels 5,000 are evaluated in a round; so are 10 of these.
     with mock.patch.object(drain, "due_variants", lambda buffer, limit: due_variants(buffer, limit=10)):
         for evaluated in (10, 20, 30):
@@ -385,7 +383,7 @@ def test_field_21_a_removal_waits_for_its_variants_evaluation_too(world: World) 
     world.update(tea(version=3))  # it is back
     read_inbox(world.buffer, run_id=RUN)
     claim = world.buffer.push_claim(limit=9, lease_seconds=9, max_attempts=9, run_id=RUN, asset=ASSET)
-    assert claim["rows"] == []
+    assert claim is None
     world.settle()
     assert world.shown("C-1") == ["1.00"]
 

@@ -343,7 +343,7 @@ def test_prices_rise_only_in_the_window_and_fall_at_any_time(world: World) -> No
     for _ in range(3):
         world.round()
     assert world.prices() == {"A": "1.00", "B": "0.50"}
-    assert world.buffer.due()["due"] is False
+    assert world.buffer.due().anything is False
     # 15 hours east the same window is open, over midnight or not.
     opened = closed | {
         "opens": f"{now - timedelta(hours=1):%H:%M}",

@@ -10,8 +10,9 @@ from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline.stages.push import PushRules, SharedLimiter, push_batch
-from esl_pipeline_tests.world import ASSET, RUN, SHOP, STORE, World, product, variant
+from esl_pipeline.model.push import Claim, Outcome, PushRules
+from esl_pipeline.stages.push import SharedLimiter, push_batch
+from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, STORE, World, product, variant
 
 OTHER_STORE = "S2"
 SLOW = {"initial_delay": 60, "max_delay": 60}
@@ -59,7 +60,7 @@ def test_the_servers_own_delay_is_respected(ready: World) -> None:
         "select extract(epoch from next_attempt_at - now())::float8 as delay from esl.sync_queue"
     )
     assert 45 < row["delay"] <= 50
-    assert ready.buffer.due()["due"] is False
+    assert ready.buffer.due().anything is False
 
 
 def test_after_the_last_attempt_a_label_is_a_dead_letter_that_can_be_sent_again(ready: World) -> None:
@@ -124,7 +125,7 @@ def test_refused_credentials_pause_the_store_and_count_as_no_attempt(ready: Worl
     assert ready.prices(OTHER_STORE) == {"C-1": "1.00"}
     assert ready.outcomes("C-1").count("authentication") == 1
     assert ready.queue()["C-1"]["attempts"] == 0
-    assert ready.buffer.due()["due"] is False
+    assert ready.buffer.due().anything is False
     (store, _) = ready.buffer.status()["stores"]
     assert "401" in store["paused"]["reason"]
     ready.sandbox.faults()
@@ -195,7 +196,7 @@ def test_a_worker_killed_after_its_claim_leaves_a_trace_and_its_label_is_pushed(
     ready.buffer.push_claim(limit=10, lease_seconds=60, max_attempts=5, run_id="dead", asset=ASSET)
     assert not ready.round().did_something
     ready.expire_leases()
-    assert ready.buffer.due()["due"] is True
+    assert ready.buffer.due().anything is True
     ready.settle()
     assert ready.outcomes("C-1") == ["lost", "accepted"]
     assert ready.prices() == {"C-1": "1.00"}
@@ -210,14 +211,14 @@ def test_f22_leases_are_measured_by_the_databases_clock(
     ready.update(product())
     ready.round(batch_size=0)
     claim = ready.buffer.push_claim(limit=10, lease_seconds=60, max_attempts=5, run_id="skewed", asset=ASSET)
-    assert ready.buffer.lease_take(name="event_sync", holder="skewed", seconds=20)["held"]
+    assert ready.buffer.lease_take(name="event_sync", holder="skewed", seconds=20)
     (row,) = ready.sql(
         "select extract(epoch from lease_until - clock_timestamp())::float8 as s from esl.sync_queue"
     )
     assert 50 < row["s"] <= 60
     monkeypatch.undo()
     assert not ready.round().did_something
-    assert not ready.buffer.lease_take(name="event_sync", holder="other", seconds=20)["held"]
+    assert not ready.buffer.lease_take(name="event_sync", holder="other", seconds=20)
     send(ready, claim)
     finish(ready, claim)
     ready.settle()
@@ -270,7 +271,8 @@ def test_a_late_push_while_the_correction_is_on_its_way_makes_it_go_out_again(re
     ready.update(priced("2.00", version=2))
     ready.round(batch_size=0)
     current = ready.buffer.push_claim(limit=10, lease_seconds=60, max_attempts=5, run_id="now", asset=ASSET)
-    assert [row["label"]["pp"] for row in current["rows"]] == ["2.00"]
+    assert current is not None
+    assert [row.label["pp"] for row in current.rows if row.label] == ["2.00"]
     send(ready, current)
     finish_late(ready, late)  # the server holds 1.00 now, and the current worker knows nothing of it
     finish(ready, current)
@@ -286,18 +288,17 @@ def test_a_worker_whose_lease_ran_out_before_its_call_sends_nothing(ready: World
     assert ready.calls() == 0
 
 
-def send(world: World, claim: dict[str, object]) -> None:
-    world.client.create_multiple(STORE, [row["label"] for row in claim["rows"]])  # type: ignore[attr-defined]
+def send(world: World, claim: Claim | None) -> None:
+    assert claim is not None
+    world.client.create_multiple(STORE, [row.label for row in claim.rows if row.label is not None])
 
 
-def finish(world: World, claim: dict[str, object]) -> dict[str, object]:
-    rows = [{"code": r["code"], "generation": r["generation"]} for r in claim["rows"]]  # type: ignore[attr-defined]
-    return world.buffer.push_finish(
-        push_id=claim["push_id"], store_code=STORE, operation="upsert", outcome="accepted", rows=rows
-    )
+def finish(world: World, claim: Claim | None) -> dict[str, object]:
+    assert claim is not None
+    return world.buffer.push_finish(claim, Outcome("accepted"), RULES)
 
 
-def finish_late(world: World, claim: dict[str, object]) -> dict[str, object]:
+def finish_late(world: World, claim: Claim | None) -> dict[str, object]:
     send(world, claim)
     return finish(world, claim)
 

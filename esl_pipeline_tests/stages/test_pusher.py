@@ -8,8 +8,8 @@ import pytest
 
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.connections import LABEL_SERVER_TRIES, push_rules
+from esl_pipeline.model.push import Claim, PushRules
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.push import Claim, PushRules
 from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT, Pusher
 from esl_pipeline_tests.waiting import eventually
 

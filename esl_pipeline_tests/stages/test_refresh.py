@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from esl_pipeline.commands.console import print_status, print_trace
+from esl_pipeline.model.push import Outcome
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.stages.drain import DrainLimits, drain
 from esl_pipeline.stages.push import push_batch
@@ -103,7 +104,7 @@ def test_field_41_what_was_accepted_is_on_the_physical_labels(shelf: World) -> N
     run_drain(shelf)
     assert shown(shelf) == {"C-1": "9.50", "C-3": "1.00", "C-4": "1.00", "C-5": "1.00"}
     assert triggers(shelf) == 2
-    assert shelf.buffer.due()["due"] is False
+    assert shelf.buffer.due().anything is False
 
 
 def test_field_41_a_burst_of_many_batches_is_one_trigger(shelf: World) -> None:
@@ -130,7 +131,7 @@ def test_a_store_that_still_has_labels_to_push_waits_at_most_until_it_has_settle
     push_all(shelf, batch_size=1, initial_delay=0, max_delay=0, max_attempts=3)
     shelf.sandbox.faults()
     shelf.buffer.redrive(store=STORE)
-    assert shelf.buffer.due()["queue"] is True
+    assert shelf.buffer.due().queue is True
     assert refresh(shelf) == 0, "more of its labels are about to come"
     assert refresh(shelf, replace(NO_GAP, settle=0)) == 1
     assert shown(shelf) == {"C-1": "2.00"}
@@ -144,9 +145,10 @@ def test_a_store_is_not_triggered_again_within_the_gap(shelf: World) -> None:
     for price in ("2.00", "3.00"):
         push_all(shelf, product(1, int(price[0]), [variant(1, price=price)]))
         assert refresh(shelf, rules) == 0
-    assert shelf.buffer.due()["refresh"] is False
+    assert shelf.buffer.due().refresh is False
     pass_time(shelf)
-    assert shelf.buffer.due() | {"refresh": True, "due": True} == shelf.buffer.due()
+    due = shelf.buffer.due()
+    assert due.refresh and due.anything
     assert refresh(shelf, rules) == 1
     assert shown(shelf) == {"C-1": "3.00"}
 
@@ -174,7 +176,7 @@ def test_a_store_whose_mappings_want_none_is_not_triggered_until_one_does(shelf:
     push_all(shelf, product(1))
     shelf.buffer.mapping_update(mapping, changes)
     assert refresh(shelf) == triggers(shelf) == 0
-    assert shelf.buffer.due()["refresh"] is False
+    assert shelf.buffer.due().refresh is False
     assert shelf.buffer.status()["refreshes"]["waiting"] == []
     shelf.buffer.mapping_update(mapping, {"settings": {}, "is_dry_run": False, "is_active": True})
     assert refresh(shelf) == 1
@@ -238,7 +240,7 @@ def test_a_failed_trigger_fails_no_label_and_is_tried_with_the_next_burst(
     assert outcomes(shelf) == [outcome]
     assert (shelf.queue(), shelf.outcomes("C-1"), shelf.prices()) == ({}, ["accepted"], {"C-1": "1.00"})
     due = shelf.buffer.due()
-    assert (due["due"], due["outage"]) == (False, None)
+    assert (due.anything, due.outage) == (False, None)
     assert shelf.sql("select * from esl.store_health where refusals > 0 or until is not null") == []
     assert refresh(shelf, slow) == 0, "it waits"
     push_all(shelf, product(2))
@@ -290,7 +292,7 @@ def test_field_41_a_server_that_does_not_know_it_is_noted_once(shelf: World, fau
         pass_time(shelf)
         assert refresh(shelf) == 0
     assert (triggers(shelf), outcomes(shelf)) == (1, ["not_known"])
-    assert shelf.buffer.due()["due"] is False
+    assert shelf.buffer.due().anything is False
     said = io.StringIO()
     print_status(Console(file=said, width=200), shelf.buffer.status())
     assert "label server labels: does not know esl/bind_task" in said.getvalue()
@@ -332,7 +334,7 @@ def test_nothing_is_triggered_while_the_label_server_is_down(shelf: World) -> No
         " values ('labels', now(), now() + interval '9 s')"
     )
     assert refresh(shelf) == triggers(shelf) == 0
-    assert shelf.buffer.due()["refresh"] is False
+    assert shelf.buffer.due().refresh is False
     shelf.sql("update esl.label_servers set down_since = null, probe_at = null")
     assert refresh(shelf) == 1
 
@@ -379,7 +381,7 @@ def test_a_crash_between_the_push_and_its_trigger_loses_nothing(shelf: World) ->
     shelf.map()
     shelf.update(product(1))
     drain_round(shelf.buffer, shelf.client, RULES, run_id="killed", asset=ASSET)
-    assert shelf.buffer.due() | {"due": True, "queue": False, "refresh": True} == shelf.buffer.due()
+    assert replace(shelf.buffer.due(), anything=True, queue=False, refresh=True) == shelf.buffer.due()
     run_drain(shelf)
     assert shown(shelf) == {"C-1": "1.00"}
 
@@ -388,27 +390,20 @@ def test_a_trigger_whose_worker_died_is_audited_as_lost_and_made_again(shelf: Wo
     shelf.map()
     push_all(shelf, product(1))
     claim = shelf.buffer.refresh_claim(run_id="killed", lease_seconds=60, settle_seconds=0)
-    assert claim["store_code"] == STORE
+    assert claim is not None and claim.store_code == STORE
     assert refresh(shelf) == 0, "somebody is at it"
-    assert shelf.buffer.due()["due"] is False
+    assert shelf.buffer.due().anything is False
     shelf.buffer.claims_release(run_id="killed")
-    assert shelf.buffer.due()["refresh"] is True
+    assert shelf.buffer.due().refresh is True
     assert refresh(shelf) == 1
     lost, made = shelf.sql("select outcome, run_id, claim_id, wanted_since from esl.refreshes order by id")
-    assert (lost["outcome"], lost["run_id"], str(lost["claim_id"])) == ("lost", "killed", claim["claim_id"])
+    assert (lost["outcome"], lost["run_id"], str(lost["claim_id"])) == ("lost", "killed", claim.claim_id)
     assert (made["outcome"], made["run_id"]) == ("accepted", RUN)
     assert made["wanted_since"] == lost["wanted_since"]
 
     late: Row = {"gap_seconds": 60, "initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99}
     for _ in range(2):  # and its answer was lost
-        shelf.buffer.refresh_finish(
-            claim_id=claim["claim_id"],
-            store_code=STORE,
-            outcome="rejected",
-            message="m",
-            duration_ms=1,
-            **late,
-        )
+        shelf.buffer.refresh_finish(claim, Outcome("rejected", "m", duration_ms=1), run_id="killed", **late)
     assert outcomes(shelf) == ["lost", "accepted", "rejected"]
     assert mark(shelf)["attempts"] == 0
 
@@ -419,11 +414,15 @@ def test_the_mark_stands_when_something_was_accepted_since_the_trigger_was_begun
     claim = shelf.buffer.refresh_claim(run_id=RUN, lease_seconds=60, settle_seconds=0)
     shelf.client.bind_task(STORE)
     push_all(shelf, product(2))
-    rules: Row = {"gap_seconds": 0, "initial_delay_seconds": 9, "multiplier": 2, "max_delay_seconds": 99}
-    answer = shelf.buffer.refresh_finish(
-        claim_id=claim["claim_id"], store_code=STORE, outcome="accepted", duration_ms=1, **rules
-    )
-    assert answer == {"more": True}
+    rules: Row = {
+        "run_id": RUN,
+        "gap_seconds": 0,
+        "initial_delay_seconds": 9,
+        "multiplier": 2,
+        "max_delay_seconds": 99,
+    }
+    assert claim is not None
+    assert shelf.buffer.refresh_finish(claim, Outcome("accepted", duration_ms=1), **rules) is True
     assert shown(shelf) == {"C-1": "1.00"}
     assert refresh(shelf) == 1
     assert shown(shelf) == {"C-1": "1.00", "C-2": "1.00"}

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from esl_pipeline.stages.push import PushRules, push_batch
+from esl_pipeline.model.push import Outcome, PushRules
+from esl_pipeline.stages.push import push_batch
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, STORE, World, product, variant
 
@@ -154,8 +155,8 @@ def test_field_04_refusals_to_all_stores_are_the_servers_and_open_its_breaker(wo
         shop = f"shop-{number}.myshopify.com"
         world.update(product(number, 2, labels(3, 10 * number, "1.20")), shop=shop)
     quiet(world, probe=600, max_probe=600, **PATIENT)
-    outage = world.buffer.due()["outage"]
-    assert outage and "system busy" in outage["reason"]
+    outage = world.buffer.due().outage
+    assert outage and "system busy" in outage.reason
     assert world.calls() - before <= 8
     assert not any(store["paused"] for store in world.buffer.status()["stores"])
     for _ in range(10):  # tried now and then, and nobody is blamed
@@ -166,7 +167,7 @@ def test_field_04_refusals_to_all_stores_are_the_servers_and_open_its_breaker(wo
     time_passes(world)
     world.settle()
     assert {p for n in range(1, 7) for p in world.prices(f"S{n}").values()} == {"1.20"}
-    assert world.buffer.due()["outage"] is None
+    assert world.buffer.due().outage is None
 
 
 # --- the label's own fault
@@ -329,24 +330,18 @@ def test_field_06_a_batch_that_no_run_survives_gives_up_its_culprit_alone(ready:
         claim = ready.buffer.push_claim(
             limit=100, lease_seconds=60, max_attempts=4, run_id=f"run-{died}", asset=ASSET
         )
-        codes = [row["code"] for row in claim["rows"]]
+        codes = [row.code for row in claim.rows] if claim else []
         if "C-13" in codes:
             died += 1  # and nothing is recorded
             ready.sql("update esl.sync_queue set lease_until = now() - interval '1 s' where state = 'leased'")
             continue
-        if not codes:
+        if claim is None:
             if set(states(ready).values()) == {"dead"}:
                 break
             time_passes(ready)
             continue
-        ready.client.create_multiple(STORE, [row["label"] for row in claim["rows"]])
-        ready.buffer.push_finish(
-            push_id=claim["push_id"],
-            store_code=STORE,
-            operation="upsert",
-            outcome="accepted",
-            rows=[{"code": row["code"], "generation": row["generation"]} for row in claim["rows"]],
-        )
+        ready.client.create_multiple(STORE, [row.label for row in claim.rows if row.label is not None])
+        ready.buffer.push_finish(claim, Outcome("accepted"), RULES)
     assert len(ready.labels()) == 19
     assert states(ready) == {"C-13": "dead"}
     assert "the run ended before" in ready.queue()["C-13"]["last_error"]
@@ -372,8 +367,8 @@ def test_a_store_in_doubt_is_tried_by_one_worker_at_a_time(ready: World) -> None
     quiet(ready, **PATIENT)
     time_passes(ready)
     claim = {"limit": 5, "lease_seconds": 60, "max_attempts": 5, "run_id": "r", "asset": "a"}
-    rows = [ready.buffer.push_claim(**claim)["rows"] for _ in range(4)]
-    assert [len(found) for found in rows] == [1, 0, 0, 0]
+    found = [ready.buffer.push_claim(**claim) for _ in range(4)]
+    assert [len(claimed.rows) if claimed else 0 for claimed in found] == [1, 0, 0, 0]
     ready.sandbox.faults()
     ready.expire_leases()
     time_passes(ready)

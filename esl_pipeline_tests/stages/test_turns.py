@@ -205,7 +205,7 @@ def test_s33_a_drain_works_on_and_says_at_its_end_what_it_could_not_read(
             on_idle=lambda: None,
         )
     assert set(two.labels(QUIET)) == {"C-1"}
-    assert two.buffer.due()["drain"] is None
+    assert two.buffer.due().drain is None
 
 
 # --- among due variants, and in pushes

@@ -36,8 +36,9 @@ $$;
 -- of one shop as of another and of each its oldest changes, max_bytes of text together or one variant, with the active
 -- mappings of their shops (currency and taxes_included as the shop says).
 -- Nothing is claimed: evaluating twice is harmless (see esl_labels_stage). after: a revision, to page through one shop.
--- unsaid: columns with a space between, or null. history: {mapping id: {shown, prior}}, the price on the label and,
--- where the policy asks for it, the lowest of 30 days.
+-- unsaid: columns with a space between, or null. As JSON text, which is how a frame holds them: stock, as
+-- unit_price_measurement; history: {mapping id: {shown, prior}}, the price on the label and, where the policy asks for
+-- it, the lowest of 30 days.
 create or replace function public.esl_variants_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as (
@@ -62,10 +63,10 @@ language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object(
         'variants', coalesce((
             select jsonb_agg(to_jsonb(d) - '{due,turn,bytes,before}'::text[] || jsonb_build_object(
-                       'unsaid', nullif(array_to_string(d.unsaid, ' '), ''), 'stock', k.stock,
+                       'unsaid', nullif(array_to_string(d.unsaid, ' '), ''), 'stock', k.stock::text,
                        'gift_card', coalesce(x.gift_card, false), 'unit_price', x.unit_price,
-                       'unit_price_measurement', x.unit_price_measurement, 'history', h.history,
-                       'problem', r.problem) order by d.revision)
+                       'unit_price_measurement', x.unit_price_measurement::text,
+                       'history', h.history::text, 'problem', r.problem) order by d.revision)
             from page d
             left join esl.variant_details x
               on x.source_system = d.source_system and x.source_store_id = d.source_store_id

@@ -107,12 +107,10 @@ def disconnect(settings: Settings, buffer: Buffer, name: str, *, by: str, say: S
     except NotConnectedError as error:
         says = f"may be left, unless the app is uninstalled: {error}"
         say(Line("subscriptions", says, "warning"))
-    mappings = [mapping for mapping in buffer.mapping_list() if shop_key(mapping) == shop_key(shop)]
-    for mapping in mappings:
-        if mapping["is_active"]:
-            buffer.mapping_update(mapping["id"], {"is_active": False}, by=by)
-        store, id = mapping["hipoink_store_code"], mapping["id"]
-        says = f"{store}: paused, its labels stay; to go on: esl-pipeline stores set {id} --active"
+    for mapping in buffer.mappings(shop=shop):
+        if mapping.is_active:
+            buffer.mapping_update(mapping.id, {"is_active": False}, by=by)
+        says = f"{mapping.store}: paused, its labels stay; to go on: esl-pipeline stores set {mapping.id} --active"
         say(Line("store", says))
     buffer.connection_end(shop, by)
 
@@ -239,9 +237,8 @@ def _read_first(buffer: Buffer, client: AdminClient, shop: Shop, say: Say) -> No
         )
     except SnapshotLostError as lost:
         raise fail(say, "read", str(lost)) from None
-    after = 0
+    active, after = buffer.active_mappings(shop=shop), 0
     while len(part := due_variants(buffer, shop=shop, after=after)[0]):
-        active = [mapping for mapping in buffer.mapping_list() if mapping["is_active"]]
         stage(buffer, part, validate(part, active))
         after = int(part["revision"].max())
     says = f"{read.variants} variants in {read.seconds:.1f} s, {read.changed} of them new or changed"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
@@ -155,6 +155,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=200) | _JSON, st.sampled_from(TOPICS))
 def test_no_signed_body_is_an_exception(body: Any, topic: str) -> None:
     assert made(body, topic, names_shop=True)["state"] in ("ready", "unusable")

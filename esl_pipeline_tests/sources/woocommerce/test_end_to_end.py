@@ -22,6 +22,8 @@ from esl_pipeline_tests.receiver.support import served
 from esl_pipeline_tests.sources.woocommerce.support import hours
 from esl_pipeline_tests.world import RUN, World
 
+pytestmark = pytest.mark.long
+
 SECRET = "of-the-webhooks"
 
 

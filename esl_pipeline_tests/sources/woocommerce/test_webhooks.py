@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esl_pipeline.sandbox.woocommerce.shop import Product, Shop
@@ -275,6 +275,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(body_of(tea()))), JSON), st.sampled_from(TOPICS))
 def test_nothing_signed_raises(changes: dict[str, Any], topic: str) -> None:
     raw = json.dumps(body_of(tea()) | changes).encode(errors="replace")
