@@ -66,8 +66,8 @@ def status(
 
     settings = shared.settings_here()
     with shared.buffer_here() as buffer:
-        connections, mappings = buffer.connection_list(), buffer.mapping_list()
-    rows = {row["source_store_id"]: row for row in connections}
+        connections, mappings = buffer.connection_list(), buffer.mappings()
+    rows = {row["source_store_id"]: row for row in connections if row["source_system"] == "shopify"}
     names = first_day.shops_of(settings, connections) if shop is None else [_domain(shop)]
     if not names:
         raise CommandError("no shop is connected: esl-pipeline shopify connect SHOP")
@@ -76,7 +76,8 @@ def status(
         told = _Told(as_json)
         if not as_json:
             shared.out.print(f"[bold]{escape(name)}[/]")
-        ours = [mapping for mapping in mappings if mapping["source_store_id"] == name]
+        key = {"source_system": "shopify", "source_store_id": name}
+        ours = [mapping for mapping in mappings if mapping.shop == key]
         first_day.show(settings, name, rows.get(name, {}), ours, told.say)
         all_told[name] = [asdict(line) for line in told.lines]
         wrong |= any(line.state == "wrong" for line in told.lines)

@@ -11,7 +11,8 @@ from typing import Any
 from uuid import uuid4
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.model.shop import Shop, shop_key
+from esl_pipeline.labels.mapping import StoreMapping
+from esl_pipeline.model.shop import Shop
 from esl_pipeline.settings import Settings
 from esl_pipeline.sources.shopify.admin import AdminClient, AdminError
 from esl_pipeline.sources.shopify.apps import App
@@ -84,12 +85,13 @@ def connect(settings: Settings, buffer: Buffer, wish: Wish, *, by: str, say: Say
         if wish.store is None:
             return Connected(toml=toml)
         policy = {"expected_currency": found.currency, "location_id": location}
-        mapping, is_new = _mapping(buffer, wish, {k: v for k, v in policy.items() if v}, by=by)
+        kept, is_new = _mapping(buffer, wish, {k: v for k, v in policy.items() if v}, by=by)
+        mapping = StoreMapping.of(kept)
         _say_mapping(mapping, is_new, say)
-        if mapping["is_active"]:
+        if mapping.is_active:
             _read_first(buffer, client, shop, say)
             _preview(buffer, shop, wish.store, say)
-        return Connected(mapping, is_new, toml)
+        return Connected(kept, is_new, toml)
 
 
 def disconnect(settings: Settings, buffer: Buffer, name: str, *, by: str, say: Say) -> None:
@@ -123,7 +125,7 @@ def shops_of(settings: Settings, connections: Sequence[Row]) -> list[str]:
     return sorted(rows | {shop for shop in named if shop is not None})
 
 
-def show(settings: Settings, name: str, connection: Row, mappings: Sequence[Row], say: Say) -> None:
+def show(settings: Settings, name: str, connection: Row, mappings: Sequence[StoreMapping], say: Say) -> None:
     """How one shop stands; changes nothing. connection: of `Buffer.connection_list`, empty where there is none."""
     kind = connection.get("subscriptions")
     try:
@@ -202,27 +204,28 @@ def _kind(client: AdminClient, row: Row, wanted: Kind | None, say: Say) -> Kind:
 
 
 def _mapping(buffer: Buffer, wish: Wish, policy: Row, *, by: str) -> tuple[Row, bool]:
-    """The mapping of shop and store, and whether it is new: then in dry run, with this policy.
+    """The row of the mapping of shop and store, and whether it is new: then in dry run, with this policy.
 
     An existing one stays as it is; but a location that was asked for becomes its.
     """
     shop = _named(wish.shop)
-    for mapping in buffer.mapping_list():
-        if shop_key(mapping) == shop_key(shop) and mapping["hipoink_store_code"] == wish.store:
-            if wish.location is None or mapping["settings"].get("location_id") == policy["location_id"]:
-                return mapping, False
-            settings = mapping["settings"] | {"location_id": policy["location_id"]}
-            return buffer.mapping_update(mapping["id"], {"settings": settings}, by=by) or mapping, False
+    for row in buffer.mapping_list():
+        mapping = StoreMapping.of(row)
+        if mapping.shop == shop and mapping.store == wish.store:
+            if wish.location is None or mapping.settings.get("location_id") == policy["location_id"]:
+                return row, False
+            settings = {**mapping.settings, "location_id": policy["location_id"]}
+            return buffer.mapping_update(mapping.id, {"settings": settings}, by=by) or row, False
     fields = shop | {"hipoink_store_code": wish.store, "is_dry_run": True, "settings": dict(policy)}
     return buffer.mapping_create(fields | {"shared": wish.shared}, by=by), True
 
 
-def _say_mapping(mapping: Row, is_new: bool, say: Say) -> None:
-    store, id = mapping["hipoink_store_code"], mapping["id"]
-    if not mapping["is_active"]:
-        says = f"{store}: paused, nothing is read or pushed: esl-pipeline stores set {id} --active"
+def _say_mapping(mapping: StoreMapping, is_new: bool, say: Say) -> None:
+    store = mapping.store
+    if not mapping.is_active:
+        says = f"{store}: paused, nothing is read or pushed: esl-pipeline stores set {mapping.id} --active"
         say(Line("store", says, "warning"))
-    elif mapping["is_dry_run"]:
+    elif mapping.is_dry_run:
         made = "mapped, in dry run" if is_new else "in dry run"
         say(Line("store", f"{store}: {made}: nothing is pushed yet"))
     else:
