@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from esl_pipeline.buffer.buffer import Buffer, Row
+from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.demo.day import Label, Shelf, made_label
 from esl_pipeline.demo.shop import BY, STORE, Act, DemoError, ShopUnderDemo, Tell
 from esl_pipeline.sandbox.shopify.catalogue import Catalogue
 from esl_pipeline.settings import Settings
+from esl_pipeline.sources.facts import Row
 
 _SEED = 2026
 _READ_SECONDS = 120.0

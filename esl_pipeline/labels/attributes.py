@@ -9,25 +9,12 @@ from esl_pipeline.labels import codes, unit_price
 from esl_pipeline.labels.lengths import FIELD_LENGTH
 from esl_pipeline.labels.policy import LABEL_SERVER_DECIMALS, Policy
 from esl_pipeline.labels.text import clean, without_emoji
+from esl_pipeline.model.rows import SHOWN
 
 # Shopify's name for the only variant of a product without options.
 DEFAULT_VARIANT_TITLE = "Default Title"
 # [0-9], never \d: Python's takes Arabic digits. Checked before Decimal, which takes NaN, Infinity and 1e3.
 PRICE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,4})?")
-
-_TEXTS = (
-    "title",
-    "variant_title",
-    "sku",
-    "barcode",
-    "vendor",
-    "product_type",
-    "tags",
-    "option1",
-    "option2",
-    "option3",
-    "handle",
-)
 
 # Where Shopify's name for the only variant may stand.
 _NAMES_OF_ONE = {"variant_title", "option1", "option2", "option3"}
@@ -52,7 +39,7 @@ def attributes_of(variant: Mapping[str, Any], policy: Policy, shop_currency: str
     never raises for the content of a row.
     """
     used = policy.used_attributes
-    texts = {name: _text(variant.get(name), policy.emoji) for name in _TEXTS if name in used}
+    texts = {name: _text(variant.get(name), policy.emoji) for name in SHOWN & used}
     for name in _NAMES_OF_ONE & texts.keys():
         if texts[name] == DEFAULT_VARIANT_TITLE:
             texts[name] = ""

@@ -8,15 +8,11 @@ has more parts than a product can have is not read at all.
 from collections.abc import Mapping
 from typing import Any
 
-# In characters. Shopify's own limits; where it has none, more than any shop has.
+from esl_pipeline.model.rows import VARIANTS
+
+# In characters, by column.
 LENGTHS: Mapping[str, int] = {
-    **dict.fromkeys(("title", "sku", "barcode", "vendor", "product_type", "handle"), 255),
-    **dict.fromkeys(("option1", "option2", "option3"), 255),
-    "variant_title": 800,  # its three options with " / " between
-    "tags": 10_000,  # all of a product's
-    "image_url": 2_048,
-    **dict.fromkeys(("price", "compare_at_price", "unit_price"), 32),
-    **dict.fromkeys(("status", "published_at", "source_created_at"), 64),
+    **{column.name: column.longest for column in VARIANTS.columns if column.longest},
     **dict.fromkeys(("currency", "time_zone"), 64),
 }
 # Of a product.

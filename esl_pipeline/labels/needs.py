@@ -4,14 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from esl_pipeline.labels.policy import Policy
-
-# Columns of a variant that have the name of the attribute that shows them.
-_SHOWN = frozenset(
-    (
-        *("title", "variant_title", "option1", "option2", "option3", "vendor", "product_type", "tags"),
-        *("barcode", "sku", "handle"),
-    )
-)
+from esl_pipeline.model.rows import SHOWN
 
 
 def unsaid_needs(row: Mapping[str, Any], policy: Policy) -> list[str]:
@@ -23,7 +16,7 @@ def unsaid_needs(row: Mapping[str, Any], policy: Policy) -> list[str]:
 
 def _needs(row: Mapping[str, Any], policy: Policy) -> Iterator[str]:
     yield from ("status", "price")
-    yield from _SHOWN & policy.used_attributes
+    yield from SHOWN & policy.used_attributes
     for source in policy.code_source:
         if source != "variant_id":
             yield source

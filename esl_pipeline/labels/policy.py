@@ -10,28 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from esl_pipeline.labels import templates
 from esl_pipeline.labels.lengths import LENGTHS
+from esl_pipeline.model.rows import SHOWN
 
 # The label server returns prices with two decimals (hipoink-api.md section 6).
 LABEL_SERVER_DECIMALS = 2
 
 # What a template can name. Prices are dot-decimal text, unit_price_per is "kg", "100 g" …, stock is of location_id.
-ATTRIBUTES = frozenset(
-    (
-        *(
-            "title",
-            "variant_title",
-            "option1",
-            "option2",
-            "option3",
-            "vendor",
-            "product_type",
-            "tags",
-            "status",
-        ),
-        *("code", "barcode", "sku", "variant_id", "product_id", "handle", "shop"),
-        *("price", "compare_at_price", "currency", "unit_price", "unit_price_per", "stock"),
-    )
-)
+ATTRIBUTES = SHOWN | {
+    *("status", "code", "variant_id", "product_id", "shop"),
+    *("price", "compare_at_price", "currency", "unit_price", "unit_price_per", "stock"),
+}
 _UNIT_PRICE = {"unit_price", "unit_price_per"}
 
 CodeSource = Literal["barcode", "sku", "variant_id"]

@@ -324,12 +324,17 @@ class Stack:
         return {"ESL_DATABASE_URL": self._logins[name]} if self._owns_buffer else {}
 
     def _fail_abandoned_runs(self) -> None:
-        """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
+        """Nobody else uses our own Postgres: no run of an earlier start can be alive.
+
+        Once more where it fails: of two processes that make Dagster's tables at the same time one meets the other's.
+        """
         command = [sys.executable, "-m", "esl_pipeline.orchestration.abandoned_runs"]
         given = given_to("Dagster daemon", self.environment)
-        done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
+        for _ in range(2):
+            done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+            if not done.returncode:
+                return
+        raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
 
     def _start_postgres(self) -> EmbeddedPostgres:
         return EmbeddedPostgres.start(self._home / "postgres")

@@ -11,11 +11,19 @@ Dtype = Literal["str", "bool", "int64", "list[int64]"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what it holds, in words, and as what."""
+    """One column: what it holds, in words, and as what.
+
+    Of what a source says of a variant also: longest, in characters (Shopify's own limits; where it has none, more than
+    any shop has); is_shared: said of the product, for all its variants; is_shown: an attribute of that name, for
+    templates.
+    """
 
     name: str
     says: str
     dtype: Dtype = "str"
+    longest: int | None = None
+    is_shared: bool = False
+    is_shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,36 +58,39 @@ VARIANTS = Rows(
         _VARIANT,
         Column("product_id", "id of its product at its source"),
         Column("inventory_item_id", "id of its stock at its source"),
-        Column("title", "the product's title"),
-        Column("variant_title", "the variant's own title"),
-        Column("barcode", "as the source sent it"),
-        Column("sku", "as the source sent it"),
-        Column("price", "as the source sent it"),
-        Column("compare_at_price", "as the source sent it"),
-        Column("image_url", "address of the product's image"),
-        Column("status", "active, unlisted, draft or archived"),
-        Column("published_at", "since when the product is published (ISO 8601), or null"),
-        Column("vendor", "as the source sent it"),
-        Column("product_type", "as the source sent it"),
-        Column("tags", "with commas between"),
-        Column("handle", "the product's name in addresses"),
-        Column("option1", "value of the first option"),
-        Column("option2", "value of the second option"),
-        Column("option3", "value of the third option"),
-        Column("source_created_at", "when the source made it (ISO 8601, UTC)"),
+        Column("title", "the product's title", longest=255, is_shared=True, is_shown=True),
+        Column("variant_title", "the variant's own title", longest=800, is_shown=True),
+        Column("barcode", "as the source sent it", longest=255, is_shown=True),
+        Column("sku", "as the source sent it", longest=255, is_shown=True),
+        Column("price", "as the source sent it", longest=32),
+        Column("compare_at_price", "as the source sent it", longest=32),
+        Column("image_url", "address of the product's image", longest=2_048),
+        Column("status", "active, unlisted, draft or archived", longest=64, is_shared=True),
+        Column("published_at", "since when it is published (ISO 8601), or null", longest=64, is_shared=True),
+        Column("vendor", "as the source sent it", longest=255, is_shared=True, is_shown=True),
+        Column("product_type", "as the source sent it", longest=255, is_shared=True, is_shown=True),
+        Column("tags", "with commas between", longest=10_000, is_shared=True, is_shown=True),
+        Column("handle", "its name in addresses", longest=255, is_shared=True, is_shown=True),
+        Column("option1", "value of the first option", longest=255, is_shown=True),
+        Column("option2", "value of the second option", longest=255, is_shown=True),
+        Column("option3", "value of the third option", longest=255, is_shown=True),
+        Column("source_created_at", "when the source made it (ISO 8601, UTC)", longest=64),
         Column("source_updated_at", "when the source changed it last (ISO 8601, UTC)"),
         Column("unsaid", "columns that nobody has said yet, with spaces between"),
         Column("removed", "whether the source has it no more", "bool"),
         Column("stock", "JSON object: location id to quantity, or null"),
         Column("problem", "what is wrong with what the source says of it"),
         Column("gift_card", "whether it is one", "bool"),
-        Column("unit_price", "price per unit, as the source sent it"),
+        Column("unit_price", "price per unit, as the source sent it", longest=32),
         Column("unit_price_measurement", "JSON object: what the pack holds, as the source sent it, or null"),
         Column("history", "JSON object: mapping id to {shown, prior}, the prices of our own labels, or null"),
         _EVENTS,
         Column("revision", "grows with every change of a variant's content", "int64"),
     )
 )
+
+SHOWN = frozenset(column.name for column in VARIANTS.columns if column.is_shown)
+"""Columns of a variant that are attributes of the same name."""
 
 LABELS = Rows(
     (

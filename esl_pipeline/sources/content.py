@@ -11,23 +11,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from esl_pipeline.labels.lengths import LENGTHS, fitted
+from esl_pipeline.model.rows import VARIANTS
 from esl_pipeline.sources.facts import Row
 
 # NUL is legal JSON that Postgres text refuses; a lone surrogate cannot be encoded at all.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
-_SHARED = ("title", "handle", "vendor", "product_type", "status", "published_at", "tags")
-# The buffer's name of a variant's content, and ours of what is in it.
+# What is said of a product, for all its variants; and of a variant's own content the buffer's name, with ours of what
+# is in it.
+_SHARED = tuple(column.name for column in VARIANTS.columns if column.is_shared)
+_OF_DETAILS = "unit_price"
 _OWN = {
-    "variant_title": "title",
-    "source_created_at": "created_at",
-    **{
-        name: name
-        for name in (
-            *("inventory_item_id", "barcode", "sku", "price", "compare_at_price", "image_url"),
-            *("option1", "option2", "option3"),
-        )
-    },
+    column.name: {"variant_title": "title", "source_created_at": "created_at"}.get(column.name, column.name)
+    for column in VARIANTS.columns
+    if column.name == "inventory_item_id"
+    or (column.longest and not column.is_shared and column.name != _OF_DETAILS)
 }
 CONTENT = frozenset((*_SHARED, *_OWN))
 
