@@ -43,7 +43,7 @@ def settings_here() -> Settings:
 
 
 def shop_named(text: str, system: str | None = None) -> dict[str, str]:
-    """The shop that somebody means, of that source or of the one in use that has shops of such names.
+    """The shop that somebody means: of that source, or of the one in use that opens it, or has shops of such names.
 
     A name that no source in use has is taken as it is, for those who check it to say what is wrong. Raises CommandError
     when there is no such source, or several have shops of that form.
@@ -52,8 +52,12 @@ def shop_named(text: str, system: str | None = None) -> dict[str, str]:
 
     if system is not None and system not in SOURCES:
         raise CommandError(f"no source is called {system}: there are {', '.join(SOURCES)}")
-    sources = [SOURCES[system]] if system else [type(source) for source in settings_here().sources_in_use]
+    settings = settings_here()
+    sources = [SOURCES[system]] if system else [type(source) for source in settings.sources_in_use]
     found = {source.system: shop for source in sources if (shop := source.shop_named(text))}
+    opened = {name: shop for name, shop in found.items() if settings.sources[name].opens(shop)}
+    if len(opened) == 1:
+        found = opened
     if len(found) > 1:
         raise CommandError(f"{text} may be a shop of {' and of '.join(found)}: say --source")
     for source_system, shop in found.items():

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import psycopg
@@ -11,7 +10,6 @@ import psycopg
 from esl_pipeline.demo.day import Label
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.settings import Settings
-from esl_pipeline.sources.registry import SOURCES
 
 RUN_SECONDS = 120.0
 _MISSING, _DIFFERENT = 3, 5
@@ -48,24 +46,18 @@ def meddle(labels: str, store: str, codes: Sequence[str], rng: random.Random) ->
     return done
 
 
-def reconcile(ui: str, system: str, partition: str) -> str:
-    """Run full_reconciliation for a shop of a source to its end, over Dagster's webserver -> the run's id."""
-    products, results = SOURCES[system].products_asset(), "hipoink_sync_results"
-    return run_job(
-        ui,
-        "full_reconciliation",
-        partition=partition,
-        assets=[products, "validated_variants", results],
-        ops={products: {"whole_catalogue": True}, results: {"compare": True}},
-    )
-
-
-def run_job(ui: str, job: str, **how: Any) -> str:
-    """Run a job to its end (see Webserver.launch) -> the run's id."""
+def reconcile(ui: str, partition: str) -> str:
+    """Run full_reconciliation for a shop to its end, over Dagster's webserver -> the run's id."""
     webserver = Webserver(ui)
-    run_id = webserver.launch(job, **how)
+    run_id = webserver.launch_night(partition)
     webserver.wait(run_id, RUN_SECONDS)
     return run_id
+
+
+def run_job(ui: str, job: str) -> None:
+    """Run a job of all shops to its end."""
+    webserver = Webserver(ui)
+    webserver.wait(webserver.launch(job), RUN_SECONDS)
 
 
 def drift_in_dagster(ui: str, run_id: str) -> dict[str, int]:

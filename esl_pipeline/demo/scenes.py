@@ -121,7 +121,7 @@ class Stage:
         began = time.monotonic()
         with self._progress() as progress:
             hanging = progress.add_task("labels right", total=len(expected), note="reading the whole shop")
-            run_id = reconcile(self._stack.urls.ui, self._shop.system, self._shop.partition)
+            run_id = reconcile(self._stack.urls.ui, self._shop.partition)
             for moment in self._moments(expected):
                 progress.update(hanging, completed=len(expected) - moment.not_right, note=moment.queue)
         return NightReport(

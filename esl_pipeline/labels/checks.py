@@ -82,15 +82,16 @@ _RULES = [
         "error",
         "unsaid",
         lambda s: s.eq(""),
-        "{source}'s webhooks leave out what this store needs to know, and nobody has said it yet",
-        "add the fields shown to the subscription (include_fields), or let the shop be read: {how_to_read}",
+        "what came from {source} leaves out what this store needs to know, and nobody has said it yet",
+        "add the fields shown: to the subscription (include_fields), to the file; or let the shop be read: "
+        "{how_to_read}",
     ),
     Rule(
         "row_unusable",
         "error",
         "problem",
         lambda s: s.eq(""),
-        "what the source says of this product cannot be used, or not all of it",
+        "what {source} says of this product cannot be used, or not all of it",
         "correct the line shown where the file is made; the next file then sets it right",
     ),
     Rule(

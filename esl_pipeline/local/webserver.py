@@ -6,6 +6,9 @@ from typing import Any
 
 import httpx
 
+from esl_pipeline.model.shop import shop_of
+from esl_pipeline.sources.registry import SOURCES
+
 _REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "esl_pipeline"}
 _POLL_SECONDS = 0.25
 _ENDED = ("SUCCESS", "FAILURE", "CANCELED")
@@ -70,6 +73,16 @@ class Webserver:
                 f"Dagster did not start {job}: {answer['__typename']} {answer.get('message', '')}"
             )
         return str(answer["run"]["runId"])
+
+    def launch_night(self, shop: str) -> str:
+        """Start full_reconciliation for a shop (its partition), as the schedule of the night does -> the run's id."""
+        products, results = SOURCES[shop_of(shop)["source_system"]].products_asset(), "hipoink_sync_results"
+        return self.launch(
+            "full_reconciliation",
+            partition=shop,
+            assets=[products, "validated_variants", results],
+            ops={products: {"whole_catalogue": True}, results: {"compare": True}},
+        )
 
     def wait(self, run_id: str, seconds: float) -> None:
         """Return when a run has succeeded; WebserverError when it has failed, or has not ended in time."""

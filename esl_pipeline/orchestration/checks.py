@@ -161,7 +161,7 @@ def shop_is_read(problem: str | None, *, unread: str | None = None) -> dg.AssetC
 
     problem: why it cannot. unread: which of its files were not read, and why.
     """
-    says = [f"what webhooks miss stays missed: {problem}"] if problem else []
+    says = [f"cannot be read, so that what nobody tells stays unknown: {problem}"] if problem else []
     says += [unread] if unread else []
     return dg.AssetCheckResult(
         passed=not says,

@@ -315,7 +315,7 @@ def stack() -> Iterator[Stack]:
                 f" $$begin perform pg_advisory_xact_lock_shared({LOCK}); return new; end$$"
             )
             stack.instance.add_dynamic_partitions("shops", [SHOP])
-            stack.webserver.wait(stack.webserver.launch(JOB, partition=SHOP), 60)
+            stack.webserver.wait(stack.webserver.launch_night(SHOP), 60)
             assert stack.labels.prices() == stack.shopify.prices()
             yield stack
         finally:
@@ -395,7 +395,7 @@ def assert_converged(stack: Stack, staying: dict[str, str]) -> None:
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
 def test_dagster_retries_a_killed_run_until_the_labels_are_right(stack: Stack, moment: Moment) -> None:
     staying, before = change_the_shop(stack), stack.runs()
-    run_id = stack.webserver.launch(JOB, partition=SHOP)
+    run_id = stack.webserver.launch_night(SHOP)
     with moment.hold(stack) as is_reached:
         eventually(is_reached, 30, "the moment")
         (snapshot,) = stack.sql("select state from esl.snapshots order by started_at desc limit 1")
@@ -412,7 +412,7 @@ def test_dagster_retries_a_killed_run_until_the_labels_are_right(stack: Stack, m
 
 def test_a_run_after_all_of_them_has_nothing_to_do(stack: Stack) -> None:
     calls = stack.labels.calls()
-    stack.webserver.wait(stack.webserver.launch(JOB, partition=SHOP), 60)
+    stack.webserver.wait(stack.webserver.launch_night(SHOP), 60)
     assert stack.labels.calls() == calls
 
 
@@ -434,7 +434,7 @@ def test_a_killed_drain_is_taken_up_before_its_leases_end(stack: Stack) -> None:
 
 def test_runs_that_died_with_everything_are_retried_by_the_next_start(stack: Stack) -> None:
     staying, before = change_the_shop(stack), stack.runs()
-    run_id = stack.webserver.launch(JOB, partition=SHOP)
+    run_id = stack.webserver.launch_night(SHOP)
     with stack.shop_fault(kind="bulk_slow", seconds=HELD_SECONDS, times=1) as is_reached:
         eventually(is_reached, 30, "a bulk operation")
         assert stack.run(run_id).status == DagsterRunStatus.STARTED

@@ -300,20 +300,20 @@ def test_f40_no_secret_is_left_anywhere(home: Path, postgres: EmbeddedPostgres, 
 
             # Nights: one that ends well, and Shopify failing in every way, with the label server failing too.
             dagster = Webserver(urls["ui"])
-            dagster.wait(dagster.launch("full_reconciliation", partition=f"shopify:{SHOP}"), 120)
+            dagster.wait(dagster.launch_night(f"shopify:{SHOP}"), 120)
             for shopify.mode in ("401", "500", "no"):
                 with pytest.raises(WebserverError, match="FAILURE"):
-                    dagster.wait(dagster.launch("full_reconciliation", partition=f"shopify:{SHOP}"), 120)
+                    dagster.wait(dagster.launch_night(f"shopify:{SHOP}"), 120)
             # Those of a shop whose tokens are granted: one that ends well, and each way not to get or keep one.
             shopify.mode, night = "ok", f"shopify:{OTHER_SHOP}"
-            dagster.wait(dagster.launch("full_reconciliation", partition=night), 120)
+            dagster.wait(dagster.launch_night(night), 120)
             for shopify.mode in ("400", "402", "301", "drop", "no", "refused"):
                 with pytest.raises(WebserverError, match="FAILURE"):
-                    dagster.wait(dagster.launch("full_reconciliation", partition=night), 240)
+                    dagster.wait(dagster.launch_night(night), 240)
                 if shopify.mode != "refused":
                     command("doctor", "--json", MODE=shopify.mode)
             shopify.mode, labels.mode = "ok", "401"
-            dagster.wait(dagster.launch("full_reconciliation", partition=f"shopify:{SHOP}"), 120)
+            dagster.wait(dagster.launch_night(f"shopify:{SHOP}"), 120)
             assert {"ok", "401", "500", "no"} <= set(shopify.seen)
 
             # The command: with everything, and with each connection broken.

@@ -126,7 +126,7 @@ def test_two_pipelines_on_one_buffer_push_every_label_once(pair: Pair) -> None:
     # once, the later snapshot overtakes the earlier one, whose run fails (Dagster tries it again).
     def reconcile(pipeline: Victim) -> bool:
         webserver = Webserver(pipeline.ui)
-        run_id = webserver.launch("full_reconciliation", partition=f"shopify:{DOMAIN}")
+        run_id = webserver.launch_night(f"shopify:{DOMAIN}")
         try:
             webserver.wait(run_id, 150)
         except WebserverError as error:

@@ -92,3 +92,26 @@ def test_a_trace_names_the_file(run: Run, here: Till, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         cli.main()
     assert "from full.csv of" in capsys.readouterr().out
+
+
+def test_a_shop_of_files_is_mapped_with_its_columns(
+    here: Till, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = [
+        "stores",
+        "add",
+        "north",
+        "S9",
+        "--source",
+        "files",
+        "--policy",
+        "columns.price=VK neu",
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["esl-pipeline", *added])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    mapping = here.world.buffer.mapping_list()[-1]
+    assert (mapping["source_system"], mapping["source_store_id"]) == ("files", "north")
+    assert mapping["settings"]["columns"] == {"price": "VK neu"}
