@@ -1069,6 +1069,120 @@ def esl_missing_variants(api: Api) -> None:
     assert api("esl_missing_variants", shop=api.shop_key, limit=9) == {"products": ["2"]}
 
 
+def _file(
+    name: str, *, state: str = "ready", kind: str = "full", at: str = NOW, **fields: Any
+) -> dict[str, Any]:
+    """How a file was judged."""
+    return {
+        "name": name,
+        "size": 10,
+        "modified_at": at,
+        "columns": "{}",
+        "sha256": sha256(name.encode()).hexdigest(),
+        "kind": kind,
+        "key": "id",
+        "fields": ["id", "price", "title"],
+        "state": state,
+        "reason": None if state == "ready" else "why",
+        "rows": 2,
+    } | fields
+
+
+def _known(api: Api, *files: dict[str, Any]) -> Any:
+    asked = [{key: file[key] for key in ("name", "size", "modified_at", "sha256")} for file in files]
+    return api("esl_files_known", shop=api.shop_key, files=asked, columns="{}")
+
+
+@contract
+def esl_files_known(api: Api) -> None:
+    first, second = _file("a-full.csv"), _file("b-changes.csv", kind="changes", at=LATER)
+    nothing = {"files": [], "held": [], "last": None, "last_full": None, "same": None}
+    assert _known(api, first, second) == nothing
+    for file in (first, second):
+        noted = api("esl_files_note", shop=api.shop_key, file=file, run_id="r")
+        api("esl_files_finish", file_id=noted["id"], told=[], run_id="r")
+    found = _known(api, first | {"name": "copy-full.csv"})
+    assert (found["files"], found["last"]["name"], found["last_full"]["name"]) == (
+        [],
+        second["name"],
+        first["name"],
+    )
+    assert found["same"]["name"] == first["name"]
+    assert [file["name"] for file in _known(api, first, second)["files"]] == [first["name"], second["name"]]
+
+
+@contract
+def esl_files_note(api: Api) -> None:
+    noted = api("esl_files_note", shop=api.shop_key, file=_file("a-full.csv"), run_id="r")
+    assert (noted["state"], noted["rows"], noted["complaints"]) == ("ready", 2, [])
+    again = api("esl_files_note", shop=api.shop_key, file=_file("a-full.csv", state="refused"), run_id="s")
+    assert (again["id"], again["state"], again["run_id"]) == (noted["id"], "ready", "r")
+    # No two files of a shop are of one time.
+    other = api("esl_files_note", shop=api.shop_key, file=_file("b-full.csv"), run_id="r")
+    assert datetime.fromisoformat(other["version_at"]) - datetime.fromisoformat(
+        noted["version_at"]
+    ) == timedelta(microseconds=1)
+
+
+@contract
+def esl_files_finish(api: Api) -> None:
+    noted = api("esl_files_note", shop=api.shop_key, file=_file("a-full.csv"), run_id="r")
+    assert api("esl_files_finish", file_id=noted["id"], told=None, run_id="r") == {"applied": True}
+    assert api("esl_files_finish", file_id=noted["id"], told=None, run_id="r") == {"applied": False}
+    refused = api("esl_files_note", shop=api.shop_key, file=_file("b-full.csv", state="refused"), run_id="r")
+    assert api("esl_files_finish", file_id=refused["id"], told=None, run_id="r") == {"applied": False}
+
+
+@contract
+def esl_files_list(api: Api) -> None:
+    for name, at in (("a-full.csv", NOW), ("b-full.csv", LATER)):
+        api("esl_files_note", shop=api.shop_key, file=_file(name, state="refused", at=at), run_id="r")
+    assert [
+        (f["name"], f["is_open"]) for f in api("esl_files_list", shop=api.shop_key, limit=9)["files"]
+    ] == [
+        ("b-full.csv", True),
+        ("a-full.csv", True),
+    ]
+    assert len(api("esl_files_list", shop=api.shop_key, limit=1)["files"]) == 1
+
+
+@contract
+def esl_files_approve(api: Api) -> None:
+    approve = {"shop": api.shop_key, "name": "a-full.csv", "by": "somebody"}
+    assert api("esl_files_approve", **approve) == {"file": None}
+    api("esl_files_note", shop=api.shop_key, file=_file("a-full.csv", state="waiting"), run_id="r")
+    approved = api("esl_files_approve", **approve)["file"]
+    assert (approved["state"], approved["approved_by"]) == ("approved", "somebody")
+    assert api("esl_files_approve", **approve) == {"file": None}
+
+
+@contract
+def esl_problems_note(api: Api) -> None:
+    api.mapping()
+    api.merge([api.variant(1)])
+    api.stage()
+    assert api.due()["variants"] == []
+    problem = {**api.shop_key, "variant_id": "1", "version_at": LATER, "problem": "line 4: no number"}
+    assert api("esl_problems_note", problems=[problem]) == {"noted": 1}
+    assert [row["problem"] for row in api.due()["variants"]] == ["line 4: no number"]
+    assert api("esl_problems_note", problems=[problem]) == {"noted": 0}
+    assert api("esl_problems_note", problems=[problem | {"version_at": "2020-01-01T00:00:00Z"}]) == {
+        "noted": 0
+    }
+
+
+@contract
+def esl_snapshot_keep(api: Api) -> None:
+    api.merge([api.variant(n) | {"barcode": f"400{n}", "title": f"Apple {n}"} for n in (1, 2, 3)])
+    snapshot = _snapshot(api)
+    span = {"lowest": "4001", "highest": "4001", "title": None}
+    title = {"lowest": None, "highest": None, "title": "apple 2"}
+    assert api("esl_snapshot_keep", snapshot_id=snapshot, unclear=[span, title]) == {"kept": 2}
+    assert api("esl_snapshot_keep", snapshot_id=snapshot, unclear=[span]) == {"kept": 0}
+    done = api("esl_snapshot_finish", snapshot_id=snapshot, as_of="2026-03-02T00:00:00+00:00", counts={})
+    assert (done["finished"], done["removed"]) == (True, 1)
+
+
 def _on_labels(api: Api, count: int, **settings: Any) -> str:
     """So many accepted labels; the time after."""
     api.queued(count, **settings)

@@ -166,7 +166,7 @@ def test_a_wrong_field_is_422_by_its_name(buffer: WatchedBuffer, method: str, fi
 
 def test_all_wrong_fields_are_named_at_once(buffer: WatchedBuffer) -> None:
     body = {
-        "source_store_id": "x",
+        "source_store_id": "no shop of any source",
         "hipoink_store_code": "/",
         "colour": "red",
         "settings": {"expected_currency": "euro", "stock_field": "weight", "hipoink_sign": "hush-hush"},

@@ -31,6 +31,7 @@ WITHOUT_SEARCH_PATH = {
     "content",
     "content_columns",
     "drastic_kind",
+    "files_of",
     "history_of",
     "is_blanked",
     "is_large_change",

@@ -90,7 +90,7 @@ end $$;
 create or replace function public.esl_files_list(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     select jsonb_build_object(
-        'files', coalesce(jsonb_agg(to_jsonb(t) order by t.version_at desc, t.id desc), '[]')) from (
+        'files', coalesce(jsonb_agg(to_jsonb(t) - 'db_user' order by t.version_at desc, t.id desc), '[]')) from (
         select f.*, f.state in ('refused', 'waiting') and not exists (
                    select from esl.source_files o
                    where o.source_store_id = f.source_store_id and o.source_system = f.source_system
@@ -111,7 +111,7 @@ begin
     where id = (select o.id from esl.files_of(p -> 'shop') o
                 where o.name = p ->> 'name' and o.state = 'waiting' order by o.version_at desc limit 1)
     returning * into f;
-    return jsonb_build_object('file', case when found then to_jsonb(f) end);
+    return jsonb_build_object('file', case when found then to_jsonb(f) - 'db_user' end);
 end $$;
 
 -- {problems: [{source_system, source_store_id, variant_id, version_at, problem}]} -> {noted}: what is wrong with what
