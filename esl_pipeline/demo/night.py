@@ -46,6 +46,11 @@ def meddle(labels: str, store: str, codes: Sequence[str], rng: random.Random) ->
     return done
 
 
+def await_reads(ui: str) -> None:
+    """Until no run reads a whole shop that was started by itself: it would find what is done to the labels."""
+    Webserver(ui).wait_for_others("full_reconciliation", RUN_SECONDS)
+
+
 def reconcile(ui: str, partition: str) -> str:
     """Run full_reconciliation for a shop to its end, over Dagster's webserver -> the run's id."""
     webserver = Webserver(ui)

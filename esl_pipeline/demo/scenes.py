@@ -13,7 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.demo.day import Difference, Label, compare
-from esl_pipeline.demo.night import drift_in_dagster, meddle, reconcile, repaired_in_buffer, run_job
+from esl_pipeline.demo.night import (
+    await_reads,
+    drift_in_dagster,
+    meddle,
+    reconcile,
+    repaired_in_buffer,
+    run_job,
+)
 from esl_pipeline.demo.report import NightReport, Row, WaveReport
 from esl_pipeline.demo.shop import STORE, Act, DemoError, ShopUnderDemo
 from esl_pipeline.local.stack import Stack
@@ -112,6 +119,7 @@ class Stage:
     def night(self) -> NightReport:
         """Meddle with the labels, reconcile, and compare them with the shop as it is. Raises DemoError, as above."""
         told, shown = dict(self._shop.labels), self.sandbox()["labels"]
+        await_reads(self._stack.urls.ui)
         self._shop.night_falls()
         labels = self._shop.labels
         # What nothing else sets right: not a dropped webhook's labels.

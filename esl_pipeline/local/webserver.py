@@ -1,7 +1,7 @@
 """What a stack asks of Dagster's webserver, over its GraphQL endpoint: is it loaded, start a job, how did it end."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -21,6 +21,7 @@ _LAUNCH = """mutation ($run: ExecutionParams!) {
   launchRun(executionParams: $run) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+_RUNS = "query ($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }"
 _NUMBERS = """query ($id: ID!) {
   runOrError(runId: $id) { ... on Run { assetMaterializations {
     assetKey { path } metadataEntries { label ... on IntMetadataEntry { intRepr } } } } } }"""
@@ -57,14 +58,13 @@ class Webserver:
         *,
         partition: str | None = None,
         assets: Sequence[str] = (),
-        ops: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> str:
-        """Start a job -> the run's id. partition: where it has any; assets: some of its own; ops: how they are set."""
+        """Start a job -> the run's id. partition: where it has any; assets: some of its own."""
         tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
         selected = {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
         run = {
             "selector": {**_REPOSITORY, "jobName": job, **selected},
-            "runConfigData": {"ops": {op: {"config": said} for op, said in (ops or {}).items()}},
+            "runConfigData": {},
             "executionMetadata": {"tags": tags},
         }
         answer = self._ask(_LAUNCH, run=run)["launchRun"]
@@ -76,13 +76,18 @@ class Webserver:
 
     def launch_night(self, shop: str) -> str:
         """Start full_reconciliation for a shop (its partition), as the schedule of the night does -> the run's id."""
-        products, results = SOURCES[shop_of(shop)["source_system"]].products_asset(), "hipoink_sync_results"
-        return self.launch(
-            "full_reconciliation",
-            partition=shop,
-            assets=[products, "validated_variants", results],
-            ops={products: {"whole_catalogue": True}, results: {"compare": True}},
-        )
+        products = SOURCES[shop_of(shop)["source_system"]].products_asset()
+        assets = [products, "validated_variants", "hipoink_sync_results"]
+        return self.launch("full_reconciliation", partition=shop, assets=assets)
+
+    def wait_for_others(self, job: str, seconds: float) -> None:
+        """Return when no run of the job is at work; WebserverError when one still is then."""
+        deadline = time.monotonic() + seconds
+        unfinished = {"pipelineName": job, "statuses": ["QUEUED", "NOT_STARTED", "STARTING", "STARTED"]}
+        while self._ask(_RUNS, filter=unfinished)["runsOrError"]["results"]:
+            if time.monotonic() > deadline:
+                raise WebserverError(f"a run of {job} is still at work after {seconds:.0f} s")
+            time.sleep(_POLL_SECONDS)
 
     def wait(self, run_id: str, seconds: float) -> None:
         """Return when a run has succeeded; WebserverError when it has failed, or has not ended in time."""

@@ -47,24 +47,33 @@ webhook_inbox = dg.AssetSpec(
 )
 
 
+RECONCILIATION = "full_reconciliation"
+_AS_THE_JOB = "Not said: as the job is, true in full_reconciliation and false elsewhere."
+
+
 class Read(dg.Config):
     """What a products asset reads."""
 
-    whole_catalogue: bool = Field(
-        False,
+    whole_catalogue: bool | None = Field(
+        None,
         description="Read the shop's whole catalogue from its source, beside the webhooks that are due: what it does "
-        "not have is gone. full_reconciliation says true.",
+        f"not have is gone. {_AS_THE_JOB}",
     )
 
 
 class Push(dg.Config):
     """What hipoink_sync_results does beside pushing what is due."""
 
-    compare: bool = Field(
-        False,
+    compare: bool | None = Field(
+        None,
         description="Try refused labels once more, and compare the label server's own list with what it has accepted: "
-        "what has drifted is pushed again. full_reconciliation says true.",
+        f"what has drifted is pushed again. {_AS_THE_JOB}",
     )
+
+
+def _is_wanted(said: bool | None, run: dg.DagsterRun) -> bool:
+    # By the job's name, for a run that somebody launches without configuration is a reconciliation all the same.
+    return run.job_name == RECONCILIATION if said is None else said
 
 
 def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
@@ -106,7 +115,7 @@ become a label yet. All day long the job event_sync does the same for all shops,
         while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
             events += read
         report: dict[str, Any] = {}
-        if config.whole_catalogue:
+        if _is_wanted(config.whole_catalogue, context.run):
             try:
                 with sources.reader(shop) as reader:
                     snapshot = read_snapshot(buffer, reader, shop=shop, run_id=context.run.run_id)
@@ -198,14 +207,15 @@ def hipoink_sync_results(
     """
     started = time.monotonic()
     shop, run_id = _shop(context, sources), context.run.run_id
+    compares = _is_wanted(config.compare, context.run)
     results = Parts(RESULTS)
     report: dict[str, Any] = {}
     with label_server.client(buffer) as client:
-        if config.compare:
+        if compares:
             buffer.push_again(shop=shop)
         _push_all(buffer, client, label_server.rules, run_id=run_id, shop=shop, results=results)
         report |= {"push (s)": round(time.monotonic() - started, 3)}
-        if config.compare:
+        if compares:
             drifts, failures = _compared(context, buffer, client)
             report |= reports.drift_report(drifts)
             _push_all(buffer, client, label_server.rules, run_id=run_id, shop=shop, results=results)

@@ -10,6 +10,7 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_of
+from esl_pipeline.orchestration.assets import RECONCILIATION
 from esl_pipeline.orchestration.catch_up import SHOP_TAG, catch_up, reads_only
 from esl_pipeline.orchestration.nightly import reads_whole_shop
 from esl_pipeline.orchestration.resources import Sources
@@ -81,7 +82,7 @@ def _requests(
             run_config=reads_only([key]),
             tags={SHOP_TAG: key},
         )
-    if news.whole and not _is_at_work(instance, "full_reconciliation", {"dagster/partition": key}):
+    if news.whole and not _is_at_work(instance, RECONCILIATION, {"dagster/partition": key}):
         if not instance.has_dynamic_partition("shops", key):
             instance.add_dynamic_partitions("shops", [key])
         yield reads_whole_shop(key, type(sources.of(shop_of(key))), run_key=f"whole {run_key}")

@@ -7,7 +7,7 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration.assets import Push, Read
+from esl_pipeline.orchestration.assets import RECONCILIATION, Push, Read
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import active_shops
 from esl_pipeline.sources.source import Source
@@ -21,7 +21,7 @@ def full_reconciliation(
 ) -> "UnresolvedAssetJobDefinition":
     """The job that reads a whole shop of any of these sources and compares its labels."""
     return dg.define_asset_job(
-        "full_reconciliation",
+        RECONCILIATION,
         # Without checks: of the assets' own the one that asks about the connection has a job of its own.
         selection=dg.AssetSelection.assets(*_assets(sources)).without_checks()
         | dg.AssetSelection.checks(*checks),
@@ -55,7 +55,7 @@ def reads_whole_shop(key: str, source: type[Source[Any]], *, run_key: str) -> dg
     """A run of full_reconciliation for one shop (its key) of that source."""
     return dg.RunRequest(
         run_key=run_key,
-        job_name="full_reconciliation",
+        job_name=RECONCILIATION,
         partition_key=key,
         asset_selection=[dg.AssetKey(name) for name in _assets([source])],
         run_config=reads_all([source]),
