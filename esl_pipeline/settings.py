@@ -186,7 +186,7 @@ class Settings(Environment):
         None, description="Postgres address where Dagster keeps its own storage (runs, events, schedules)."
     )
     app_base_url: HttpUrl | None = Field(
-        None, description="Public address of the webhook function, e.g. https://hooks.example.com."
+        None, description="Public address of the receiver, e.g. https://hooks.example.com."
     )
     esl_host_names: Annotated[str, AfterValidator(_host_names)] | None = Field(
         None,

@@ -7,7 +7,7 @@ import dagster as dg
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration.checks import as_event, webhooks_arrive
-from esl_pipeline.orchestration.shops import products_asset
+from esl_pipeline.orchestration.shops import products_asset_name
 
 
 def silence_sensor(*, hours: float) -> dg.SensorDefinition:
@@ -30,7 +30,7 @@ def silence_sensor(*, hours: float) -> dg.SensorDefinition:
         silent = {key for key, result in judged.items() if not result.passed}
         # The cursor holds the alarms that stand, so that only changes are events.
         events = [
-            as_event(judged[key], asset=products_asset(key), name=webhooks_arrive.__name__, shop=key)
+            as_event(judged[key], asset=products_asset_name(key), name=webhooks_arrive.__name__, shop=key)
             for key in sorted(silent ^ (before & judged.keys()))
         ]
         if not events:

@@ -18,8 +18,7 @@ from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts, table_schema
 from esl_pipeline.orchestration.resources import LabelServer, Sources
-from esl_pipeline.orchestration.shops import products_asset as shop_products_asset
-from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.orchestration.shops import products_asset_name, shops
 from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.drift import Drift, compare_store
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
@@ -160,7 +159,7 @@ same.""",
         mappings = buffer.active_mappings()
         labels, found = Parts(LABELS), reports.FindingsTally()
         queued, problems = Counter[str](), set[str]()
-        for part in products[shop_products_asset(context.partition_key)]:
+        for part in products[products_asset_name(context.partition_key)]:
             evaluation = validate(part, mappings)
             queued += Counter(stage(buffer, part, evaluation))
             problems |= set(evaluation.problems)

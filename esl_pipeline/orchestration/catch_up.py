@@ -12,7 +12,7 @@ from esl_pipeline.model.shop import shop_of
 from esl_pipeline.orchestration.checks import as_event, shop_is_read, unread_files
 from esl_pipeline.orchestration.failures import reason_of, several_failed, stop_retries
 from esl_pipeline.orchestration.resources import Sources
-from esl_pipeline.orchestration.shops import active_shops, products_asset
+from esl_pipeline.orchestration.shops import active_shops, products_asset_name
 from esl_pipeline.stages.catch_up import read_changes
 
 # Of runs that read one shop alone, because there is news of it.
@@ -57,7 +57,7 @@ def read_recent_changes(
                 failures[key], problem = error, reason_of(error)
                 context.log.error(f"{key}: {problem}")
         result = shop_is_read(problem, unread=unread_files(buffer, shop_of(key), sources))
-        yield as_event(result, asset=products_asset(key), name=shop_is_read.__name__, shop=key)
+        yield as_event(result, asset=products_asset_name(key), name=shop_is_read.__name__, shop=key)
     if failures:
         raise several_failed(f"{len(failures)} of {len(active)} shops could not be read", failures)
     yield dg.Output(None)
@@ -70,7 +70,7 @@ def _read_recent_changes_of(
     with sources.reader(shop) as reader:
         found = read_changes(buffer, reader, shop=shop, run_id=context.run.run_id)
     context.log_event(
-        dg.AssetObservation(asset_key=products_asset(key), partition=key, metadata=_counts(found))
+        dg.AssetObservation(asset_key=products_asset_name(key), partition=key, metadata=_counts(found))
     )
     if found["alarm"]:
         raise dg.Failure(found["alarm"], allow_retries=False)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from esl_pipeline.model.rows import Dtype, Rows
-from esl_pipeline.orchestration.shops import products_asset
+from esl_pipeline.orchestration.shops import products_asset_name
 from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.registry import SOURCES
 
@@ -99,7 +99,7 @@ class ParquetFrames(dg.ConfigurableIOManager):
 
         The products of another source than the partition's are not there: an empty frame without columns.
         """
-        asset, of_shop = context.asset_key.to_user_string(), products_asset(context.asset_partition_key)
+        asset, of_shop = context.asset_key.to_user_string(), products_asset_name(context.asset_partition_key)
         if asset != of_shop and {asset, of_shop} <= {source.products_asset() for source in SOURCES.values()}:
             return Parts(Rows())
         upstream = context.upstream_output

@@ -20,7 +20,7 @@ from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
-from esl_pipeline.orchestration.shops import products_asset
+from esl_pipeline.orchestration.shops import products_asset_name
 from esl_pipeline.stages.drain import LEASE, Round, drain
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
@@ -100,7 +100,7 @@ class Journal:
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
             changed = variants[variant_shop == shop]
-            self._later(products_asset(shop), shop, partial(reports.products_report, mine, [changed]))
+            self._later(products_asset_name(shop), shop, partial(reports.products_report, mine, [changed]))
         for shop in sorted(set(label_shop)):
             ours, found = labels[label_shop == shop], reports.FindingsTally()
             found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])

@@ -14,7 +14,7 @@ def active_shops(buffer: Buffer) -> list[str]:
     return sorted({shop_key(mapping.shop) for mapping in buffer.active_mappings()})
 
 
-def products_asset(key: str) -> str:
+def products_asset_name(key: str) -> str:
     """The asset of the products of a shop, by its key, whatever somebody has called the partition."""
     system = key.partition(":")[0]
     source = source_of(system)

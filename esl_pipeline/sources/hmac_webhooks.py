@@ -88,7 +88,7 @@ class HmacWebhooks(Webhooks):
             "body_base64": base64.b64encode(raw).decode(),
             "body_sha256": sha256,
             "state": "ready",
-            **dict.fromkeys(("event_id", "triggered_at", "api_version", "order_key", "said_at", "reason")),
+            **dict.fromkeys(("event_id", "triggered_at", "api_version", "said_at", "reason")),
         }
 
 

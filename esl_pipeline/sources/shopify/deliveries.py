@@ -18,7 +18,6 @@ from starlette.datastructures import Headers
 
 from esl_pipeline.sources.bodies import UnusableError, check_counts, parsed
 from esl_pipeline.sources.content import instant
-from esl_pipeline.sources.shopify.gids import number_in
 from esl_pipeline.sources.shopify.shop_names import shop_domain
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline.sources.source import DeliveryError
@@ -60,7 +59,7 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> 
             "X-Shopify-Shop-Domain must be given once and be the shop's myshopify.com domain."
         )
     digest = _sha256(raw)
-    order_key, said_at, bad_body = _read_body(topic, shop, raw, now)
+    said_at, bad_body = _read_body(topic, shop, raw, now)
     triggered_at, bad_time = _read_time(headers, now)
     derived_id = "derived-" + _sha256(f"{shop}\n{topic}\n{digest}\n{triggered_at}".encode())
     # Unusable, not done: these headers are not signed, and a good copy must be able to take the row over.
@@ -76,7 +75,6 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime) -> 
         "event_id": _single(headers, "x-shopify-event-id", _ID),
         "triggered_at": triggered_at,
         "api_version": _single(headers, "x-shopify-api-version", _VERSION),
-        "order_key": order_key,
         "said_at": said_at.isoformat() if said_at and state != "unusable" else None,
         "body_base64": None if topic in LIFECYCLE_TOPICS else base64.b64encode(raw).decode(),
         "body_sha256": digest,
@@ -130,10 +128,8 @@ def _is_test(headers: Headers) -> bool:
     return any(value.strip().lower() == "true" for value in headers.getlist("x-shopify-test"))
 
 
-def _read_body(
-    topic: str, shop: str, raw: bytes, now: datetime
-) -> tuple[str | None, datetime | None, str | None]:
-    """The key whose deliveries belong in order, the time in the body, and what is wrong with the body."""
+def _read_body(topic: str, shop: str, raw: bytes, now: datetime) -> tuple[datetime | None, str | None]:
+    """The time in the body, and what is wrong with the body."""
     try:
         body = parsed(raw)
         said_at = instant(body.get("updated_at"))
@@ -141,21 +137,23 @@ def _read_body(
             said_at = None
         if topic in LIFECYCLE_TOPICS:
             _check_lifecycle(topic, shop, body, said_at)
-            return None, said_at, None
+            return said_at, None
     except UnusableError as wrong:
-        return None, None, str(wrong)
+        return None, str(wrong)
     try:
-        return _order_key(topic, body), said_at, None
+        _check_shape(topic, body)
     except UnusableError as wrong:
         other = next((other for other in TOPICS if _has_shape(other, body)), None)
-        return None, None, f"replay suspected: the body is one of {other}; {wrong}" if other else str(wrong)
+        return None, f"replay suspected: the body is one of {other}; {wrong}" if other else str(wrong)
+    return said_at, None
 
 
 def _has_shape(topic: str, body: dict[str, Any]) -> bool:
     try:
-        return bool(_order_key(topic, body))
+        _check_shape(topic, body)
     except UnusableError:
         return False
+    return True
 
 
 def _check_lifecycle(topic: str, shop: str, body: dict[str, Any], said_at: datetime | None) -> None:
@@ -174,13 +172,13 @@ def _check_lifecycle(topic: str, shop: str, body: dict[str, Any], said_at: datet
         raise UnusableError("an app/uninstalled body needs its time, updated_at, which is not ahead of ours")
 
 
-def _order_key(topic: str, body: dict[str, Any]) -> str:
+def _check_shape(topic: str, body: dict[str, Any]) -> None:
     if topic.startswith("inventory_levels/"):
         if not (_is_id(body.get("inventory_item_id")) and _is_id(body.get("location_id"))):
             raise UnusableError(f"a {topic} body needs the integers inventory_item_id and location_id")
         if topic == "inventory_levels/disconnect" and len(body) != 2:
             raise UnusableError(f"a {topic} body holds inventory_item_id, location_id and nothing else")
-        return f"inventory_item:{body['inventory_item_id']}"
+        return
     if not _is_id(body.get("id")):
         raise UnusableError(f"a {topic} body needs the integer id")
     if topic == "products/delete":
@@ -190,15 +188,7 @@ def _order_key(topic: str, body: dict[str, Any]) -> str:
         raise UnusableError(f"a {topic} body needs the text updated_at and the list variants")
     else:
         check_counts(body)
-    return f"product:{_product_number(body)}"
 
 
 def _is_id(value: object) -> bool:
     return type(value) is int and 0 < value <= _MAX_INT64
-
-
-def _product_number(body: dict[str, Any]) -> int:
-    """The product's number, from its gid where that names the same product (as a rounded number still does)."""
-    number: int = body["id"]
-    exact = number_in(body.get("admin_graphql_api_id"), "Product")
-    return int(exact) if exact and float(exact) == float(number) else number

@@ -55,10 +55,10 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime, *, 
     if shop is None:
         raise DeliveryError("X-WC-Webhook-Source must be given once and be the address of the shop's site.")
     sha256 = hashlib.sha256(raw).hexdigest()
-    order_key, said_at, reason = None, None, None
+    said_at, reason = None, None
     try:
         body = parsed(raw)
-        order_key = f"product:{_product_number(topic, body)}"
+        _check_shape(topic, body)
         said_at = utc(body.get("date_modified_gmt"))
         _check_time(said_at, now)
         _check_shop(shop, body, names_shop=names_shop)
@@ -72,7 +72,6 @@ def delivery(topic: str | None, headers: Headers, raw: bytes, now: datetime, *, 
         "event_id": None,
         "triggered_at": now.isoformat() if topic == DELETED else None,
         "api_version": None,
-        "order_key": order_key,
         "said_at": said_at.isoformat() if said_at and not reason else None,
         "body_base64": base64.b64encode(raw).decode(),
         "body_sha256": sha256,
@@ -97,29 +96,24 @@ def _single(headers: Headers, name: str, pattern: re.Pattern[str] | None = None)
     return values[0]
 
 
-def _product_number(topic: str, body: Mapping[str, Any]) -> str:
-    """The number of the product that a body of this topic is about. Raises UnusableError for another shape."""
+def _check_shape(topic: str, body: Mapping[str, Any]) -> None:
+    """Raises UnusableError for what is no body of this topic."""
     if "code" in body and "message" in body and "id" not in body:
         raise UnusableError(f"the shop sent an error and no product: {str(body['code'])[:100]}")
-    own = number(body.get("id"))
-    if own is None:
+    if number(body.get("id")) is None:
         raise UnusableError(f"a {topic} body needs the number id")
     if topic == DELETED:
         if len(body) != 1:
             raise UnusableError("replay suspected: a product.deleted body holds the id and nothing else")
-        return own
+        return
     if len(body) == 1:
         raise UnusableError(f"replay suspected: the body is one of product.deleted, not of {topic}")
     if not all(isinstance(body.get(name), str) for name in ("type", "date_modified_gmt", "name")):
         raise UnusableError(f"a {topic} body needs the texts type, name and date_modified_gmt")
     if not isinstance(body.get("variations", []), list) or len(body.get("variations", [])) > MOST_VARIANTS:
         raise UnusableError(f"the product's variations are no list of at most {MOST_VARIANTS:,}")
-    if not is_variation(body):
-        return own
-    parent = number(body.get("parent_id"))
-    if parent is None:
+    if is_variation(body) and number(body.get("parent_id")) is None:
         raise UnusableError("a variation needs the number parent_id")
-    return parent
 
 
 def _check_time(said_at: datetime | None, now: datetime) -> None:
