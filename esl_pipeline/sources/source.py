@@ -223,6 +223,14 @@ class Source(ABC, Generic[S]):
     is_watched: ClassVar[bool] = False
     is_polled: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        needed = ("system", "name", "settings_class", "example_shop", "shop_pattern")
+        if missing := [name for name in needed if not hasattr(cls, name)]:
+            raise TypeError(
+                f"the source {cls.__name__} does not say its {', '.join(missing)}: see {__name__}.Source"
+            )
+
     def __init__(self, settings: S) -> None:
         self.settings = settings
 
