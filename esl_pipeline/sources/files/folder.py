@@ -32,6 +32,7 @@ class Folder:
 
     def __init__(self, shop: str, address: str) -> None:
         self._shop = shop
+        self._files: Any = None
         with self._told():
             path = UPath(address)
             self._files, self._path = path.fs, path.path
@@ -75,6 +76,9 @@ class Folder:
         except ImportError as error:
             raise self._error(f"needs the Python package {error.name or 'of its kind'}: install it") from None
         except Exception as error:
+            # fsspec gives whoever asks the same connection, also one that has broken: the next look opens another.
+            if self._files is not None:
+                self._files.clear_instance_cache()
             raise self._error(f"cannot be read ({type(error).__name__})") from None
 
     def _error(self, says: str) -> SourceError:

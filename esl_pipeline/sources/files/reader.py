@@ -113,7 +113,7 @@ class FilesReader(Reader):
             self._asked().finish_file(self._whole, None)
 
     def changes(self, since: datetime) -> Iterator[Facts]:  # noqa: ARG002 - what was read is known by file
-        """The change lists that are not applied yet, the oldest first; none after a full list that is still to be read."""
+        """The change lists that are not applied yet, the oldest first, up to a full list that is still to be read."""
         files, last = self._look()
         misfits = list[str]()
         for file in files:

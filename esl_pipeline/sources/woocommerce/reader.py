@@ -23,6 +23,7 @@ from esl_pipeline.sources.woocommerce.content import (
     utc,
     version,
 )
+from esl_pipeline.sources.woocommerce.deliveries import NEWEST
 from esl_pipeline.sources.woocommerce.errors import (
     IncompleteError,
     NotLetInError,
@@ -150,7 +151,12 @@ class WooCommerceReader(Reader):
         variations, complete = self._variations(product, own) if is_variable(product) else ([], True)
         if not complete:
             damaged.append(own)
-        times = [at for thing in (product, *variations) if (at := utc(thing.get("date_modified_gmt")))]
+        # A time that is still to come, of a clock that was wrong, would stand above all that is true meanwhile.
+        times = [
+            at
+            for thing in (product, *variations)
+            if (at := utc(thing.get("date_modified_gmt"))) and at <= read_at + NEWEST
+        ]
         said = version(
             shop=self._shop,
             product_id=own,

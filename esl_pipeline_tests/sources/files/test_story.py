@@ -313,7 +313,7 @@ def test_a_change_list_by_another_key_than_the_list_before_it_touches_nothing(ti
     till.write("full-2.csv", "96385074;4006381333931;Tea;1,99", at=2, header="Artikelnummer;EAN;Name;Preis")
     assert till.changes() == {"96385074": "0.50"}
     assert till.night() == {T: "1.99"}
-    with pytest.raises(SourceError, match="changes.csv of corner cannot be used"):
+    with pytest.raises(SourceError, match=r"changes\.csv of corner cannot be used"):
         till.read_changes()
     assert till.prices() == {T: "1.99"}
 

@@ -22,7 +22,7 @@ from esl_pipeline.sources.woocommerce.connection import look
 from esl_pipeline.sources.woocommerce.errors import IncompleteError, NotLetInError, UnavailableError
 from esl_pipeline.sources.woocommerce.reader import WooCommerceReader
 from esl_pipeline.sources.woocommerce.settings import Key
-from esl_pipeline_tests.sources.woocommerce.support import KEY, body_of, hours, prices, read, served, whole
+from esl_pipeline_tests.sources.woocommerce.support import KEY, body_of, prices, read, served, whole
 
 
 def small(count: int = 7) -> Shop:
@@ -227,9 +227,19 @@ def test_a_variable_product_is_as_new_as_its_newest_variation() -> None:
     shop = Shop()
     product = shop.add("Bread", options={("1 kg",): "4.00"})
     with served(shop) as (_, reader):
-        shop.sneak(product, product.variations[0], modified_at=hours(-1).replace(microsecond=0))
+        newer = (shop.time() + timedelta(minutes=5)).replace(microsecond=0)
+        shop.sneak(product, product.variations[0], modified_at=newer)
         (row,) = whole(reader).products
     assert row["version_at"] == product.variations[0].modified_at.isoformat()
+
+
+def test_a_time_that_is_still_to_come_does_not_stand_above_what_changes_until_then() -> None:
+    shop = Shop()
+    product = shop.add("Tea", "2.00")
+    with served(shop) as (_, reader):
+        shop.sneak(product, modified_at=(shop.time() + timedelta(days=365)).replace(microsecond=0))
+        (row,) = whole(reader).products
+    assert datetime.fromisoformat(row["version_at"]) <= shop.time()
 
 
 @pytest.mark.parametrize(
