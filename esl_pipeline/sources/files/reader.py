@@ -68,21 +68,20 @@ class FilesReader(Reader):
         self._memory, self._named = memory, columns_of(memory.policies(), self._shop)
 
     def news(self, state: str) -> News:
-        """Lists that are new, or approved. They are told of when they stood still between two looks."""
+        """Lists that are new, or approved. Each is told of when it stood still between two looks, whatever comes beside
+        it; state: which were seen."""
         found = self._folder.files()
-        now = _digest([(file.name, file.size, file.modified_at.isoformat()) for file in found])
-        if not found or now != state:
-            return News(now)
-        known = self._known(found)
-        rows = {_key(row): row for row in known["files"]}
-        waiting = [
-            (file.name, file.size, file.modified_at.isoformat(), row and row["state"])
+        rows = {_key(row): row for row in self._known(found)["files"]} if found else {}
+        new = {
+            _digest([file.name, file.size, file.modified_at.isoformat(), row and row["state"]]): file
             for file in found
             if (row := rows.get(_key(file))) is None or row["state"] in _TO_READ
-        ]
-        kinds = {kind_of(name) for name, *_ in waiting}
+        }
+        seen = new.keys() & state.split()
+        kinds = {kind_of(new[digest].name) for digest in seen}
         # A name that says no kind is judged by whoever reads changes.
-        return News(now, _digest(waiting) if waiting else "", "full" in kinds, bool(kinds - {"full"}))
+        name = _digest(sorted(seen)) if seen else ""
+        return News(" ".join(sorted(new)), name, "full" in kinds, bool(kinds - {"full"}))
 
     def catalogue(self, on_start: OnStart, *, chunk: int) -> Iterator[Facts]:
         """The newest full list that may be read. As of when it was written: what came later knows better."""

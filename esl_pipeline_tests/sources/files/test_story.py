@@ -328,3 +328,17 @@ def test_what_two_rows_differ_in_is_nobodys_word_after_another_list_either(till:
     till.write("changes-3.csv", f"{T};6,00", at=4, header="EAN;Preis")
     assert till.changes()[T] == "6.00"
     assert not till.world.findings()
+
+
+def test_a_folder_that_never_stands_still_has_news_all_the_same(till: Till) -> None:
+    till.write("full.csv", TEA, at=1)
+    till.night()
+    state, told = "", set[bool]()
+    for number in range(3):
+        till.write(f"changes-{number}.csv", f"{T};{number},00", at=2 + number, header="EAN;Preis")
+        with till.source().reader(till.shop["source_store_id"]) as reader:
+            reader.remember(BufferMemory(till.world.buffer, till.shop, ""))
+            news = reader.news(state)
+        state, told = news.state, {*told, news.changes}
+        assert not news.whole
+    assert told == {False, True}
