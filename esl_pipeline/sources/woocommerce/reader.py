@@ -37,6 +37,8 @@ _ASKED = ",".join(FIELDS)
 _NONE = frozenset({"woocommerce_rest_product_invalid_id", "woocommerce_rest_product_variation_invalid_id"})
 # Changed products and variants that are given together.
 _AT_ONCE = 500
+# The time that a question takes is no difference of clocks, and an answer that somebody has kept for days tells no time.
+_CLOCKS_AGREE, _MOST_BEHIND = timedelta(minutes=1), timedelta(days=1)
 # Of damaged products the first few are named.
 _NAMED = 5
 
@@ -104,10 +106,16 @@ class WooCommerceReader(Reader):
             raise IncompleteError(_incomplete(self._shop, products.missing, damaged))
 
     def changes(self, since: datetime) -> Iterator[Facts]:
-        """By `modified_after`, which leaves out its own second. What changes meanwhile comes with the next look."""
+        """By `modified_after`, which leaves out its own second. What changes meanwhile comes with the next look.
+
+        since is of our clock. A shop whose own is behind dates its changes by that, so as much more is read again.
+        """
         if since.tzinfo is None:
             raise ValueError("since needs a time zone")
+        behind = datetime.now(UTC) - self._client.get("/products", per_page=1, _fields="id").at
         after = since.astimezone(UTC) - timedelta(seconds=1)
+        if behind > _CLOCKS_AGREE:
+            after -= min(behind, _MOST_BEHIND)
         changed = Listing(
             self._client,
             "/products",

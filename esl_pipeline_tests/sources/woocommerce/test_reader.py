@@ -197,7 +197,10 @@ def test_a_thousand_variants_come_in_parts() -> None:
 
 def test_only_what_was_modified_since_is_read_again() -> None:
     shop = small(5)
-    since = shop.time() + timedelta(seconds=1)
+    shop.clock = real_time
+    for product in shop.products.values():
+        shop.sneak(product, modified_at=product.modified_at - timedelta(minutes=1))
+    since = shop.time() - timedelta(seconds=1)
     shop.change(shop.products[4], regular_price="9.00")
     with served(shop) as (_, reader):
         assert [prices(facts) for facts in reader.changes(since)] == [{"4": ("9.00", None)}]
@@ -205,6 +208,16 @@ def test_only_what_was_modified_since_is_read_again() -> None:
         at = shop.products[4].modified_at
         assert len(list(reader.changes(at))) == 1
         assert list(reader.changes(at + timedelta(seconds=1))) == []
+
+
+def test_what_a_shop_dates_by_a_clock_that_is_behind_is_read() -> None:
+    shop = Shop()
+    shop.now = (datetime.now(UTC) - timedelta(minutes=30)).replace(microsecond=0)
+    shop.add("Tea", "2.00")
+    with served(shop) as (_, reader):
+        assert [prices(facts) for facts in reader.changes(datetime.now(UTC) - timedelta(minutes=10))] == [
+            {"1": ("2.00", None)}
+        ]
 
 
 def test_a_product_is_read_by_its_id() -> None:
