@@ -37,7 +37,7 @@ _ASKED = ",".join(FIELDS)
 _NONE = frozenset({"woocommerce_rest_product_invalid_id", "woocommerce_rest_product_variation_invalid_id"})
 # Changed products and variants that are given together.
 _AT_ONCE = 500
-# The time that a question takes is no difference of clocks, and an answer that somebody has kept for days tells no time.
+# The time that a question takes is no difference of clocks, and an answer that was kept for days tells no time.
 _CLOCKS_AGREE, _MOST_BEHIND = timedelta(minutes=1), timedelta(days=1)
 # Of damaged products the first few are named.
 _NAMED = 5

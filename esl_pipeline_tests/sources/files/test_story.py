@@ -1,5 +1,7 @@
 """Files through the whole pipeline: what is written into a folder, and what hangs on the shelf afterwards."""
 
+import os
+
 import pytest
 
 from esl_pipeline.sources.source import NothingToReadError, SourceError
@@ -342,3 +344,14 @@ def test_a_folder_that_never_stands_still_has_news_all_the_same(till: Till) -> N
         state, told = news.state, {*told, news.changes}
         assert not news.whole
     assert told == {False, True}
+
+
+def test_a_name_in_the_letters_of_an_older_system_is_read(till: Till) -> None:
+    till.write("full.csv", TEA, at=1)
+    till.night()
+    till.write(os.fsdecode(b"Preis\xe4nderungen.csv"), f"{T};1,00", at=2, header="EAN;Preis")
+    with till.source().reader(till.shop["source_store_id"]) as reader:
+        reader.remember(BufferMemory(till.world.buffer, till.shop, ""))
+        assert reader.news(reader.news("").state).changes
+    assert till.changes()[T] == "1.00"
+    assert till.states()["Preisänderungen.csv"] == "applied"
