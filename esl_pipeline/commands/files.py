@@ -115,6 +115,7 @@ def _context(found: Any, raw: bytes, shop: str | None) -> tuple[dict[str, str], 
     import json
 
     from esl_pipeline.commands.shared import settings_here
+    from esl_pipeline.sources.files.names import kind_of
     from esl_pipeline.sources.files.reader import columns_of
     from esl_pipeline.sources.files.settings import FilesSettings
     from esl_pipeline.sources.source import SourceError
@@ -129,7 +130,7 @@ def _context(found: Any, raw: bytes, shop: str | None) -> tuple[dict[str, str], 
         except SourceError as error:
             raise CommandError(str(error)) from None
         asked = {"name": found.name, "size": found.size, "modified_at": found.modified_at.isoformat()}
-        asked["sha256"] = hashlib.sha256(raw).hexdigest()
+        asked |= {"sha256": hashlib.sha256(raw).hexdigest(), "kind": kind_of(found.name)}
         known = memory.known_files([asked], json.dumps(named, sort_keys=True, ensure_ascii=False))
     return named, known, settings_here().of(FilesSettings).files_smallest_share_pct
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferUnavailable
 from esl_pipeline.model.shop import shop_of
 from esl_pipeline.orchestration.assets import RECONCILIATION
 from esl_pipeline.orchestration.catch_up import SHOP_TAG, catch_up, reads_only
+from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.nightly import reads_whole_shop
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import active_shops
@@ -55,6 +57,11 @@ def news_sensor(reconciliation: "UnresolvedAssetJobDefinition") -> dg.SensorDefi
                     news = reader.news(str(before.get(key, "")))
             except SourceError as error:  # catch_up says so on the shop's check
                 troubles.append(f"{key}: {error}")
+                continue
+            except BufferUnavailable:
+                raise
+            except Exception as error:  # of this shop alone: the others' news is told
+                troubles.append(f"{key}: {reason_of(error)}")
                 continue
             after[key] = news.state
             requests += _requests(context.instance, sources, key, news)

@@ -8,6 +8,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from fsspec import register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.test_assets import metadata
@@ -101,6 +103,27 @@ def test_a_full_list_starts_the_whole_shop_and_a_change_list_its_changes(
     files.drain()
     assert prices(files)[T] == "1.49"
     assert requests(files) == []
+
+
+class Timeless(MemoryFileSystem):
+    """A storage that says no time that there is."""
+
+    protocol = ("timeless",)
+
+    def ls(self, path: str, detail: bool = True, **options: object) -> list[object]:
+        return [{"name": f"{path}/full.csv", "size": 1, "type": "file", "mtime": 1e18}]
+
+
+@pytest.mark.filterwarnings("ignore:UPath")
+def test_what_one_shop_has_that_nobody_foresaw_keeps_no_news_of_others_back(
+    files: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_implementation("timeless", f"{__name__}.Timeless", clobber=True)
+    monkeypatch.setenv("FILES_FOLDERS", f"another=timeless://out,corner={folder}")
+    map_shop(files.buffer, "another", "S9", source_system="files")
+    write(folder, "full.csv", full(TEA), at=1)
+    (whole,) = requests(files)
+    assert whole.partition_key == KEY
 
 
 def test_a_list_that_was_refused_or_waits_fails_the_check_and_says_why(files: Pipeline, folder: Path) -> None:

@@ -56,7 +56,7 @@ create type esl.shop_row as (source_system text, source_store_id text);
 
 -- A file as a source's reader finds it.
 drop type if exists esl.file_row cascade;
-create type esl.file_row as (name text, size bigint, modified_at timestamptz, sha256 text);
+create type esl.file_row as (name text, size bigint, modified_at timestamptz, sha256 text, kind text);
 
 -- What is known of a product that is listed without saying which one it is.
 drop type if exists esl.unclear_row cascade;

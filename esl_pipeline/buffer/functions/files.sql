@@ -6,34 +6,49 @@ language sql stable as $$  -- without a search_path of its own, so that it is in
     where f.source_system = p_shop ->> 'source_system' and f.source_store_id = p_shop ->> 'source_store_id'
 $$;
 
--- {shop, files: [{name, size, modified_at, sha256?}], columns} -> {files, held, last, last_full, same}: what is known
--- of these files when their columns are called so (of an applied change list also when they were called otherwise);
--- variants whose rows are wrong; the newest file that was applied, the newest full list of them, and the newest with
--- such a hash.
+-- Whether a file was read again later, by columns that were called otherwise: what stands is not what f says.
+create or replace function esl.is_read_otherwise(f esl.source_files) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (
+        select from esl.source_files o
+        where (o.source_store_id, o.source_system, o.name, o.size, o.modified_at)
+            = (f.source_store_id, f.source_system, f.name, f.size, f.modified_at)
+          and o.columns <> f.columns and o.state = 'applied' and o.version_at > f.version_at)
+$$;
+
+-- {shop, files: [{name, size, modified_at, sha256?, kind?}], columns} -> {files, held, last, last_full, same}: what is
+-- known of these files when their columns are called so (of an applied change list also when they were called
+-- otherwise); variants whose rows are wrong; the newest file that was applied or is about to be, the newest full list
+-- that was, and the newest other file of such a kind and hash that was.
 create or replace function public.esl_files_known(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with asked as (
         select * from jsonb_populate_recordset(null::esl.file_row, p -> 'files')
+    ), used as (
+        select * from esl.files_of(p -> 'shop') where state in ('applied', 'ready', 'approved') and reason is null
     ), applied as (
-        select * from esl.files_of(p -> 'shop') where state = 'applied' and reason is null
+        select * from used where state = 'applied'
     )
     select jsonb_build_object(
         'files', (select coalesce(jsonb_agg(to_jsonb(f) order by f.version_at), '[]')
                   from esl.files_of(p -> 'shop') f join asked a using (name, size, modified_at)
-                  where f.columns = p ->> 'columns' or (f.kind = 'changes' and f.state = 'applied')),
+                  where (f.kind = 'changes' and f.state = 'applied')
+                     or (f.columns = p ->> 'columns' and not esl.is_read_otherwise(f))),
         'held', (select coalesce(jsonb_agg(r.variant_id), '[]') from esl.row_problems r
                  where r.source_system = p #>> '{shop,source_system}'
                    and r.source_store_id = p #>> '{shop,source_store_id}'),
-        'last', (select to_jsonb(f) from applied f order by f.version_at desc limit 1),
+        'last', (select to_jsonb(f) from used f order by f.version_at desc limit 1),
         'last_full', (select to_jsonb(f) from applied f where f.kind = 'full' order by f.version_at desc limit 1),
-        'same', (select to_jsonb(f) from applied f
-                 where f.sha256 in (select sha256 from asked) and f.columns = p ->> 'columns'
+        'same', (select to_jsonb(f) from applied f join asked a using (sha256, kind)
+                 where f.columns = p ->> 'columns'
+                   and (f.name, f.size, f.modified_at) <> (a.name, a.size, a.modified_at)
                  order by f.version_at desc limit 1))
 $$;
 
 -- {shop, file: {name, size, modified_at, columns, sha256, kind, key, fields, state, reason, rows, listed, held,
 -- deleted, complaints}, run_id} -> the file's row: how it was judged. One that is known already stays as it is.
--- version_at: modified_at, or as soon after it as no other file of the shop has.
+-- version_at: modified_at, or as soon after it as no other file of the shop has. Read again by other columns, also by
+-- those of before, a file is a newer statement each time.
 create or replace function public.esl_files_note(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare f esl.source_files; v_known esl.source_files;
@@ -42,10 +57,12 @@ begin
     f := jsonb_populate_record(null::esl.source_files, (p -> 'file') || (p -> 'shop'));
     select * into v_known from esl.files_of(p -> 'shop') o
     where (o.name, o.size, o.modified_at, o.columns) = (f.name, f.size, f.modified_at, f.columns);
-    if found then
+    if found and not esl.is_read_otherwise(v_known) then
         return to_jsonb(v_known);
     end if;
-    f.version_at := f.modified_at;
+    f.version_at := greatest(f.modified_at, (
+        select max(o.version_at) + interval '1 microsecond' from esl.files_of(p -> 'shop') o
+        where (o.name, o.size, o.modified_at) = (f.name, f.size, f.modified_at)));
     while exists (select from esl.files_of(p -> 'shop') o where o.version_at = f.version_at) loop
         f.version_at := f.version_at + interval '1 microsecond';
     end loop;
@@ -56,12 +73,18 @@ begin
             f.kind, f.key, coalesce(f.fields, '[]'), f.state, f.reason, coalesce(f.rows, 0), coalesce(f.listed, 0),
             coalesce(f.held, 0), coalesce(f.deleted, 0), coalesce(f.complaints, '[]'), p ->> 'run_id',
             case when f.state = 'applied' then clock_timestamp() end)
+    on conflict (source_store_id, source_system, name, size, modified_at, columns) do update
+    set sha256 = excluded.sha256, version_at = excluded.version_at, kind = excluded.kind, key = excluded.key,
+        fields = excluded.fields, state = excluded.state, reason = excluded.reason, rows = excluded.rows,
+        listed = excluded.listed, held = excluded.held, deleted = excluded.deleted, complaints = excluded.complaints,
+        run_id = excluded.run_id, applied_at = excluded.applied_at
     returning * into f;
     return to_jsonb(f);
 end $$;
 
 -- {file_id, told?, run_id} -> {applied}: all that the file says is stored. Rows that were wrong in older files are so
--- no more: those of the products in `told`, or, of a full list (no `told`), all of them.
+-- no more: those of the products in `told`, or, of a full list (no `told`), all of them. Full lists that are older will
+-- not be read any more, whatever they have waited for.
 create or replace function public.esl_files_finish(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare f esl.source_files; v_applied boolean;
@@ -73,6 +96,10 @@ begin
     if not found then
         select * into f from esl.source_files where id = (p ->> 'file_id')::bigint;
     end if;
+    update esl.source_files o
+    set state = 'refused', reason = format('it is older than %s, which was applied', f.name)
+    where f.kind = 'full' and f.state = 'applied' and o.kind = 'full' and o.state in ('ready', 'approved', 'waiting')
+      and o.source_store_id = f.source_store_id and o.source_system = f.source_system and o.version_at < f.version_at;
     with right_again as (
         delete from esl.row_problems r
         where r.source_store_id = f.source_store_id and r.source_system = f.source_system

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +20,12 @@ _TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "crea
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """A file as it is listed. In order: the oldest first."""
+    """A file as it is listed. In order: the oldest first. kept_as: its name where its folder writes that otherwise."""
 
     modified_at: datetime
     name: str
     size: int
+    kept_as: str | None = field(default=None, compare=False)
 
 
 class Folder:
@@ -32,6 +33,7 @@ class Folder:
 
     def __init__(self, shop: str, address: str) -> None:
         self._shop = shop
+        self._files: Any = None
         with self._told():
             path = UPath(address)
             self._files, self._path = path.fs, path.path
@@ -52,14 +54,16 @@ class Folder:
         if file.size > MOST_BYTES:
             raise SourceError(f"{file.name} of {self._shop} has more than {MOST_BYTES // 10**6} MB: split it")
         with self._told():
-            raw: bytes = self._files.cat_file(f"{self._path.rstrip('/')}/{file.name}")
+            raw: bytes = self._files.cat_file(f"{self._path.rstrip('/')}/{file.kept_as or file.name}")
         if len(raw) != file.size:
             raise SourceError(f"{file.name} of {self._shop} is still being written; the next look reads it")
         return raw
 
     def _found(self, info: dict[str, Any]) -> Found:
         name = str(info["name"]).rstrip("/").rpartition("/")[2]
-        return Found(_time(info, name, self._shop), name, int(info.get("size") or 0))
+        readable = _readable(name)
+        kept_as = None if readable == name else name
+        return Found(_time(info, readable, self._shop), readable, int(info.get("size") or 0), kept_as)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -75,12 +79,24 @@ class Folder:
         except ImportError as error:
             raise self._error(f"needs the Python package {error.name or 'of its kind'}: install it") from None
         except Exception as error:
+            # fsspec gives whoever asks the same connection, also one that has broken: the next look opens another.
+            if self._files is not None:
+                self._files.clear_instance_cache()
             raise self._error(f"cannot be read ({type(error).__name__})") from None
 
     def _error(self, says: str) -> SourceError:
         return SourceError(
             f"the folder of {self._shop}, or a file in it, {says}: see its address in FILES_FOLDERS"
         )
+
+
+def _readable(name: str) -> str:
+    """A name whose bytes are no UTF-8, as older systems wrote it: as it is it could not even be told of."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode(errors="surrogateescape").decode("cp1252", "replace")
+    return name
 
 
 def _time(info: dict[str, Any], name: str, shop: str) -> datetime:

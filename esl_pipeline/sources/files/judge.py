@@ -67,7 +67,7 @@ def _placed(
     last, same, full = known["last"], known["same"], known["last_full"]
     if same is not None and same["id"] == last["id"]:
         return "applied", f"it is the same as {_of(same)}"
-    if same is not None:
+    if same is not None and same["sha256"] != last["sha256"]:
         return (
             "waiting",
             f"it is the same as {_of(same)}, which others have followed: approve it if that is meant",
@@ -88,7 +88,7 @@ def _beside(
                 f"{_KEYS[full['key']]}: both must have that column"
             )
         return "ready", None
-    if file.modified_at < datetime.fromisoformat(full["version_at"]):
+    if file.modified_at < datetime.fromisoformat(full["modified_at"]):
         return "refused", f"it is older than {_of(full)}, which was applied"
     before, now = full["listed"] + full["held"], found["listed"] + found["held"]
     if 100 * now < smallest_share * before:

@@ -67,6 +67,8 @@ class Listing:
     rows: int = 0
     _lines: dict[str, list[int]] = field(default_factory=dict)
     """Of ids that come more than once, all lines."""
+    _agreed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What all of these lines say alike; "" where they differ, so that none of them passes for right later."""
 
     def entries(self) -> Iterator[Entry]:
         """Every product once, in the order of the file."""
@@ -78,7 +80,7 @@ class Listing:
                 yield entry
             elif entry.id not in told:
                 told.add(entry.id)
-                yield _twice(entry, lines)
+                yield _twice(entry, lines, self._agreed[entry.id])
 
     def complaints(self) -> Iterator[Complaint]:
         """What is wrong with rows, by line."""
@@ -115,6 +117,8 @@ def read(raw: bytes, kind: Kind, named: Mapping[str, str]) -> Listing:
             listing._lines.setdefault(id_, [first[id_]]).append(last[0])
         else:
             first[id_] = last[0]
+    if listing._lines:
+        _agree(listing)
     if last is not None and len(last[1]) < len(table.header):
         raise FileError(
             f"it is cut off: its last line, {last[0]}, has {len(last[1])} of the header's {len(table.header)} columns"
@@ -239,11 +243,19 @@ def _same(entry: Entry, lines: list[int]) -> str:
     return f"the same product stands in line {', '.join(map(str, islice(others, 5)))}: which one is right?"
 
 
-def _twice(entry: Entry, lines: list[int]) -> Entry:
+def _agree(listing: Listing) -> None:
+    for row in listing.table.rows():
+        entry = _entry(row, listing)
+        if entry.id in listing._lines:
+            agreed = listing._agreed.setdefault(entry.id, dict(entry.said))
+            agreed.update({name: "" for name, text in agreed.items() if entry.said.get(name) != text})
+
+
+def _twice(entry: Entry, lines: list[int], agreed: Mapping[str, str]) -> Entry:
     said = entry.problem or f"line {entry.line}: "
     separator = "; " if entry.problem else ""
     problem = f"{said}{separator}{_same(entry, lines)}"
-    return Entry(entry.line, entry.id, entry.said, False, problem, entry.unclear)
+    return Entry(entry.line, entry.id, agreed, False, problem, entry.unclear)
 
 
 def counts(listing: Listing) -> Mapping[str, int]:

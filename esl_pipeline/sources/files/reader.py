@@ -68,21 +68,20 @@ class FilesReader(Reader):
         self._memory, self._named = memory, columns_of(memory.policies(), self._shop)
 
     def news(self, state: str) -> News:
-        """Lists that are new, or approved. They are told of when they stood still between two looks."""
+        """Lists that are new, or approved. Each is told of when it stood still between two looks, whatever comes beside
+        it; state: which were seen."""
         found = self._folder.files()
-        now = _digest([(file.name, file.size, file.modified_at.isoformat()) for file in found])
-        if not found or now != state:
-            return News(now)
-        known = self._known(found)
-        rows = {_key(row): row for row in known["files"]}
-        waiting = [
-            (file.name, file.size, file.modified_at.isoformat(), row and row["state"])
+        rows = {_key(row): row for row in self._known(found)["files"]} if found else {}
+        new = {
+            _digest([file.name, file.size, file.modified_at.isoformat(), row and row["state"]]): file
             for file in found
             if (row := rows.get(_key(file))) is None or row["state"] in _TO_READ
-        ]
-        kinds = {kind_of(name) for name, *_ in waiting}
+        }
+        seen = new.keys() & state.split()
+        kinds = {kind_of(new[digest].name) for digest in seen}
         # A name that says no kind is judged by whoever reads changes.
-        return News(now, _digest(waiting) if waiting else "", "full" in kinds, bool(kinds - {"full"}))
+        name = _digest(sorted(seen)) if seen else ""
+        return News(" ".join(sorted(new)), name, "full" in kinds, bool(kinds - {"full"}))
 
     def catalogue(self, on_start: OnStart, *, chunk: int) -> Iterator[Facts]:
         """The newest full list that may be read. As of when it was written: what came later knows better."""
@@ -113,10 +112,19 @@ class FilesReader(Reader):
             self._asked().finish_file(self._whole, None)
 
     def changes(self, since: datetime) -> Iterator[Facts]:  # noqa: ARG002 - what was read is known by file
-        """The change lists that are not applied yet, the oldest first."""
+        """The change lists that are not applied yet, the oldest first, up to a full list that is still to be read."""
         files, last = self._look()
+        misfits = list[str]()
         for file in files:
-            if file.row["kind"] != "changes" or file.row["state"] not in _TO_READ:
+            if file.row["state"] not in _TO_READ:
+                continue
+            if file.row["kind"] == "full":
+                break  # what follows waits for it: a product that is told of later would keep what it does not say
+            if last and file.row["key"] != last["key"]:  # this list came after the change list was judged
+                if file.version_at < datetime.fromisoformat(last["version_at"]):
+                    self._asked().finish_file(file.row["id"], [])  # whose word counts for every product
+                else:
+                    misfits.append(printable(file.found.name))
                 continue
             listing = self._listing(file)
             # What the full lists say too, and this one does not.
@@ -129,6 +137,11 @@ class FilesReader(Reader):
                 else []
             )
             self._asked().finish_file(file.row["id"], told)
+        if misfits:
+            raise SourceError(
+                f"{', '.join(misfits)} of {self._shop} cannot be used: the last full list tells products by another "
+                "column; write the changes anew, with that column, and remove the old ones"
+            )
 
     def _look(self) -> tuple[list[_File], Row | None]:
         """The files in the folder that stand still, each judged; and the last full list that was applied."""
@@ -179,7 +192,7 @@ class FilesReader(Reader):
         return facts_of(Telling(listing, shop, file.row["version_at"], name, silent), chunk=chunk)
 
     def _known(self, files: Sequence[Found], sha256: str | None = None) -> Row:
-        rows = [_told(file) | {"sha256": sha256} for file in files]
+        rows = [_told(file) | {"sha256": sha256, "kind": kind_of(file.name)} for file in files]
         return self._asked().known_files(rows, self._columns)
 
     def _asked(self) -> Memory:

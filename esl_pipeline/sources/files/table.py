@@ -50,12 +50,26 @@ def decoded(raw: bytes) -> tuple[str, str]:
         raise FileError(
             f"line {_line(raw, raw.index(0))} holds a zero byte: it is no text, or UTF-16; save it as UTF-8"
         )
-    for encoding in ("utf-8-sig", "cp1252"):
-        try:
-            return raw.decode(encoding), "UTF-8" if encoding == "utf-8-sig" else "Windows-1252"
-        except UnicodeDecodeError as error:
-            at = error.start
-    raise FileError(f"line {_line(raw, at)} is neither UTF-8 nor Windows-1252: save the file as UTF-8")
+    try:
+        return raw.decode("utf-8-sig"), "UTF-8"
+    except UnicodeDecodeError as error:
+        if raw.startswith(codecs.BOM_UTF8) or _is_mostly_utf8(raw):
+            says = (
+                f"line {_line(raw, error.start)} is no UTF-8, and the rest of it is: save all of it as UTF-8"
+            )
+            raise FileError(says) from None
+    try:
+        return raw.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError as error:
+        says = f"line {_line(raw, error.start)} is neither UTF-8 nor Windows-1252: save the file as UTF-8"
+        raise FileError(says) from None
+
+
+def _is_mostly_utf8(raw: bytes) -> bool:
+    """Whether more of what is not ASCII is UTF-8 than is not: in Windows-1252 it hardly ever looks so."""
+    text = raw.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    return len(text) - len(text.encode("ascii", "ignore")) > 2 * wrong
 
 
 def table_of(raw: bytes, choose: Callable[[Sequence[str]], int]) -> Table:

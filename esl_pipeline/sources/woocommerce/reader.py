@@ -23,6 +23,7 @@ from esl_pipeline.sources.woocommerce.content import (
     utc,
     version,
 )
+from esl_pipeline.sources.woocommerce.deliveries import NEWEST
 from esl_pipeline.sources.woocommerce.errors import (
     IncompleteError,
     NotLetInError,
@@ -36,6 +37,8 @@ _ASKED = ",".join(FIELDS)
 _NONE = frozenset({"woocommerce_rest_product_invalid_id", "woocommerce_rest_product_variation_invalid_id"})
 # Changed products and variants that are given together.
 _AT_ONCE = 500
+# The time that a question takes is no difference of clocks, and an answer that was kept for days tells no time.
+_CLOCKS_AGREE, _MOST_BEHIND = timedelta(minutes=1), timedelta(days=1)
 # Of damaged products the first few are named.
 _NAMED = 5
 
@@ -103,10 +106,16 @@ class WooCommerceReader(Reader):
             raise IncompleteError(_incomplete(self._shop, products.missing, damaged))
 
     def changes(self, since: datetime) -> Iterator[Facts]:
-        """By `modified_after`, which leaves out its own second. What changes meanwhile comes with the next look."""
+        """By `modified_after`, which leaves out its own second. What changes meanwhile comes with the next look.
+
+        since is of our clock. A shop whose own is behind dates its changes by that, so as much more is read again.
+        """
         if since.tzinfo is None:
             raise ValueError("since needs a time zone")
+        behind = datetime.now(UTC) - self._client.get("/products", per_page=1, _fields="id").at
         after = since.astimezone(UTC) - timedelta(seconds=1)
+        if behind > _CLOCKS_AGREE:
+            after -= min(behind, _MOST_BEHIND)
         changed = Listing(
             self._client,
             "/products",
@@ -150,7 +159,12 @@ class WooCommerceReader(Reader):
         variations, complete = self._variations(product, own) if is_variable(product) else ([], True)
         if not complete:
             damaged.append(own)
-        times = [at for thing in (product, *variations) if (at := utc(thing.get("date_modified_gmt")))]
+        # A time that is still to come, of a clock that was wrong, would stand above all that is true meanwhile.
+        times = [
+            at
+            for thing in (product, *variations)
+            if (at := utc(thing.get("date_modified_gmt"))) and at <= read_at + NEWEST
+        ]
         said = version(
             shop=self._shop,
             product_id=own,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec import register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from esl_pipeline.sources.files.folder import Folder
@@ -64,3 +66,26 @@ def test_another_storage_is_read_the_same_way(memory: UPath) -> None:
 )
 def test_a_name_says_what_kind_of_list_it_is(name: str, kind: str | None) -> None:
     assert is_list(name) and kind_of(name) == kind
+
+
+class Lossy(MemoryFileSystem):
+    """A storage whose connections break, and stay broken."""
+
+    protocol = ("lossy",)
+    is_broken = False
+
+    def ls(self, path: str, detail: bool = True, **options: object) -> list[object]:
+        if self.is_broken:
+            raise OSError("Socket is closed")
+        return []
+
+
+@pytest.mark.filterwarnings("ignore:UPath")
+def test_after_a_connection_has_broken_the_next_look_opens_another() -> None:
+    register_implementation("lossy", Lossy, clobber=True)
+    folder = Folder("corner", "lossy://files-test")
+    assert folder.files() == []
+    folder._files.is_broken = True
+    with pytest.raises(SourceError, match=r"cannot be read \(OSError\)"):
+        Folder("corner", "lossy://files-test").files()  # the same connection
+    assert Folder("corner", "lossy://files-test").files() == []

@@ -101,6 +101,8 @@ def test_a_file_that_is_cut_off_anywhere_is_refused_unless_whole_lines_are_left(
         ("EAN;Preis\n".encode("utf-16"), "UTF-16"),
         (b"EAN;Name;Preis\n1;a\x00;2\n", "line 2 holds a zero byte"),
         (b"EAN;Name;Preis\n1;\x81;2\n", "line 2 is neither UTF-8 nor Windows-1252"),
+        ("EAN;Name;Preis\n1;Öl;1,00\n2;Käse;1,00\n".encode() + b"3;M\xfcsli;2,00\n", "line 4 is no UTF-8"),
+        (b"\xef\xbb\xbfEAN;Name;Preis\n3;M\xfcsli;2,00\n", "line 2 is no UTF-8"),
         (b"EAN;Name;Preis\n1;a;12,5", "cut off: line 2 has no end"),
         (b"EAN;Name;Preis\n1;a;1,00\n2;b\n", "cut off: its last line, 3, has 2 of the header's 3"),
         (b'EAN;Name;Preis\n1;"a;1,00\n2;b;1,00\n', "begins in line 2"),

@@ -1,8 +1,11 @@
 """Files through the whole pipeline: what is written into a folder, and what hangs on the shelf afterwards."""
 
+import os
+
 import pytest
 
 from esl_pipeline.sources.source import NothingToReadError, SourceError
+from esl_pipeline.stages.memory import BufferMemory
 from esl_pipeline_tests.sources.files.conftest import Till
 
 TEA, MILK, SOAP = "4006381333931;Tea;1,99", "4006381333948;Milk;0,99", "4006381333955;Soap;2,50"
@@ -247,3 +250,108 @@ def test_a_label_is_traced_to_its_file(till: Till) -> None:
     assert len(file["sha256"]) == 64
     (place,) = till.world.buffer.trace(M)
     assert place["variants"][0]["file"]["name"] == "full.csv"
+
+
+def test_a_change_list_that_is_sent_again_as_a_full_one_is_judged_as_one(till: Till) -> None:
+    till.write("full.csv", TEA, MILK, SOAP, at=1)
+    till.night()
+    till.write("changes.csv", TEA.replace("1,99", "1,49"), at=2)
+    till.changes()
+    till.write("full-2.csv", TEA.replace("1,99", "1,49"), at=3)  # the same bytes, and two labels less
+    assert till.night() == {T: "1.49", M: "0.99", S: "2.50"}
+    assert "lists 1 products" in till.reason("full-2.csv")
+
+
+def test_a_copy_of_an_older_list_waits_also_for_what_is_just_about_to_follow(till: Till) -> None:
+    till.write("full.csv", TEA, MILK, at=1)
+    till.night()
+    till.write("changes.csv", f"{T};1,00", at=2, header="EAN;Preis")
+    till.write("full-old.csv", TEA, MILK, at=3)
+    assert till.changes()[T] == "1.00"
+    assert till.states()["full-old.csv"] == "waiting"
+    assert till.night()[T] == "1.00"
+
+
+def test_columns_may_be_named_otherwise_again_and_again(till: Till) -> None:
+    till.write("full.csv", f"{TEA};3,00", f"{MILK};4,00", at=1, header="EAN;Name;Preis;Betrag")
+    till.night()
+    till.write("full-2.csv", f"{TEA};3,00", f"{MILK};4,00", at=2, header="EAN;Name;Preis;Betrag")  # a copy
+    till.night()
+    mapping = till.world.buffer.mapping_list()[0]
+    for price, wanted in [("Betrag", "3.00"), ("Preis", "1.99"), ("Betrag", "3.00"), (None, "1.99")]:
+        till.world.buffer.mapping_update(
+            mapping["id"], {"settings": {"columns": {"price": price} if price else {}}}
+        )
+        assert till.night()[T] == wanted
+
+
+def test_of_full_lists_the_newest_is_read_and_no_older_one_stays_news(till: Till) -> None:
+    till.write("full-1.csv", TEA, MILK, at=1)
+    till.write("full-2.csv", TEA.replace("1,99", "1,49"), MILK, at=2)
+    assert till.night()[T] == "1.49"
+    assert till.states() == {"full-1.csv": "refused", "full-2.csv": "applied"}
+    with till.source().reader(till.shop["source_store_id"]) as reader:
+        reader.remember(BufferMemory(till.world.buffer, till.shop, ""))
+        assert not reader.news(reader.news("").state).name
+
+
+def test_a_change_list_waits_for_the_full_list_before_it(till: Till) -> None:
+    till.write("full.csv", f"{TEA};5", f"{MILK};5", at=1, header="EAN;Name;Preis;Bestand")
+    till.night()
+    till.write(
+        "full-2.csv", f"{TEA.replace('1,99', '2,99')};5", f"{MILK};5", at=2, header="EAN;Name;Preis;Bestand"
+    )
+    till.write("changes.csv", f"{T};4", at=3, header="EAN;Bestand")  # says nothing of the new price
+    assert till.changes()[T] == "1.99"
+    assert till.night()[T] == "2.99"
+    assert till.changes()[T] == "2.99"
+    assert set(till.states().values()) == {"applied"}
+
+
+def test_a_change_list_by_another_key_than_the_list_before_it_touches_nothing(till: Till) -> None:
+    till.write("full.csv", "96385074;Gum;0,50", at=1)
+    till.night()
+    till.write("changes.csv", "96385074;0,10", at=3, header="EAN;Preis")  # judged beside codes
+    till.write("full-2.csv", "96385074;4006381333931;Tea;1,99", at=2, header="Artikelnummer;EAN;Name;Preis")
+    assert till.changes() == {"96385074": "0.50"}
+    assert till.night() == {T: "1.99"}
+    with pytest.raises(SourceError, match=r"changes\.csv of corner cannot be used"):
+        till.read_changes()
+    assert till.prices() == {T: "1.99"}
+
+
+def test_what_two_rows_differ_in_is_nobodys_word_after_another_list_either(till: Till) -> None:
+    till.write("full.csv", f"{TEA};5", f"{MILK};5", at=1, header="EAN;Name;Preis;Bestand")
+    till.night()
+    till.write("changes-1.csv", f"{T};5,00", f"{T};6,00", at=2, header="EAN;Preis")
+    till.changes()
+    till.write("changes-2.csv", f"{T};4", at=3, header="EAN;Bestand")  # right, and no word of the price
+    assert till.changes()[T] == "1.99"
+    till.write("changes-3.csv", f"{T};6,00", at=4, header="EAN;Preis")
+    assert till.changes()[T] == "6.00"
+    assert not till.world.findings()
+
+
+def test_a_folder_that_never_stands_still_has_news_all_the_same(till: Till) -> None:
+    till.write("full.csv", TEA, at=1)
+    till.night()
+    state, told = "", set[bool]()
+    for number in range(3):
+        till.write(f"changes-{number}.csv", f"{T};{number},00", at=2 + number, header="EAN;Preis")
+        with till.source().reader(till.shop["source_store_id"]) as reader:
+            reader.remember(BufferMemory(till.world.buffer, till.shop, ""))
+            news = reader.news(state)
+        state, told = news.state, {*told, news.changes}
+        assert not news.whole
+    assert told == {False, True}
+
+
+def test_a_name_in_the_letters_of_an_older_system_is_read(till: Till) -> None:
+    till.write("full.csv", TEA, at=1)
+    till.night()
+    till.write(os.fsdecode(b"Preis\xe4nderungen.csv"), f"{T};1,00", at=2, header="EAN;Preis")
+    with till.source().reader(till.shop["source_store_id"]) as reader:
+        reader.remember(BufferMemory(till.world.buffer, till.shop, ""))
+        assert reader.news(reader.news("").state).changes
+    assert till.changes()[T] == "1.00"
+    assert till.states()["Preisänderungen.csv"] == "applied"

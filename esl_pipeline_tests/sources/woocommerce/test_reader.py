@@ -22,7 +22,7 @@ from esl_pipeline.sources.woocommerce.connection import look
 from esl_pipeline.sources.woocommerce.errors import IncompleteError, NotLetInError, UnavailableError
 from esl_pipeline.sources.woocommerce.reader import WooCommerceReader
 from esl_pipeline.sources.woocommerce.settings import Key
-from esl_pipeline_tests.sources.woocommerce.support import KEY, body_of, hours, prices, read, served, whole
+from esl_pipeline_tests.sources.woocommerce.support import KEY, body_of, prices, read, served, whole
 
 
 def small(count: int = 7) -> Shop:
@@ -197,7 +197,10 @@ def test_a_thousand_variants_come_in_parts() -> None:
 
 def test_only_what_was_modified_since_is_read_again() -> None:
     shop = small(5)
-    since = shop.time() + timedelta(seconds=1)
+    shop.clock = real_time
+    for product in shop.products.values():
+        shop.sneak(product, modified_at=product.modified_at - timedelta(minutes=1))
+    since = shop.time() - timedelta(seconds=1)
     shop.change(shop.products[4], regular_price="9.00")
     with served(shop) as (_, reader):
         assert [prices(facts) for facts in reader.changes(since)] == [{"4": ("9.00", None)}]
@@ -205,6 +208,16 @@ def test_only_what_was_modified_since_is_read_again() -> None:
         at = shop.products[4].modified_at
         assert len(list(reader.changes(at))) == 1
         assert list(reader.changes(at + timedelta(seconds=1))) == []
+
+
+def test_what_a_shop_dates_by_a_clock_that_is_behind_is_read() -> None:
+    shop = Shop()
+    shop.now = (datetime.now(UTC) - timedelta(minutes=30)).replace(microsecond=0)
+    shop.add("Tea", "2.00")
+    with served(shop) as (_, reader):
+        assert [prices(facts) for facts in reader.changes(datetime.now(UTC) - timedelta(minutes=10))] == [
+            {"1": ("2.00", None)}
+        ]
 
 
 def test_a_product_is_read_by_its_id() -> None:
@@ -227,9 +240,19 @@ def test_a_variable_product_is_as_new_as_its_newest_variation() -> None:
     shop = Shop()
     product = shop.add("Bread", options={("1 kg",): "4.00"})
     with served(shop) as (_, reader):
-        shop.sneak(product, product.variations[0], modified_at=hours(-1).replace(microsecond=0))
+        newer = (shop.time() + timedelta(minutes=5)).replace(microsecond=0)
+        shop.sneak(product, product.variations[0], modified_at=newer)
         (row,) = whole(reader).products
     assert row["version_at"] == product.variations[0].modified_at.isoformat()
+
+
+def test_a_time_that_is_still_to_come_does_not_stand_above_what_changes_until_then() -> None:
+    shop = Shop()
+    product = shop.add("Tea", "2.00")
+    with served(shop) as (_, reader):
+        shop.sneak(product, modified_at=(shop.time() + timedelta(days=365)).replace(microsecond=0))
+        (row,) = whole(reader).products
+    assert datetime.fromisoformat(row["version_at"]) <= shop.time()
 
 
 @pytest.mark.parametrize(
