@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.sources.content import text_of
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline_tests.labels.support import (
     LOCATION,
     MAPPING,

@@ -16,7 +16,7 @@ import pytest
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.sources.content import CONTENT
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline_tests.labels.support import (
     Judged,
     evaluate,

@@ -14,7 +14,7 @@ from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.pace import PAUSE_SECONDS, Backlog, Pace
 from esl_pipeline.receiver.places import Room
 from esl_pipeline.receiver.tokens import digest, new_token
-from esl_pipeline.sources.shopify import hooks
+from esl_pipeline.sources.shopify import webhooks
 from esl_pipeline_tests.receiver.support import (
     PRODUCT,
     SHOP,
@@ -119,13 +119,13 @@ def test_s34_the_pace_is_asked_before_the_body_is_parsed(
     buffer: WatchedBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = []
-    real = hooks.delivery
+    real = webhooks.delivery
 
     def delivery(*given: Any) -> dict[str, Any]:
         parsed.append(given)
         return real(*given)
 
-    monkeypatch.setattr(hooks, "delivery", delivery)
+    monkeypatch.setattr(webhooks, "delivery", delivery)
     app = make_app(buffer, Limits(per_second=0.01, burst=1))
     assert [deliver(app, "products/update", PRODUCT).status_code for _ in range(3)] == [200, 429, 429]
     assert len(parsed) == 1

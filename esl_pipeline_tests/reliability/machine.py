@@ -32,7 +32,7 @@ from esl_pipeline.model.push import PushRules
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.shopify.deliveries import delivery
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline.sources.source import OnStart, Reader, SourceError
 from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline.stages import snapshot as snapshot_stage
@@ -252,7 +252,7 @@ class Catalogue(Reader):
     """The model as the source of a full reconciliation; a part is a product, and it may break off before the end."""
 
     def __init__(self, shop: ShopModel, as_of: float, parts: int | None) -> None:
-        self.shop, self.as_of, self.parts = shop, as_of, parts
+        self.model, self.as_of, self.parts = shop, as_of, parts
         self.bodies = [copy.deepcopy(body) for body in shop.products.values()]
         self.seconds = {body["id"]: body.pop("second") for body in self.bodies}
         self.levels = dict(shop.levels)
@@ -261,7 +261,7 @@ class Catalogue(Reader):
         on_start(datetime.fromisoformat(when(self.as_of)))  # type: ignore[arg-type]
         for body in self.bodies[: self.parts]:
             raw = json.dumps(body).encode()
-            said = self.shop.key | {
+            said = self.model.key | {
                 "id": 0,
                 "topic": "products/update",
                 "body_base64": base64.b64encode(raw).decode(),
@@ -286,7 +286,7 @@ class Catalogue(Reader):
         on_start(datetime.fromisoformat(when(self.as_of)))  # type: ignore[arg-type]
         yield Facts(
             levels=[
-                self.shop.key
+                self.model.key
                 | {
                     "inventory_item_id": str(item),
                     "location_id": model.LOCATION,
@@ -301,18 +301,18 @@ class Catalogue(Reader):
 
     def heard(self) -> None:
         """The read is over: this is what it told."""
-        told = self.shop.told
+        told = self.model.told
         for body in self.bodies[: self.parts]:
             told.hear(body["id"], self.seconds[body["id"]], self.as_of, body)
         if self.parts is not None:
             return
         there = {body["id"] for body in self.bodies}
-        for slot, remade in self.shop.remade.items():
-            letter = self.shop.mappings[0].shop
+        for slot, remade in self.model.remade.items():
+            letter = self.model.mappings[0].shop
             for number in (_product_id(letter, slot, n) for n in range(remade + 1)):
                 if number not in there:
                     told.hear(number, self.as_of, self.as_of, None)
-        if any(mapping.shows_stock and mapping.is_active for mapping in self.shop.mappings):
+        if any(mapping.shows_stock and mapping.is_active for mapping in self.model.mappings):
             for item, (at, available) in self.levels.items():
                 told.hear_level(item, at, self.as_of, available)
             for item in set(told.levels) - set(self.levels):

@@ -18,8 +18,8 @@ from esl_pipeline.labels.lengths import CUT, LENGTHS
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.shopify.deliveries import delivery
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline.sources.shopify.source import ShopifySource
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
 from esl_pipeline.stages import inbox
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox

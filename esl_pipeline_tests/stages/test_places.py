@@ -564,7 +564,7 @@ def test_field_27_a_label_in_doubt_is_not_accurate(world: World) -> None:
     world.update(tea(price="1.00", version=3))
     world.round(batch_size=0)
     assert (accuracy(world)["publishable"], accuracy(world)["accurate"]) == (1, 0)
-    assert said(world) == (False, "0 of 1 labels are what Shopify says (0.000 %)")
+    assert said(world) == (False, "0 of 1 labels are what the source says (0.000 %)")
 
 
 def test_field_27_a_label_that_should_be_gone_is_not_accurate(world: World) -> None:
@@ -575,7 +575,7 @@ def test_field_27_a_label_that_should_be_gone_is_not_accurate(world: World) -> N
     for _ in range(3):
         world.round(**SLOW)
     assert (accuracy(world)["accurate"], accuracy(world)["unsettled"]) == (1, 1)
-    assert said(world) == (False, "1 of 2 labels are what Shopify says (50.000 %)")
+    assert said(world) == (False, "1 of 2 labels are what the source says (50.000 %)")
 
 
 def test_field_27_a_mapping_with_a_problem_is_not_accurate(world: World) -> None:

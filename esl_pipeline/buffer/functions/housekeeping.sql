@@ -170,7 +170,7 @@ begin
           and i.state in ('ready', 'leased'));
     foreach v_table in array array['product_versions', 'products', 'inventory_levels', 'variant_details', 'shops',
                                    'watermarks', 'snapshots', 'shop_deliveries', 'connections',
-                                   'refused_signatures'] loop
+                                   'refused_signatures', 'source_files', 'row_problems'] loop
         execute format('delete from esl.%I where ctid = any (array(
                             select ctid from esl.%I where source_system = $1 and source_store_id = $2 limit $3))',
                        v_table, v_table) using p_system, p_shop, p_limit;

@@ -14,10 +14,10 @@ from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.apps import App
-from esl_pipeline.sources.shopify.hooks import ShopifyWebhooks
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import SHOP, shop_domain, shop_named
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.shopify.webhooks import ShopifyWebhooks
 from esl_pipeline.sources.source import Source, SourceError, Verdict
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ShopifySource(Source[ShopifySettings]):
 
     @classmethod
     def read_deliveries(cls, deliveries: Sequence[Mapping[str, Any]]) -> Facts:
-        """See webhooks.read_deliveries."""
+        """See facts.read_deliveries."""
         return read_deliveries(deliveries)
 
     def webhooks(self) -> ShopifyWebhooks:

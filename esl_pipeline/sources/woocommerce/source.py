@@ -13,10 +13,10 @@ from esl_pipeline.model.check import Check
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.source import Source, SourceError
-from esl_pipeline.sources.woocommerce.hooks import WooCommerceWebhooks
+from esl_pipeline.sources.woocommerce.facts import read_deliveries
 from esl_pipeline.sources.woocommerce.settings import WooCommerceSettings
 from esl_pipeline.sources.woocommerce.shop_names import SHOP, address, shop_id, shop_named
-from esl_pipeline.sources.woocommerce.webhooks import read_deliveries
+from esl_pipeline.sources.woocommerce.webhooks import WooCommerceWebhooks
 
 if TYPE_CHECKING:
     from esl_pipeline.sources.woocommerce.client import Client
@@ -51,7 +51,7 @@ class WooCommerceSource(Source[WooCommerceSettings]):
 
     @classmethod
     def read_deliveries(cls, deliveries: Sequence[Mapping[str, Any]]) -> Facts:
-        """See webhooks.read_deliveries."""
+        """See facts.read_deliveries."""
         return read_deliveries(deliveries)
 
     def webhooks(self) -> WooCommerceWebhooks:

@@ -14,9 +14,9 @@ from esl_pipeline.sandbox.woocommerce.server import RunningWooCommerce, running_
 from esl_pipeline.sandbox.woocommerce.shop import Product, Shop, Variation
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.woocommerce.client import Client
+from esl_pipeline.sources.woocommerce.facts import read_deliveries
 from esl_pipeline.sources.woocommerce.reader import WooCommerceReader
 from esl_pipeline.sources.woocommerce.settings import Key
-from esl_pipeline.sources.woocommerce.webhooks import read_deliveries
 
 SHOP = "shop.example.com"
 SITE = f"https://{SHOP}"

@@ -14,8 +14,8 @@ from esl_pipeline.sandbox.woocommerce.shop import Shop
 from esl_pipeline.sources.secrets import WebhookSecret
 from esl_pipeline.sources.source import DeliveryError
 from esl_pipeline.sources.woocommerce.deliveries import delivery
-from esl_pipeline.sources.woocommerce.hooks import WooCommerceWebhooks
 from esl_pipeline.sources.woocommerce.topics import TOPICS
+from esl_pipeline.sources.woocommerce.webhooks import WooCommerceWebhooks
 from esl_pipeline_tests.sources.woocommerce.support import SHOP, SITE, body_of, hours
 
 OTHER = "other.example.com"

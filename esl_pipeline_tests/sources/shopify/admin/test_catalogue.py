@@ -25,7 +25,7 @@ from esl_pipeline.sources.shopify.admin import (
     read_shop,
     read_stock,
 )
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.sources.shopify.admin.servers import (
     CREATED_AT,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esl_pipeline.sandbox.woocommerce.shop import Product, Shop
+from esl_pipeline.sources.woocommerce.facts import read_deliveries
 from esl_pipeline.sources.woocommerce.topics import TOPICS
-from esl_pipeline.sources.woocommerce.webhooks import read_deliveries
 from esl_pipeline_tests.sources.woocommerce.support import body_of, delivered, hours, prices, read
 
 

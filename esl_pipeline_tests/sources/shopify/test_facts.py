@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.sources.content import CONTENT
 from esl_pipeline.sources.facts import Facts
-from esl_pipeline.sources.shopify.webhooks import read_deliveries
+from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.world import level, product, variant, when
