@@ -1089,7 +1089,7 @@ def _file(
 
 
 def _known(api: Api, *files: dict[str, Any]) -> Any:
-    asked = [{key: file[key] for key in ("name", "size", "modified_at", "sha256")} for file in files]
+    asked = [{key: file[key] for key in ("name", "size", "modified_at", "sha256", "kind")} for file in files]
     return api("esl_files_known", shop=api.shop_key, files=asked, columns="{}")
 
 
