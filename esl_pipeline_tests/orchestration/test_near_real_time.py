@@ -28,6 +28,8 @@ from esl_pipeline_tests.orchestration.world import (
     product,
 )
 
+pytestmark = pytest.mark.long
+
 
 def materialisations(
     pipeline: Pipeline, result: dg.ExecuteInProcessResult

@@ -15,6 +15,8 @@ from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.test_assets import metadata
 from esl_pipeline_tests.orchestration.world import STORE, map_shop
 
+pytestmark = pytest.mark.long
+
 KEY = "files:corner"
 TEA, MILK = "4006381333931;Tea;1,99\n", "4006381333948;Milk;0,99\n"
 T, M = "4006381333931", "4006381333948"

@@ -12,6 +12,8 @@ from esl_pipeline.stages.drain import LEASE
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, arrive, map_shop, product
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:

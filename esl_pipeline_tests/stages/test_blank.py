@@ -8,6 +8,8 @@ import pytest
 from esl_pipeline.stages.drift import compare_store
 from esl_pipeline_tests.world import RUN, STORE, World, product, variant
 
+pytestmark = pytest.mark.long
+
 NOTHING = "0.00"
 PENDING: dict[str, Any] = {"kind": "status", "status": 503}
 CLOSED = {

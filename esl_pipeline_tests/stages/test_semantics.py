@@ -20,6 +20,8 @@ from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline_tests.shared_data import DATA
 from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant, when
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP = "other-shop.myshopify.com"
 OTHER_STORE = "S2"
 

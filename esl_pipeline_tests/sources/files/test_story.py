@@ -8,6 +8,8 @@ from esl_pipeline.sources.source import NothingToReadError, SourceError
 from esl_pipeline.stages.memory import BufferMemory
 from esl_pipeline_tests.sources.files.conftest import Till
 
+pytestmark = pytest.mark.long
+
 TEA, MILK, SOAP = "4006381333931;Tea;1,99", "4006381333948;Milk;0,99", "4006381333955;Soap;2,50"
 T, M, S = (row.partition(";")[0] for row in (TEA, MILK, SOAP))
 
