@@ -71,6 +71,9 @@ VARIANTS = Rows(
         Column("product_type", "as the source sent it", longest=255, is_shared=True, is_shown=True),
         Column("tags", "with commas between", longest=10_000, is_shared=True, is_shown=True),
         Column("handle", "its name in addresses", longest=255, is_shared=True, is_shown=True),
+        Column(
+            "origin", "country of origin, as the source sent it", longest=255, is_shared=True, is_shown=True
+        ),
         Column("option1", "value of the first option", longest=255, is_shown=True),
         Column("option2", "value of the second option", longest=255, is_shown=True),
         Column("option3", "value of the third option", longest=255, is_shown=True),

@@ -2,7 +2,8 @@
 -- other: the planner takes them for 100 rows and would compare all with all.)
 
 -- Content has three values: said, said empty (null), and not said (no key). What a source does not say of a variant
--- stays as it is stored; what nobody has ever said is named in esl.products.unsaid.
+-- stays as it is stored; what nobody has ever said is named in esl.products.unsaid, and fetched. So what only some
+-- sources ever say (origin) is not named here.
 create or replace function esl.content_columns() returns text[]
 language sql immutable as $$
     select array['inventory_item_id', 'title', 'variant_title', 'barcode', 'sku', 'price', 'compare_at_price',
@@ -15,7 +16,8 @@ create or replace function esl.content(o esl.products) returns text[]
 language sql immutable as $$  -- without a search_path of its own, so that it is inlined
     select array[o.product_id, o.inventory_item_id, o.title, o.variant_title, o.barcode, o.sku,
                  esl.plain_price(o.price), esl.plain_price(o.compare_at_price), o.image_url, o.status, o.published_at,
-                 o.vendor, o.product_type, o.tags, o.handle, o.option1, o.option2, o.option3, o.source_created_at]
+                 o.vendor, o.product_type, o.tags, o.handle, o.option1, o.option2, o.option3, o.source_created_at,
+                 o.origin]
 $$;
 
 create or replace function esl.plain_price(p_price text) returns text
@@ -111,12 +113,12 @@ declare v_changed int;
 begin
     insert into esl.products as o (source_system, source_store_id, variant_id, product_id, inventory_item_id, title,
         variant_title, barcode, sku, price, compare_at_price, image_url, status, published_at, vendor, product_type,
-        tags, handle, option1, option2, option3, source_created_at, source_updated_at, unsaid, event_ids)
+        tags, handle, option1, option2, option3, source_created_at, origin, source_updated_at, unsaid, event_ids)
     select distinct on (d.source_system, d.source_store_id, d.variant_id)
            d.source_system, d.source_store_id, d.variant_id, d.product_id, n.inventory_item_id, n.title,
            n.variant_title, n.barcode, n.sku, n.price, n.compare_at_price, n.image_url, n.status, n.published_at,
            n.vendor, n.product_type, n.tags, n.handle, n.option1, n.option2, n.option3, n.source_created_at,
-           d.version_at, esl.unsaid(e.said, b), n.event_ids
+           n.origin, d.version_at, esl.unsaid(e.said, b), n.event_ids
     from jsonb_array_elements(p_variants) as w (own)
     cross join lateral (select esl.said(w.own, p_told) as said offset 0) e  -- said once a row, not at each use
     cross join lateral jsonb_populate_record(null::esl.variant_row, e.said) d
@@ -136,7 +138,8 @@ begin
         status = excluded.status, published_at = excluded.published_at, vendor = excluded.vendor,
         product_type = excluded.product_type, tags = excluded.tags, handle = excluded.handle,
         option1 = excluded.option1, option2 = excluded.option2, option3 = excluded.option3,
-        source_created_at = excluded.source_created_at, source_updated_at = excluded.source_updated_at,
+        source_created_at = excluded.source_created_at, origin = excluded.origin,
+        source_updated_at = excluded.source_updated_at,
         unsaid = excluded.unsaid, event_ids = excluded.event_ids, removed = false,
         revision = nextval('esl.revision'), due = true, changed_at = now()
     where excluded.source_updated_at >= o.source_updated_at;
@@ -151,8 +154,9 @@ language plpgsql volatile set search_path = '' as $$
 begin
     update esl.products o
     set title = n.title, handle = n.handle, status = n.status, published_at = n.published_at, vendor = n.vendor,
-        product_type = n.product_type, tags = n.tags, unsaid = esl.unsaid(e.said, b), source_updated_at = a.version_at,
-        event_ids = n.event_ids, revision = nextval('esl.revision'), due = true, changed_at = now()
+        product_type = n.product_type, tags = n.tags, origin = n.origin, unsaid = esl.unsaid(e.said, b),
+        source_updated_at = a.version_at, event_ids = n.event_ids, revision = nextval('esl.revision'), due = true,
+        changed_at = now()
     from jsonb_array_elements(p_products) as e (said)
     cross join lateral jsonb_populate_record(null::esl.product_row, e.said) a
     join esl.product_versions v

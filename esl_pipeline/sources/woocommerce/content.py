@@ -21,6 +21,8 @@ SYSTEM = "woocommerce"
 LOCATION = "0"
 """Where the stock of a shop is that knows no locations."""
 
+_ORIGIN = ("origin", "herkunft")
+
 Thing = Mapping[str, Any]
 
 FIELDS = (
@@ -176,6 +178,8 @@ def shared(product: Thing) -> Row:
             said[name] = next(_names(product[lists]), None)
     if isinstance(product.get("tags"), list):
         said["tags"] = list(_names(product["tags"]))
+    if isinstance(product.get("attributes"), list):
+        said["origin"] = _origin(product["attributes"])
     return product_content(said)
 
 
@@ -254,6 +258,16 @@ def _options(variation: Thing) -> Iterator[str]:
         option = attribute.get("option") if isinstance(attribute, dict) else None
         if isinstance(option, str) and option:
             yield option
+
+
+def _origin(attributes: Iterable[object]) -> str | None:
+    """What the shop calls its products' origin, in an attribute of that name: "Italy", "Spain, Morocco"."""
+    for attribute in attributes:
+        if isinstance(attribute, dict) and str(attribute.get("name")).strip().lower() in _ORIGIN:
+            options = attribute.get("options")
+            texts = (text_of(one) for one in (options if isinstance(options, list) else ()))
+            return ", ".join(text for text in texts if text) or None
+    return None
 
 
 def _names(things: Iterable[object]) -> Iterator[str]:
