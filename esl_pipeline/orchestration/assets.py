@@ -75,6 +75,23 @@ def _is_wanted(said: bool | None, run: dg.DagsterRun) -> bool:
     return run.job_name == RECONCILIATION if said is None else said
 
 
+def _products_described(source: type[Source[Any]]) -> str:
+    by_webhook = (
+        "Reads the shop's due deliveries from esl.webhook_inbox, folds them to the newest version per product and "
+        "merges them into esl.products; a full_reconciliation then merges the whole catalogue. All day long the job "
+        "event_sync does the same for all shops, and tells of it here."
+    )
+    by_reading = (
+        "A full_reconciliation merges the whole catalogue into esl.products, catch_up what changed; news_sensor starts "
+        "them when there is something to read. The labels follow by event_sync, which tells of it here."
+    )
+    return (
+        f"What {source.name} says: the shop's variants that changed.\n\n"
+        f"{by_webhook if source.sends_webhooks() else by_reading} The frame holds every variant that has not become a "
+        "label yet."
+    )
+
+
 def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
     """The asset of a source's products."""
 
@@ -88,12 +105,7 @@ def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
         kinds={source.system, "postgres"},
         deps=[webhook_inbox] if source.sends_webhooks() else [],
         metadata={"dagster/column_schema": table_schema(VARIANTS), "dagster/table_name": "esl.products"},
-        description=f"""What {source.name} says: the shop's variants that changed, by webhook, or by a read of the
-whole catalogue.
-
-Reads the shop's due deliveries from esl.webhook_inbox, folds them to the newest version per product and merges them
-into esl.products; a full_reconciliation then merges the whole catalogue. The frame holds every variant that has not
-become a label yet. All day long the job event_sync does the same for all shops, and tells of it here.""",
+        description=_products_described(source),
     )
     def products(
         context: dg.AssetExecutionContext,
