@@ -284,6 +284,7 @@ class Stack:
 
     def _start_dagster(self, port: int) -> None:
         home = self._home / "dagster"
+        is_new, is_ours = not home.exists(), self._settings.esl_dagster_database_url is None
         home.mkdir(exist_ok=True)
         instance = Path(__file__).parents[2] / "dagster.yaml"
         if not instance.exists():
@@ -292,6 +293,9 @@ class Stack:
             )
         shutil.copyfile(instance, home / "dagster.yaml")
         self.environment |= {"DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        if is_ours and is_new:
+            # Alone, for it makes Dagster's tables: of two processes that make them at once one ends with an error.
+            self._fail_abandoned_runs()
         code = _port("code server", 0)
         workspace = home / "workspace.yaml"
         workspace.write_text(
@@ -304,7 +308,7 @@ class Stack:
             *("--host", _ADDRESS, "--port", str(code), "--location-name", "esl_pipeline"),
             **self._login(PIPELINE),
         )
-        if self._settings.esl_dagster_database_url is None:
+        if is_ours and not is_new:
             self._fail_abandoned_runs()
         self._await("code server", lambda: _accepts(code))
         self._run(
@@ -324,17 +328,12 @@ class Stack:
         return {"ESL_DATABASE_URL": self._logins[name]} if self._owns_buffer else {}
 
     def _fail_abandoned_runs(self) -> None:
-        """Nobody else uses our own Postgres: no run of an earlier start can be alive.
-
-        Once more where it fails: of two processes that make Dagster's tables at the same time one meets the other's.
-        """
+        """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
         command = [sys.executable, "-m", "esl_pipeline.orchestration.abandoned_runs"]
         given = given_to("Dagster daemon", self.environment)
-        for _ in range(2):
-            done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
-            if not done.returncode:
-                return
-        raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
+        done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StackError(f"Dagster's storage cannot be used:\n{done.stderr[-2000:]}")
 
     def _start_postgres(self) -> EmbeddedPostgres:
         return EmbeddedPostgres.start(self._home / "postgres")
