@@ -202,8 +202,8 @@ def print_failure(console: Console, sentence: str, logs: Path | None, *, as_json
 
 _OF_FILES = {
     "applied": "each once, in the order of their times",
-    "refused": "cut off: nothing of it was used",
-    "waiting": "a full list that is much smaller than the last one: for a person to approve",
+    "refused": "one cut off, one overtaken by a newer full list: nothing of them was used",
+    "waiting": "a full list that a person has to approve",
 }
 
 

@@ -51,7 +51,8 @@ def test_the_whole_demo_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     right = run_demo(load_settings(), Console(file=said, width=100), source="files", as_json=True)
     figures = json.loads(said.getvalue())
     assert right, figures
-    assert figures["files"] == {"applied": 4, "refused": 1, "waiting": 1}
+    # One was cut off; yesterday's list waited for somebody until the evening's was applied.
+    assert figures["files"] == {"applied": 4, "refused": 2, "waiting": 0}
     assert figures["labels"]["on_shelf"] == figures["labels"]["expected"] > 300
     assert figures["night"]["repaired"] == {"missing": 3, "different": 5}
     assert figures["held_back"] == {"variants": 0, "expected": 0, "findings": {}}
