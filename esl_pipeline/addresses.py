@@ -10,6 +10,9 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # As proxies write it: bare, with a port (IPv4), or in brackets with or without one.
 _WRITTEN = re.compile(r"\[([^\]]{2,50})\](?::[0-9]{1,5})?|([0-9.]{7,15}):[0-9]{1,5}|([0-9A-Fa-f:.%\w]{2,60})")
 
+# Of Supabase: no LISTEN, no session state.
+TRANSACTION_POOLER_PORT = "6543"
+
 
 def networks(text: str) -> tuple[Network, ...]:
     """Addresses and networks by commas; raises ValueError for anything else."""

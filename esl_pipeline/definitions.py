@@ -50,7 +50,11 @@ def build_definitions(
             *(watch.schedule for watch in watches),
         ],
         sensors=[
-            inbox_sensor(event_sync, interval_seconds=settings.sync_worker_interval_seconds),
+            inbox_sensor(
+                event_sync,
+                interval_seconds=settings.sync_worker_interval_seconds,
+                keep_warm=settings.esl_drain_keep_warm,
+            ),
             silence_sensor(hours=settings.esl_silence_hours),
             *([news_sensor(reconciliation)] if any(source.is_polled for source in in_use) else []),
         ],

@@ -8,6 +8,8 @@ from uuid import uuid4
 
 from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.files import FileCalls
+from esl_pipeline.buffer.leases import LeaseCalls
+from esl_pipeline.buffer.migrate import functions_build
 from esl_pipeline.buffer.people import PeopleCalls
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.due import Due
@@ -18,8 +20,8 @@ MAX_ROWS_PER_CALL = 5_000
 MAX_BYTES_PER_CLAIM = 8_000_000
 
 
-class Buffer(PeopleCalls, FileCalls):
-    """Inbox, variants, labels, queue and audit, beside what people and files need. Every call is one round trip."""
+class Buffer(PeopleCalls, FileCalls, LeaseCalls):
+    """Inbox, variants, labels, queue and audit; what people and files need; leases. Every call is one round trip."""
 
     # Inbox
 
@@ -234,16 +236,7 @@ class Buffer(PeopleCalls, FileCalls):
 
     def due(self) -> Due:
         """What there is to do now."""
-        return Due.of(self._call("esl_due", label_server=self.label_server))
-
-    def lease_take(self, *, name: str, holder: str, seconds: float) -> bool:
-        """Take or renew a lease -> whether it is the holder's now."""
-        held: bool = self._call("esl_lease_take", name=name, holder=holder, seconds=seconds)["held"]
-        return held
-
-    def lease_release(self, *, name: str, holder: str) -> Row:
-        """Give a lease back, if it is still this holder's -> {released}."""
-        return self._call("esl_lease_release", name=name, holder=holder)
+        return Due.of(self._call("esl_due", label_server=self.label_server, build=functions_build()))
 
     # Reconciliation: a whole shop against the buffer
 

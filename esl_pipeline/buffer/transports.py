@@ -10,8 +10,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -20,7 +20,9 @@ import orjson
 import stamina
 from pydantic import SecretStr
 
+from esl_pipeline.addresses import TRANSACTION_POOLER_PORT
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable, Failure, Size, classify
+from esl_pipeline.buffer.listener import Listener
 
 if TYPE_CHECKING:
     import psycopg
@@ -42,6 +44,9 @@ class Transport(Protocol):
 
     def call(self, function: str, p: Mapping[str, Any]) -> Any:
         """The JSON result of `public.<function>(p)`; raises BufferError."""
+
+    def listening(self, channel: str, wake: Callable[[], None]) -> AbstractContextManager[None]:
+        """While it is open, `wake` is called at notifications of the channel, as far as this way brings any."""
 
     def close(self) -> None:
         """Give the connections back; later calls raise BufferUnavailable."""
@@ -117,6 +122,10 @@ class _RetryingTransport(ABC):
         # Raised outside the handler, so that no driver frame (they hold the password) hangs on the exception.
         raise error
 
+    def listening(self, channel: str, wake: Callable[[], None]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing comes this way."""
+        return nullcontext()
+
     @abstractmethod
     def _send(self, function: str, body: bytes) -> Any:
         """Call once; raises Failure for what the way or the server said, BufferError for what cannot be sent."""
@@ -160,6 +169,11 @@ class PsycopgTransport(_RetryingTransport):
             return "Postgres at an address that cannot be read from ESL_DATABASE_URL"
         host, port = parameters.get("host", "the default host"), parameters.get("port", "5432")
         return f"Postgres at {host}:{port}/{parameters.get('dbname', '')}"
+
+    def listening(self, channel: str, wake: Callable[[], None]) -> AbstractContextManager[None]:
+        """Over a connection of its own. A transaction pooler is not asked: its connections are everybody's."""
+        port = (_connection_parameters(self._dsn) or {}).get("port", "")
+        return nullcontext() if TRANSACTION_POOLER_PORT in port else Listener(self._connect, channel, wake)
 
     def close(self) -> None:
         self._closed = True

@@ -20,8 +20,8 @@ class Outage:
 class Due:
     """What there is to do now. anything: a drain run would find work.
 
-    outage: while the label server is down. drain: who holds the drain's lease, if anybody does. shops: all that are
-    mapped.
+    outage: while the label server is down. drain: who holds the drain's lease, if anybody does. wants_relief: whether
+    that one is of age and nobody has been started to take over. shops: all that are mapped.
     """
 
     anything: bool
@@ -31,6 +31,7 @@ class Due:
     refresh: bool
     outage: Outage | None = None
     drain: str | None = None
+    wants_relief: bool = False
     shops: Sequence[Shop] = ()
 
     @classmethod
@@ -44,5 +45,6 @@ class Due:
             refresh=row["refresh"],
             outage=Outage(**row["outage"]) if row["outage"] else None,
             drain=row["drain"]["holder"] if row["drain"] else None,
+            wants_relief=bool(row["drain"]) and row["drain"]["wants_relief"],
             shops=row["shops"],
         )

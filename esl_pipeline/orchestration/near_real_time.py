@@ -1,11 +1,13 @@
-"""Near real time: inbox_sensor sees due work in half a second and starts event_sync, one drain run for all shops."""
+"""Near real time: inbox_sensor keeps event_sync going, one drain run for all shops, or starts it when work is due."""
 
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -21,14 +23,16 @@ from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
 from esl_pipeline.orchestration.resources import LabelServer
 from esl_pipeline.orchestration.shops import products_asset_name
-from esl_pipeline.stages.drain import LEASE, Round, drain
+from esl_pipeline.stages.drain import LEASE, RELIEF_SECONDS, Round, drain
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
 _REPORT_SECONDS = 2.0
 # Of them between two rounds: sixty shops' reports at once would keep a price rise waiting for seconds.
 _REPORT_SECONDS_PER_ROUND = 0.05
-# For what a drain run does once it is old: its last round with a push (PushRules.lease), its reports and checks.
-_SECONDS_AFTER_AGE = 300
+# Checks are made after so much silence, and in the middle of work that often.
+_QUIET_SECONDS, _CHECKS_SECONDS = 3.0, 600.0
+# For what a drain run does once it is old: wait for the next, its last round with a push, its reports and checks.
+_SECONDS_AFTER_AGE = math.ceil(RELIEF_SECONDS) + 300
 
 # A tick waits for work itself: far below Dagster's limit of 60 s, and just short of a multiple of the daemon's
 # 5 s loop, so that the next tick follows at once.
@@ -38,28 +42,36 @@ _POLL_SECONDS = 0.5
 # waits for a run to start (start_timeout_seconds of dagster.yaml): else each run would find the next one's lease.
 _LAUNCH_SECONDS = 130.0
 
+_Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
+
 _log = logging.getLogger(__name__)
 
 
 class DrainConfig(dg.Config):
-    """Who holds the drain lease; the sensor sets it, and a retried run keeps it."""
+    """Set by the sensor, kept by a retried run: who holds the drain lease, and whether the run goes on while nothing
+    is due, until the next one takes over."""
 
     holder: str = ""
+    keep_warm: bool = False
 
 
 class Journal:
-    """Collects rounds and logs one materialisation per asset and shop for them, with that shop's partition.
+    """Collects rounds and logs one materialisation per asset and shop for them, with that shop's partition; after them,
+    or every ten minutes, the checks of these shops, for after a materialisation a check is open again.
 
     Never raises: what is reported is done already, and a report that fails fails nothing else. It is said in the log.
     """
 
-    def __init__(self, context: dg.OpExecutionContext) -> None:
-        self._context = context
+    def __init__(self, context: dg.OpExecutionContext, buffer: Buffer) -> None:
+        self._context, self._buffer = context, buffer
         self._rounds: list[Round] = []
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._added_at = self._checked_at = time.monotonic()
         self._reports = deque[Callable[[], None]]()
         self._touched_shops: set[str] = set()
         self._problems: set[str] = set()
+        # Asked beside the drain: of large shops the answer takes seconds.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="checks")
+        self._checks: Future[list[dg.AssetCheckEvaluation]] | None = None
 
     def add(self, done: Round) -> None:
         """Remember a round; report when the last report is old enough."""
@@ -67,22 +79,51 @@ class Journal:
             self._problems.add(problem)
             self._say(problem)
         self._rounds.append(done)
-        self.flush_if_old()
+        self._added_at = time.monotonic()
+        self.rest()
 
-    def flush_if_old(self) -> None:
+    def rest(self) -> None:
         """Report what has been collected, unless the last report was just now: some of it, the rest another time."""
-        if not self._reports and time.monotonic() - self._flushed_at >= _REPORT_SECONDS:
+        now = time.monotonic()
+        if not self._reports and now - self._flushed_at >= _REPORT_SECONDS:
             self._prepare()
-        until = time.monotonic() + _REPORT_SECONDS_PER_ROUND
+        until = now + _REPORT_SECONDS_PER_ROUND
         while self._reports and time.monotonic() < until:
             self._reports.popleft()()
+        if self._checks is not None and self._checks.done():
+            self._take_checks()
+        is_quiet = not self._reports and now - self._added_at >= _QUIET_SECONDS
+        if is_quiet or now - self._checked_at >= _CHECKS_SECONDS:
+            self._ask_checks()
 
-    def flush(self) -> None:
+    def close(self) -> None:
         """Log all that has been collected."""
-        while self._reports or self._rounds:
-            while self._reports:
-                self._reports.popleft()()
-            self._prepare()
+        with self._beside:
+            while self._reports or self._rounds:
+                self._log_all()
+                self._prepare()
+            while self._touched_shops or self._checks is not None:
+                self._take_checks()
+                self._ask_checks()
+            self._log_all()
+
+    def _log_all(self) -> None:
+        while self._reports:
+            self._reports.popleft()()
+
+    def _ask_checks(self) -> None:
+        """Of every shop that had labels judged or pushed since: it costs three calls, and for each shop five events."""
+        if self._checks is None and self._touched_shops:
+            shops, self._touched_shops = sorted(self._touched_shops), set()
+            self._checked_at = time.monotonic()
+            self._checks = self._beside.submit(checks.evaluations, self._buffer, shops, say=self._say)
+
+    def _take_checks(self) -> None:
+        """Their answer is reported like everything else."""
+        if self._checks is not None:
+            found, self._checks = self._checks, None
+            for check in found.result():
+                self._later(f"{check.check_name} of {check.partition}", partial(_itself, check))
 
     def _prepare(self) -> None:
         """One report for each asset and shop of the collected rounds."""
@@ -100,33 +141,30 @@ class Journal:
         for shop in sorted({*event_shop, *variant_shop}):
             mine = [event for event in events if event["shop"] == shop]
             changed = variants[variant_shop == shop]
-            self._later(products_asset_name(shop), shop, partial(reports.products_report, mine, [changed]))
+            self._made(products_asset_name(shop), shop, partial(reports.products_report, mine, [changed]))
         for shop in sorted(set(label_shop)):
             ours, found = labels[label_shop == shop], reports.FindingsTally()
             found.add(findings[findings["mapping_id"].isin(ours["mapping_id"])])
-            self._later("validated_variants", shop, partial(reports.labels_report, [ours], found))
+            self._made("validated_variants", shop, partial(reports.labels_report, [ours], found))
         for shop in sorted(set(result_shop)):
             pushed = results[result_shop == shop]
-            self._later("hipoink_sync_results", shop, partial(reports.results_report, [pushed]))
+            self._made("hipoink_sync_results", shop, partial(reports.results_report, [pushed]))
 
-    def checks(self, buffer: Buffer) -> Iterator[dg.AssetCheckEvaluation]:
-        """The checks of every shop that had labels judged or pushed: after a materialisation a check is open again.
+    def _made(self, asset: str, shop: str, report: Callable[[], dict[str, Any]]) -> None:
+        def event() -> _Event:
+            return dg.AssetMaterialization(asset_key=asset, partition=shop, metadata=report())
 
-        Asked once a run, for each shop costs five events.
-        """
-        if self._touched_shops:
-            yield from checks.evaluations(buffer, sorted(self._touched_shops), say=self._say)
+        self._later(f"{asset} of {shop}", event)
 
-    def _later(self, asset: str, shop: str, report: Callable[[], dict[str, Any]]) -> None:
-        self._reports.append(partial(self._log, asset, shop, report))
+    def _later(self, what: str, event: Callable[[], _Event]) -> None:
+        self._reports.append(partial(self._log, what, event))
 
-    def _log(self, asset: str, shop: str, report: Callable[[], dict[str, Any]]) -> None:
+    def _log(self, what: str, event: Callable[[], _Event]) -> None:
         try:
-            event = dg.AssetMaterialization(asset_key=asset, partition=shop, metadata=report())
-            self._context.log_event(event)
+            self._context.log_event(event())  # type: ignore[arg-type]  # it takes checks too, and does not say so
         except Exception as error:
             _log.exception("a report failed")
-            self._say(f"what was done for {shop} could not be reported ({asset}): {reason_of(error)}")
+            self._say(f"what was done could not be reported ({what}): {reason_of(error)}")
 
     def _say(self, text: str) -> None:
         with suppress(Exception):  # Dagster's storage may be what is away
@@ -141,29 +179,28 @@ def drain_events(
     config: DrainConfig,
     buffer: dg.ResourceParam[Buffer],
     label_server: dg.ResourceParam[LabelServer],
-) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """One drain run; ends at once when another one is alive."""
+) -> Iterator[dg.Output[None]]:
+    """One drain run; ends at once when another one is alive that it does not relieve."""
     buffer.check_version()
     release_claims_of_parent(context.run, buffer)
-    journal = Journal(context)
+    journal = Journal(context, buffer)
     try:
         with label_server.client(buffer) as client:
             ran = drain(
                 buffer,
                 client,
                 label_server.rules,
-                label_server.limits,
+                replace(label_server.limits, keep_warm=config.keep_warm),
                 run_id=context.run.run_id,
                 holder=config.holder or context.run.run_id,
                 asset="hipoink_sync_results",
                 on_round=journal.add,
-                on_idle=journal.flush_if_old,
+                on_idle=journal.rest,
             )
     finally:
-        journal.flush()
+        journal.close()
     if not ran:
         context.log.info("another drain run is alive; nothing to do here")
-    yield from journal.checks(buffer)
     yield dg.Output(None)
 
 
@@ -193,6 +230,10 @@ def event_sync_job(*, max_age_seconds: float) -> dg.JobDefinition:
     return event_sync
 
 
+def _itself(event: _Event) -> _Event:
+    return event
+
+
 def _joined(frames: list[pd.DataFrame], rows: Rows) -> pd.DataFrame:
     filled = [frame for frame in frames if not frame.empty]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=rows.names)
@@ -207,9 +248,12 @@ def new_shops(due: Due, known: Collection[str]) -> list[str]:
     return [key for key in map(shop_key, due.shops) if key not in known]
 
 
-def wants_run(due: Due) -> bool:
-    """Whether to start a drain run: there is due work and no drain run is alive."""
-    return due.anything and due.drain is None
+def wants_run(due: Due, *, keep_warm: bool) -> bool:
+    """Whether to start a drain run: there is due work, or one is to be kept warm, and none is alive; or the one that is
+    alive shall be relieved."""
+    if due.drain is not None:
+        return keep_warm and due.wants_relief
+    return due.anything or (keep_warm and bool(due.shops))
 
 
 def why_none(due: Due) -> str:
@@ -223,7 +267,18 @@ def why_none(due: Due) -> str:
     return "nothing is due"
 
 
-def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.SensorDefinition:
+def _announced(buffer: Buffer, holder: str, *, relieves: bool) -> bool:
+    """Whether the lease is kept for this drain run until it has started, or it is the one to take it over."""
+    if relieves:
+        return (
+            buffer.lease_await(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS, ready=False) != "refused"
+        )
+    return buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS).is_held
+
+
+def inbox_sensor(
+    drain_job: dg.JobDefinition, *, interval_seconds: int, keep_warm: bool
+) -> dg.SensorDefinition:
     """The sensor that starts the drain job, looking every interval_seconds (and all the time within a tick)."""
 
     @dg.sensor(
@@ -231,8 +286,9 @@ def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.Se
         job=drain_job,
         minimum_interval_seconds=interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive while there "
-        "are any, and adds new shops as partitions.",
+        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive ("
+        + ("all the time, handing over from one to the next" if keep_warm else "while there are any")
+        + "), and adds new shops as partitions.",
     )
     def sensor(context: dg.SensorEvaluationContext, buffer: dg.ResourceParam[Buffer]) -> dg.SensorResult:
         known = set(context.instance.get_dynamic_partitions("shops"))
@@ -243,10 +299,10 @@ def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.Se
                 # At once, not with the tick's result: the tick would have to end, and the shop's first label wait.
                 context.instance.add_dynamic_partitions("shops", added)
                 known.update(added)
-            if wants_run(due):
+            if wants_run(due, keep_warm=keep_warm):
                 holder = str(uuid4())
-                if buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS):
-                    config = {"ops": {"drain_events": {"config": {"holder": holder}}}}
+                if _announced(buffer, holder, relieves=due.drain is not None):
+                    config = {"ops": {"drain_events": {"config": {"holder": holder, "keep_warm": keep_warm}}}}
                     run = dg.RunRequest(run_key=holder, run_config=config)
                     return dg.SensorResult(run_requests=[run])
             if time.monotonic() > give_up:

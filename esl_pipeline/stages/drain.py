@@ -1,4 +1,4 @@
-"""The loop of one drain run: all shops, micro-batches, until idle or old. One at a time, by a lease in the buffer."""
+"""The loop of one drain run: all shops, micro-batches, until idle, old or relieved. One at a time, by a lease."""
 
 import logging
 import signal
@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 LEASE = "event_sync"
 LEASE_SECONDS = 20.0
-_RENEW_SECONDS = 5.0
+_RENEW_SECONDS = 2.0
+# A drain that is kept warm goes on for so long after its age, until the next one is there.
+RELIEF_SECONDS = 180.0
 # What a drain may ask of the buffer at a time: who reads, who renews the lease, who refreshes, and who push.
 CONNECTIONS = 3 + CALLS_IN_FLIGHT
 _POLL_SECONDS = 0.25
@@ -44,10 +46,20 @@ _BYTES_PER_VARIANT = 500
 
 @dataclass(frozen=True)
 class DrainLimits:
-    """A drain run ends when nothing was due for idle seconds, or after age seconds."""
+    """A drain run ends when nothing was due for idle seconds, or after age seconds.
+
+    One that is kept warm does not end for want of work; once it is of age it hands over to the next, and ends without
+    one only if none has come by RELIEF_SECONDS later.
+    """
 
     idle: float = 20
     age: float = 600
+    keep_warm: bool = False
+
+    @property
+    def longest(self) -> float:
+        """Seconds after which it ends in any case."""
+        return self.age + RELIEF_SECONDS * self.keep_warm
 
 
 @dataclass
@@ -149,16 +161,18 @@ def drain(
     """Work until idle or old, calling on_round after each round that did something and on_idle while waiting.
 
     Beside the rounds, in threads of their own, labels are pushed and stores whose labels were pushed are refreshed.
-    SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
-    BufferError when the buffer stays away, and at the end what kept deliveries from being read.
+    SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive; one that
+    is to be kept warm waits until that one hands over, unless another waits already. Raises BufferError when the buffer
+    stays away, and at the end what kept deliveries from being read.
     """
-    if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS):
+    if not _taken(buffer, holder, waits=limits.keep_warm):
         return False
     stop, failure = threading.Event(), None
+    relieve_at = time.monotonic() + limits.age if limits.keep_warm else None
     with _signals_held_back(stop):
         try:
             with (
-                _renewed(buffer, holder, stop),
+                _renewed(buffer, holder, stop, relieve_at),
                 Refresher(buffer, client, refresh_rules, run_id=run_id) as refresher,
             ):
 
@@ -173,7 +187,7 @@ def drain(
                     stop,
                 )
                 try:
-                    with pusher:
+                    with buffer.wake_ups(pusher.wake), pusher:
                         for done in _rounds(
                             buffer, pusher, refresher, limits, run_id=run_id, stop=stop, on_idle=on_idle
                         ):
@@ -184,7 +198,7 @@ def drain(
                         report(Round(results=results))
                 pusher.check()
         finally:
-            buffer.lease_release(name=LEASE, holder=holder)
+            buffer.lease_release(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
     if failure is not None:
         raise failure
     return True
@@ -200,11 +214,12 @@ def _rounds(
     stop: threading.Event,
     on_idle: Callable[[], None],
 ) -> Iterator[Round]:
-    """The rounds that did something, until the drain is idle or old or shall stop."""
+    """The rounds that did something, until the drain is idle (unless kept warm) or old or shall stop."""
     refresher.ask()  # for what a run that has died left behind
     started = last_work = time.monotonic()
     portion, is_first = Portion(), True
-    while not stop.is_set() and time.monotonic() - started < limits.age:
+    idle = limits.longest if limits.keep_warm else limits.idle
+    while not stop.is_set() and time.monotonic() - started < limits.longest:
         pusher.check()  # before a round, not after: what a round has done is reported
         done = read_round(buffer, run_id=run_id, stop=stop, portion=portion)
         if (
@@ -217,10 +232,10 @@ def _rounds(
             last_work = time.monotonic()
         if done.did_something:
             yield done
-        elif not pusher.is_busy and time.monotonic() - last_work > limits.idle:
+        elif not pusher.is_busy and time.monotonic() - last_work > idle:
             return
         else:
-            until = min(last_work + max(limits.idle, _POLL_SECONDS), started + limits.age)
+            until = min(last_work + max(idle, _POLL_SECONDS), started + limits.longest)
             for _ in _looks(buffer, pusher, refresher, stop, until):
                 on_idle()
 
@@ -277,19 +292,37 @@ def _signals_held_back(stop: threading.Event) -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
+def _taken(buffer: Buffer, holder: str, *, waits: bool) -> bool:
+    """Take the lease, or wait until it is handed over; False when that is not for us."""
+    if not waits:
+        return buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS).is_held
+    while (state := buffer.lease_await(name=LEASE, holder=holder, seconds=LEASE_SECONDS)) == "waits":
+        time.sleep(_POLL_SECONDS)
+    return state == "held"
+
+
 @contextmanager
-def _renewed(buffer: Buffer, holder: str, lost: threading.Event) -> Iterator[None]:
-    """Keep the lease while a round may take long; the event is set when it could not be kept."""
+def _renewed(buffer: Buffer, holder: str, over: threading.Event, relieve_at: float | None) -> Iterator[None]:
+    """Keep the lease while a round may take long; the event is set when it could not be kept, or was handed over.
+
+    relieve_at: when somebody else shall take it over, on the monotonic clock. It is handed over at once when that one
+    is there: what is at hand is finished beside it.
+    """
     stop = threading.Event()
 
     def renew() -> None:
         while not stop.wait(_RENEW_SECONDS):
+            relieve_in = None if relieve_at is None else relieve_at - time.monotonic()
             try:
-                held = buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
+                lease = buffer.lease_take(
+                    name=LEASE, holder=holder, seconds=LEASE_SECONDS, relieve_in=relieve_in
+                )
+                if lease.is_held and lease.successor_is_ready:
+                    buffer.lease_release(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
             except BufferError:
                 continue  # the rounds meet the same trouble and report it
-            if not held:
-                lost.set()
+            if not lease.is_held or lease.successor_is_ready:
+                over.set()
                 return
 
     thread = threading.Thread(target=renew, name="drain-lease", daemon=True)

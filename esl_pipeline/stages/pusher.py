@@ -28,7 +28,7 @@ class Pusher:
     ) -> None:
         self._claim, self._push, self._stop = claim, push, stop
         self._changed = threading.Condition()
-        self._asked = self._looks = self._ends = False
+        self._asked = self._looks = self._ends = self._woken = False
         self._busy = set[str]()
         self._results: list[pd.DataFrame] = []
         self._failure: Exception | None = None
@@ -70,9 +70,19 @@ class Pusher:
                 raise self._failure
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long for results, or for what has ended the pushing; whether there is either."""
+        """Wait so long for results, for what has ended the pushing or to be woken; whether there is any."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._results) or self._failure is not None, seconds)
+            came = self._changed.wait_for(
+                lambda: bool(self._results) or self._failure is not None or self._woken, seconds
+            )
+            self._woken = False
+            return came
+
+    def wake(self) -> None:
+        """End the wait: something else has come."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     @property
     def is_busy(self) -> bool:

@@ -532,19 +532,43 @@ def esl_rate_take(api: Api) -> None:
 
 @contract
 def esl_lease_take(api: Api) -> None:
-    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["held"] is True
+    assert (
+        api("esl_lease_take", name=api.store, holder="a", seconds=60, relieve_in=0, build=1)["held"] is True
+    )
     refused = api("esl_lease_take", name=api.store, holder="b", seconds=60)
-    assert (refused["held"], refused["holder"]) == (False, "a")
+    assert (refused["held"], refused["holder"], refused["successor_is_ready"]) == (False, "a", False)
     assert api("esl_lease_take", name=api.store, holder="a", seconds=-1)["held"] is True
     assert api("esl_lease_take", name=api.store, holder="b", seconds=60)["held"] is True
 
 
 @contract
+def esl_lease_await(api: Api) -> None:
+    assert api("esl_lease_await", name=api.store, holder="a", seconds=60, ready=True) == {
+        "held": True,
+        "waits": False,
+    }
+    waits = {"held": False, "waits": True}
+    assert api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=False) == waits
+    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["successor_is_ready"] is False
+    assert api("esl_lease_await", name=api.store, holder="c", seconds=60, ready=True)["waits"] is False
+    assert api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=True) == waits
+    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["successor_is_ready"] is True
+
+
+@contract
 def esl_lease_release(api: Api) -> None:
+    def release(holder: str) -> Any:
+        return api("esl_lease_release", name=api.store, holder=holder, seconds=20)
+
     api("esl_lease_take", name=api.store, holder="a", seconds=60)
-    assert api("esl_lease_release", name=api.store, holder="b") == {"released": False}
-    assert api("esl_lease_release", name=api.store, holder="a") == {"released": True}
-    assert api("esl_lease_take", name=api.store, holder="b", seconds=60)["held"] is True
+    assert release("b") == {"released": False}
+    api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=True)
+    assert release("a") == {"released": True}
+    assert (
+        api("esl_lease_take", name=api.store, holder="a", seconds=60)["held"] is False
+    )  # it is the other's now
+    assert release("b") == {"released": True}
+    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["held"] is True
 
 
 @contract
@@ -559,7 +583,7 @@ def esl_due(api: Api) -> None:
     api.stage()
     due = api("esl_due")
     assert [due[key] for key in ("due", "inbox", "queue")] == [True] * 3
-    api("esl_lease_release", name="event_sync", holder="a")
+    api("esl_lease_release", name="event_sync", holder="a", seconds=20)
     assert api("esl_due")["drain"] is None
     api.answers.clear()  # whether anything is due depends on the other contracts' delays
 

@@ -99,6 +99,7 @@ def pipeline(
         "HIPOINK_API_SECRET": SIGN,
         "HIPOINK_RATE_LIMIT_PER_SECOND": "1000",
         "ESL_DRAIN_IDLE_SECONDS": "0.4",
+        "ESL_DRAIN_KEEP_WARM": "false",
         "RETRY_INITIAL_DELAY_SECONDS": "0.05",
     }.items():
         monkeypatch.setenv(name, value)

@@ -149,3 +149,43 @@ def test_a_buffer_without_its_functions_is_said_by_the_tick(
     pipeline.sql("drop function public.esl_due(jsonb)")
     with pytest.raises(Exception, match="run `esl-pipeline migrate`"):
         tick(pipeline)
+
+
+@pytest.fixture
+def warm(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    from esl_pipeline.definitions import build_definitions
+
+    monkeypatch.setenv("ESL_DRAIN_KEEP_WARM", "true")
+    map_shop(pipeline.buffer)
+    return replace(pipeline, definitions=build_definitions())
+
+
+def holder_of(result: dg.SensorResult) -> str:
+    (request,) = result.run_requests or []
+    config = request.run_config["ops"]["drain_events"]["config"]
+    assert config["keep_warm"] is True
+    return str(config["holder"])
+
+
+def test_a_drain_is_kept_warm_although_nothing_is_due(warm: Pipeline) -> None:
+    assert warm.buffer.due().drain is None
+    assert holder_of(tick(warm)) == warm.buffer.due().drain
+    assert skipped(tick(warm)) == "the drain run is at work"
+
+
+def test_a_drain_of_age_is_relieved_once(warm: Pipeline) -> None:
+    warm.buffer.lease_take(name=LEASE, holder="of age", seconds=60, relieve_in=0)
+    follower = holder_of(tick(warm))
+    assert warm.buffer.due().drain == "of age"
+    assert skipped(tick(warm)) == "the drain run is at work"
+    assert warm.buffer.lease_await(name=LEASE, holder=follower, seconds=20) == "waits"
+    assert warm.buffer.lease_take(name=LEASE, holder="of age", seconds=60).successor_is_ready
+
+
+def test_without_a_mapped_shop_no_drain_is_kept_warm(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from esl_pipeline.definitions import build_definitions
+
+    monkeypatch.setenv("ESL_DRAIN_KEEP_WARM", "true")
+    assert skipped(tick(replace(pipeline, definitions=build_definitions()))) == "nothing is due"

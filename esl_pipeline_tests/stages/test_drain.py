@@ -29,7 +29,12 @@ AT_ONCE = DrainLimits(idle=0, age=60)
 
 
 def run(
-    world: World, on_round: Callable[[Round], None], limits: DrainLimits = AT_ONCE, rules: PushRules = RULES
+    world: World,
+    on_round: Callable[[Round], None],
+    limits: DrainLimits = AT_ONCE,
+    rules: PushRules = RULES,
+    *,
+    holder: str = "h",
 ) -> bool:
     return drain(
         world.buffer,
@@ -37,7 +42,7 @@ def run(
         rules,
         limits,
         run_id=RUN,
-        holder="h",
+        holder=holder,
         asset=ASSET,
         on_round=on_round,
         on_idle=lambda: None,
@@ -63,7 +68,7 @@ def test_only_one_drain_runs_at_a_time(world: World) -> None:
     assert run(world, rounds.append) is False
     assert rounds == []
     assert world.buffer.due().drain == "other"
-    world.buffer.lease_release(name=LEASE, holder="other")
+    world.buffer.lease_release(name=LEASE, holder="other", seconds=20)
     assert run(world, rounds.append) is True
 
 
@@ -129,7 +134,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         waiting = "select from pg_locks where locktype = 'advisory' and not granted"
         eventually(lambda: len(world.sql(waiting)) == 4)
         began = monotonic()
-        assert buffer.lease_take(name=LEASE, holder="h", seconds=20)
+        assert buffer.lease_take(name=LEASE, holder="h", seconds=20).is_held
         assert monotonic() - began < 3
         somebody.execute(f"select pg_advisory_unlock({labels})")
         thread.join(20)

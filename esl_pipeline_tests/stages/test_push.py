@@ -211,14 +211,14 @@ def test_f22_leases_are_measured_by_the_databases_clock(
     ready.update(product())
     ready.round(batch_size=0)
     claim = ready.buffer.push_claim(limit=10, lease_seconds=60, max_attempts=5, run_id="skewed", asset=ASSET)
-    assert ready.buffer.lease_take(name="event_sync", holder="skewed", seconds=20)
+    assert ready.buffer.lease_take(name="event_sync", holder="skewed", seconds=20).is_held
     (row,) = ready.sql(
         "select extract(epoch from lease_until - clock_timestamp())::float8 as s from esl.sync_queue"
     )
     assert 50 < row["s"] <= 60
     monkeypatch.undo()
     assert not ready.round().did_something
-    assert not ready.buffer.lease_take(name="event_sync", holder="other", seconds=20)
+    assert not ready.buffer.lease_take(name="event_sync", holder="other", seconds=20).is_held
     send(ready, claim)
     finish(ready, claim)
     ready.settle()

@@ -124,6 +124,9 @@ begin
         v_ids := v_ids || esl.take_over_deliveries(v_deliveries);
     end if;
     perform esl.shops_left(v_deliveries, v_ids);
+    if cardinality(v_ids) > 0 then
+        perform pg_notify('esl_inbox', '');  -- wakes a drain that waits
+    end if;
 
     if v_received > 0 then
         v_waiting := to_jsonb(esl.waiting(p #>> '{deliveries,0,source_system}',

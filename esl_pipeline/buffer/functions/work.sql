@@ -1,4 +1,4 @@
--- Work shared by many runs: what is due, the pace of calls, leases, and the claims of runs that have ended.
+-- Work shared by many runs: what is due, the pace of calls, and the claims of runs that have ended.
 
 -- {server, rate_per_second, slots} -> {wait_seconds}: reserves call slots of one label server for whoever asks.
 create or replace function public.esl_rate_take(p jsonb) returns jsonb
@@ -14,30 +14,8 @@ begin
     return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
 end $$;
 
--- {name, holder, seconds} -> {held, holder, until}: takes or renews; refused while another holder's runs.
-create or replace function public.esl_lease_take(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
-declare v_held boolean;
-begin
-    insert into esl.leases as l (name, holder, until)
-    values (p ->> 'name', p ->> 'holder', clock_timestamp() + make_interval(secs => (p ->> 'seconds')::float8))
-    on conflict (name) do update set holder = excluded.holder, until = excluded.until
-    where l.holder = excluded.holder or l.until < clock_timestamp();
-    v_held := found;
-    return (select jsonb_build_object('held', v_held, 'holder', l.holder, 'until', l.until)
-            from esl.leases l where l.name = p ->> 'name');
-end $$;
-
--- {name, holder} -> {released}
-create or replace function public.esl_lease_release(p jsonb) returns jsonb
-language sql volatile security definer set search_path = '' as $$
-    with gone as (
-        delete from esl.leases where name = p ->> 'name' and holder = p ->> 'holder' returning 1
-    ) select jsonb_build_object('released', exists (select from gone))
-$$;
-
--- {label_server?} -> {due, inbox, variants, queue, refresh, outage, drain, shops}: what the sensor asks. due: a drain
--- run would find work now. outage: {since, probe_at, reason} while the label server is down.
+-- {label_server?, build?} -> {due, inbox, variants, queue, refresh, outage, drain, shops}: what the sensor asks. due: a
+-- drain run would find work now. outage: {since, probe_at, reason} while the label server is down.
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with mapped as (
@@ -59,8 +37,9 @@ language sql volatile security definer set search_path = '' as $$
         'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh,
         'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
                    from esl.label_servers where server = p ->> 'label_server' and down_since is not null),
-        'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases
-                  where name = 'event_sync' and until > clock_timestamp()),
+        'drain', (select jsonb_build_object('holder', l.holder, 'until', l.until, 'wants_relief',
+                      esl.wants_relief(l, (p ->> 'build')::int))
+                  from esl.leases l where l.name = 'event_sync' and l.until > clock_timestamp()),
         'shops', (select coalesce(jsonb_agg(jsonb_build_object(
                       'source_system', source_system, 'source_store_id', source_store_id)
                       order by source_system, source_store_id), '[]') from mapped))
