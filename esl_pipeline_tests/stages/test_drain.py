@@ -105,7 +105,7 @@ def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world:
             world.update(product(12, 2, [variant(12, price="9.00")]))
         rounds.append(done)
 
-    run(world, rise_in_the_midst, rules=replace(RULES, batch_size=1))
+    run(world, rise_in_the_midst, rules=replace(RULES, batch_size=1, concurrency=1))
 
     pushed = [code for done in rounds for results in done.results for code in results["code"]]
     assert set(pushed) == {f"C-{n}" for n in range(1, 13)}
@@ -124,7 +124,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         PsycopgTransport(SecretStr(world.dsn), pool_size=connections(RULES.concurrency)),
         label_server="labels",
     )
-    places = "select {}(hashtextextended('esl.store ' || n, 0)) from unnest(%s) n"
+    places = "select {}(hashtextextended('esl.store ' || n, 0)) from unnest(%s::text[]) n"
     with psycopg.connect(world.dsn, autocommit=True) as somebody:
         somebody.execute(places.format("pg_advisory_lock").encode(), [stores])
         thread = threading.Thread(target=run, args=(replace(world, buffer=buffer), lambda _: None))

@@ -262,7 +262,8 @@ create or replace function esl.put_back(p jsonb, p_size int, p_mine esl.pushed_r
 returns void language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_now     timestamptz := clock_timestamp();
-    v_refused boolean := esl.is_refusal(p ->> 'outcome') and p_blame is distinct from 'size';
+    v_large   boolean := coalesce(p_blame, '') = 'size';
+    v_refused boolean := esl.is_refusal(p ->> 'outcome') and not v_large;
     v_halved  boolean;
     v_counts  boolean;
     v_again   timestamptz;
@@ -272,10 +273,10 @@ begin
     from unnest(p_mine) r
     join esl.sync_queue q on q.store_code = p ->> 'store_code' and q.code = r.code and q.generation = r.generation;
     v_halved := p_probe is null and p_size > 1 and (
-        v_refused or p_blame = 'size' or p ->> 'outcome' = 'unknown'
+        v_refused or v_large or p ->> 'outcome' = 'unknown'
         or coalesce(worst.attempts, 0) >= least(3, (p ->> 'max_attempts')::int));
     v_counts := p_probe is null and not v_halved and (not v_refused or p_blame = 'label');
-    v_again := case when v_halved and (v_refused or p_blame = 'size') then v_now
+    v_again := case when v_halved and (v_refused or v_large) then v_now
                     when p_probe is not null then p_probe
                     else v_now + esl.pause_before(p, worst.attempts, case when v_counts then worst.refusals else 0 end)
                end;
