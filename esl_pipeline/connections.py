@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # With two tries and pauses between, one push stays well below the lease of its claim (PushRules.lease).
 LABEL_SERVER_TIMEOUT_SECONDS = 15.0
 LABEL_SERVER_TRIES = 2
+# What one try takes at most: the connection comes before.
+LABEL_SERVER_CALL_SECONDS = LABEL_SERVER_TIMEOUT_SECONDS + 5
 
 # Retries are logged like everything else; stamina would print through structlog, which Dagster brings along.
 stamina.instrumentation.set_on_retry_hooks([stamina.instrumentation.LoggingOnRetryHook])
@@ -53,7 +55,7 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
     Raises SettingsError when HIPOINK_API_BASE_URL is not set.
     """
     from esl_pipeline.hipoink.client import HipoinkClient
-    from esl_pipeline.stages.push import SharedLimiter
+    from esl_pipeline.stages.slots import SharedLimiter
 
     if settings.hipoink_api_base_url is None:
         raise SettingsError(
@@ -70,6 +72,8 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
             buffer,
             server=settings.hipoink_api_base_url,
             rate_per_second=settings.hipoink_rate_limit_per_second,
+            concurrency=settings.hipoink_concurrency,
+            call_seconds=LABEL_SERVER_CALL_SECONDS,
         ),
         timeout_seconds=LABEL_SERVER_TIMEOUT_SECONDS,
         retries=LABEL_SERVER_TRIES,
@@ -80,12 +84,16 @@ def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
 def push_rules(settings: Settings) -> PushRules:
     """How pushes are batched and repeated."""
     from esl_pipeline.model.push import PushRules
-    from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT
+    from esl_pipeline.stages.pusher import batches_at_once
 
-    # Each try waits for its slot behind those of the other calls in flight and of a refresh, with its claim in hand.
-    slots = LABEL_SERVER_TRIES * (CALLS_IN_FLIGHT + 1)
+    # Each try waits for its slot behind those of the other batches at hand and of a refresh, with its claim in hand;
+    # and for calls in flight that hang, which end by their time-out.
+    slots = LABEL_SERVER_TRIES * (batches_at_once(settings.hipoink_concurrency) + 1)
+    waits = LABEL_SERVER_CALL_SECONDS + slots / settings.hipoink_rate_limit_per_second
     return PushRules(
-        lease=PushRules.lease + slots / settings.hipoink_rate_limit_per_second,
+        concurrency=settings.hipoink_concurrency,
+        lease=PushRules.lease + waits,
+        call=LABEL_SERVER_CALL_SECONDS,
         batch_size=settings.hipoink_batch_size,
         max_attempts=settings.max_retry_attempts,
         initial_delay=settings.retry_initial_delay_seconds,

@@ -170,6 +170,12 @@ class Settings(Environment):
     hipoink_batch_size: int = Field(
         100, ge=1, le=1000, description="Labels in one request to the label server, at most."
     )
+    hipoink_concurrency: int = Field(
+        4,
+        ge=1,
+        le=32,
+        description="Requests in flight at the label server at a time, over all runs.",
+    )
     esl_database_url: PostgresUrl | None = Field(
         None,
         description="Postgres address of the buffer, direct or through a pooler of either kind. Overrides "

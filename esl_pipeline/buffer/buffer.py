@@ -1,7 +1,7 @@
 """The one door to the buffer: each method is one SQL function, whatever the transport."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,7 @@ from esl_pipeline.buffer.migrate import functions_build
 from esl_pipeline.buffer.people import PeopleCalls
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.due import Due
-from esl_pipeline.model.push import Claim, Outcome, PushRules, QueuedLabel, RefreshClaim
+from esl_pipeline.model.push import Claim, Later, Outcome, PushRules, QueuedLabel, RefreshClaim
 
 # supabase.md 3.2: about 2.5 MB a call, and no gain from larger ones.
 MAX_ROWS_PER_CALL = 5_000
@@ -120,10 +120,12 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         run_id: str,
         asset: str,
         shop: Mapping[str, str] | None = None,
-        busy_stores: Collection[str] = (),
-    ) -> Claim | None:
-        """Lease one batch for one label-server call, of none of the busy_stores, intents written; None: nothing is
-        due."""
+        concurrency: int | None = None,
+    ) -> Claim | Later | None:
+        """Lease one batch for one label-server call, intents written; None: nothing is due.
+
+        concurrency: how many calls may be in flight; None: what is under way keeps nothing back.
+        """
         at = time.monotonic()
         claimed = self._call(
             "esl_push_claim",
@@ -134,13 +136,13 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
             run_id=run_id,
             asset=asset,
             shop=shop,
-            busy_stores=sorted(busy_stores) or None,
+            concurrency=concurrency,
             label_server=self.label_server,
         )
-        rows = [QueuedLabel.of(row) for row in claimed["rows"]]
-        return (
-            Claim(claimed["push_id"], claimed["store_code"], claimed["operation"], rows, at) if rows else None
-        )
+        if rows := [QueuedLabel.of(row) for row in claimed["rows"]]:
+            return Claim(claimed["push_id"], claimed["store_code"], claimed["operation"], rows, at)
+        seconds = claimed["again_seconds"]
+        return None if seconds is None else Later(seconds)
 
     def push_finish(self, claim: Claim, outcome: Outcome, rules: PushRules) -> Row:
         """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}."""
@@ -155,6 +157,7 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
             rows=[{"code": row.code, "generation": row.generation} for row in claim.rows],
             label_server=self.label_server,
             **said,
+            batch_size=rules.batch_size,
             max_attempts=rules.max_attempts,
             initial_delay_seconds=rules.initial_delay,
             multiplier=rules.multiplier,
@@ -227,10 +230,34 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         """For the retry of a run that has ended: what it had claimed is due at once -> {labels, deliveries}."""
         return self._call("esl_claims_release", run_id=run_id)
 
-    def rate_take(self, *, server: str, rate_per_second: float, slots: int = 1) -> float:
-        """Reserve call slots of one label server; seconds to wait before the first."""
-        answer = self._call("esl_rate_take", server=server, rate_per_second=rate_per_second, slots=slots)
-        return float(answer["wait_seconds"])
+    def rate_take(
+        self,
+        *,
+        server: str,
+        rate_per_second: float,
+        concurrency: int,
+        call_id: str,
+        seconds: float,
+        ended: Sequence[str] = (),
+    ) -> float | None:
+        """Have a call of a label server begin -> in how many seconds; None: not yet, ask again.
+
+        It counts as in flight for so many seconds, or until it is told among the ended ones.
+        """
+        wait: float | None = self._call(
+            "esl_rate_take",
+            server=server,
+            rate_per_second=rate_per_second,
+            concurrency=concurrency,
+            call_id=call_id,
+            seconds=seconds,
+            ended=list(ended),
+        )["wait_seconds"]
+        return wait
+
+    def rate_give(self, *, ended: Sequence[str]) -> None:
+        """These calls of a label server are over."""
+        self._call("esl_rate_give", ended=list(ended))
 
     # The drain run
 

@@ -5,19 +5,22 @@ from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import (
     AuthenticationError,
     HipoinkError,
+    NotSentError,
     RejectedError,
     TransientError,
     UnknownOutcomeError,
 )
-from esl_pipeline.hipoink.limiter import Limiter, LocalLimiter
+from esl_pipeline.hipoink.limiter import Call, Limiter, LocalLimiter
 
 __all__ = [
     "Answer",
     "AuthenticationError",
+    "Call",
     "HipoinkClient",
     "HipoinkError",
     "Limiter",
     "LocalLimiter",
+    "NotSentError",
     "RejectedError",
     "TransientError",
     "UnknownOutcomeError",

@@ -14,8 +14,8 @@ import stamina
 from pydantic import SecretStr
 
 from esl_pipeline.hipoink.answers import Answer, Judge, Reply
-from esl_pipeline.hipoink.errors import HipoinkError, TransientError, UnknownOutcomeError
-from esl_pipeline.hipoink.limiter import Limiter
+from esl_pipeline.hipoink.errors import HipoinkError, NotSentError, TransientError, UnknownOutcomeError
+from esl_pipeline.hipoink.limiter import Call, Limiter
 from esl_pipeline.hipoink.signing import LogRedaction, SigningTransport, redactor
 from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
 
@@ -53,8 +53,8 @@ class HipoinkClient:
     """Talks to `{base_url}/api/{client_id}/...`; use it as a context manager.
 
     Each action is tried up to `retries` times within about ten seconds, as long as its failure is
-    transient or its outcome unknown; every try takes a slot of `limiter`. A server that asks for a
-    longer pause than a few seconds is not waited for here: the error carries `retry_after`.
+    transient or its outcome unknown; every try takes a slot of `limiter`, which is closed with the
+    client. A change may be given its `Call`. A server that asks for a longer pause than a few seconds is not waited for here: the error carries `retry_after`.
     `timeout_seconds` bounds each wait for the server, and about the whole of an answer that
     trickles in; no more than `max_answer_bytes` of it are read. With `ca_file` (PEM) only certificates
     of that authority are trusted, else those of the public ones.
@@ -110,6 +110,7 @@ class HipoinkClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        self._limiter.close()
         self._log_redaction.remove()
 
     def create(self, store_code: str, product: Mapping[str, object]) -> Answer:
@@ -117,22 +118,24 @@ class HipoinkClient:
         (record,) = _records([product])
         return self._post("product/create", store_code, record)
 
-    def create_multiple(self, store_code: str, products: Sequence[Mapping[str, object]]) -> Answer:
+    def create_multiple(
+        self, store_code: str, products: Sequence[Mapping[str, object]], call: Call | None = None
+    ) -> Answer:
         """Create or replace several products in one call.
 
         The same record twice is sent once. Raises ValueError for an empty or "0" code, and for two
         different records with one code: which of them is right is not the client's to guess.
         """
-        return self._post("product/create_multiple", store_code, {"f1": _filled(_records(products))})
+        return self._post("product/create_multiple", store_code, {"f1": _filled(_records(products))}, call)
 
-    def del_multiple(self, store_code: str, codes: Sequence[str]) -> Answer:
+    def del_multiple(self, store_code: str, codes: Sequence[str], call: Call | None = None) -> Answer:
         """Delete products by code; unknown codes are no failure. Labels bound to them are unbound."""
         once = list(dict.fromkeys(map(_code, codes)))
-        return self._post("product/del_multiple", store_code, {"f1": _filled(once)})
+        return self._post("product/del_multiple", store_code, {"f1": _filled(once)}, call)
 
-    def bind_task(self, store_code: str) -> Answer:
+    def bind_task(self, store_code: str, call: Call | None = None) -> Answer:
         """Start the store's refresh queue: without auto-trigger its physical labels change only then."""
-        return self._post("esl/bind_task", store_code, {})
+        return self._post("esl/bind_task", store_code, {}, call)
 
     def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
         """One page of the store's products, with response field names (`product_code`, ...); page from 1."""
@@ -174,14 +177,16 @@ class HipoinkClient:
                 f"query for store {store_code}: the listing ended after {count} of {expected} products."
             )
 
-    def _post(self, action: str, store_code: str, arguments: Mapping[str, object]) -> Answer:
+    def _post(
+        self, action: str, store_code: str, arguments: Mapping[str, object], call: Call | None = None
+    ) -> Answer:
         judge = Judge(_call(action, store_code), True, self._redact)
         try:
             body = orjson.dumps({**arguments, **_common(store_code)})
         except orjson.JSONEncodeError as error:
             raise ValueError(f"{judge.call}: a record cannot be written as JSON: {error}") from error
         request = self._http.build_request("POST", self._url(action), content=body)
-        return self._tried(judge, request, Judge.change)
+        return self._tried(judge, request, Judge.change, call)
 
     def _get(
         self,
@@ -198,9 +203,16 @@ class HipoinkClient:
     def _url(self, action: str) -> str:
         return f"{self._base_url}/api/{quote(self._client_id, safe='')}/{action}"
 
-    def _tried(self, judge: Judge, request: httpx.Request, read: Callable[[Judge, Reply], T]) -> T:
+    def _tried(
+        self,
+        judge: Judge,
+        request: httpx.Request,
+        read: Callable[[Judge, Reply], T],
+        call: Call | None = None,
+    ) -> T:
         """The judged reply of the first attempt that gets one."""
-        in_doubt = False
+        call = call or Call()
+        failures: list[TransientError] = []
         try:
             for attempt in stamina.retry_context(
                 on=_pause_before_retry,
@@ -212,25 +224,27 @@ class HipoinkClient:
             ):
                 with attempt:
                     try:
-                        return read(judge, self._attempt(judge, request))
-                    except UnknownOutcomeError:
-                        in_doubt = True
+                        return read(judge, self._attempt(judge, request, call))
+                    except TransientError as error:
+                        failures.append(error)
                         raise
-        except TransientError as error:
-            if in_doubt and not isinstance(error, UnknownOutcomeError):
-                raise _still_in_doubt(error) from None
-            raise
+        except (TransientError, NotSentError):
+            if not failures:
+                raise
+            raise _summed(failures) from None
         raise AssertionError("an attempt returns or raises")
 
-    def _attempt(self, judge: Judge, request: httpx.Request) -> Reply:
-        self._limiter.acquire()
+    def _attempt(self, judge: Judge, request: httpx.Request, call: Call) -> Reply:
         failure: HipoinkError
-        try:
-            return self._reply(request)
-        except _NOT_SENT as error:
-            failure = judge.no_connection(_reason(error))
-        except httpx.TransportError as error:
-            failure = judge.no_answer(_reason(error))
+        with self._limiter.slot(call):
+            if (why := call.hindrance()) is not None:
+                raise NotSentError(f"{judge.call}: {why}")
+            try:
+                return self._reply(request)
+            except _NOT_SENT as error:
+                failure = judge.no_connection(_reason(error))
+            except httpx.TransportError as error:
+                failure = judge.no_answer(_reason(error))
         # Raised out here, so that no httpx error, with its request, hangs on it as context.
         raise failure
 
@@ -335,8 +349,13 @@ def _pause_before_retry(error: Exception) -> bool | float:
     return pause_before_retry(error.retry_after, _LONGEST_PAUSE_HERE)
 
 
-def _still_in_doubt(error: TransientError) -> UnknownOutcomeError:
-    """A later refusal does not undo an earlier attempt that may have been applied."""
+def _summed(failures: Sequence[TransientError]) -> TransientError:
+    """The last failure; but a later refusal does not undo an earlier attempt that may have been applied."""
+    error = failures[-1]
+    if isinstance(error, UnknownOutcomeError) or not any(
+        isinstance(failure, UnknownOutcomeError) for failure in failures
+    ):
+        return error
     return UnknownOutcomeError(
         f"{error} An earlier attempt may have been applied.",
         http_status=error.http_status,

@@ -7,7 +7,8 @@
     │   └── UnknownOutcomeError   may have been applied: send the same record again
     ├── RejectedError             the server said no; whether the record, the store or the server is to blame, only
     │                             what else passes can tell
-    └── AuthenticationError       the same, in words about our key
+    ├── AuthenticationError       the same, in words about our key
+    └── NotSentError              it was kept from being sent: nothing is known, and nothing has changed
 
 A new leaf means a new decision for the caller; everything else is told by the fields.
 """
@@ -61,3 +62,7 @@ class RejectedError(HipoinkError):
 
 class AuthenticationError(HipoinkError):
     """HTTP 401 or 403, or a message about the app key, the client or the sign."""
+
+
+class NotSentError(HipoinkError):
+    """No request was made: while the call waited for its slot something came between (see limiter.Call)."""

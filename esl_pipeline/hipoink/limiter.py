@@ -1,17 +1,41 @@
-"""How fast calls may leave: one small protocol, and a limiter for a single process."""
+"""How many calls may be made at a time, and how fast: one small protocol, and a limiter for a single process."""
 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
+from uuid import uuid4
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call at the label server: what limiters know it by, and what may still keep it from being made.
+
+    `hindrance` says why it shall not be made after all, if so; it is asked while the call waits and before it begins.
+    """
+
+    id: str = field(default_factory=lambda: str(uuid4()))
+    hindrance: Callable[[], str | None] = _nothing
 
 
 class Limiter(Protocol):
     """Anything that can hold a caller back until the next call may leave."""
 
-    def acquire(self) -> None:
-        """Return when one call may be made; every call, retries included, takes one."""
+    def slot(self, call: Call) -> AbstractContextManager[None]:
+        """Wait until one request may be made, which is in flight until the end of the context.
+
+        Every request takes one, retries included. Raises NotSentError once something keeps it from being made.
+        """
+
+    def close(self) -> None:
+        """No request of ours is in flight any more, nor will be."""
 
 
 class LocalLimiter:
@@ -40,7 +64,8 @@ class LocalLimiter:
         self._lock = threading.Lock()
         self._next_slot = -math.inf
 
-    def acquire(self) -> None:
+    @contextmanager
+    def slot(self, call: Call) -> Iterator[None]:
         """Take the next slot and sleep until it begins."""
         with self._lock:
             now = self._clock()
@@ -48,3 +73,7 @@ class LocalLimiter:
             self._next_slot = slot + self._interval
         if slot > now:
             self._sleep(slot - now)
+        yield
+
+    def close(self) -> None:
+        """Nothing is kept of a call."""

@@ -46,6 +46,13 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Later:
+    """Something is due, but what is under way keeps it back: ask again after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RefreshClaim:
     """A store whose refresh is leased to us."""
 
@@ -57,11 +64,13 @@ class RefreshClaim:
 class Outcome:
     """What a call came to that changes something at the label server.
 
-    not_known: of a refresh, which the server has no such action for. server_failed: whether it tells that the server
+    not_known: of a refresh, which the server has no such action for. not_sent: there was no call. server_failed: whether it tells that the server
     itself is in trouble; None: there was no call.
     """
 
-    outcome: Literal["accepted", "transient", "unknown", "rejected", "authentication", "not_known"]
+    outcome: Literal[
+        "accepted", "transient", "unknown", "rejected", "authentication", "not_known", "not_sent"
+    ]
     message: str | None = None
     http_status: int | None = None
     error_code: float | None = None
@@ -82,13 +91,18 @@ class PushRules:
     seconds, then after twice as many each time, up to `max_probe`.
     """
 
+    # Calls in flight at the label server, over all runs.
+    concurrency: int = 4
+    # The most labels in a call.
     batch_size: int = 100
     max_attempts: int = 25
     initial_delay: float = 2
     multiplier: float = 2
     max_delay: float = 900
-    # Longer than the client's longest call with its own retries, so that a live worker never loses its claim.
+    # Longer than the client's longest call with its own retries, so that a live worker never loses its claim; and how
+    # long one request takes at most, for which there must be time left when it begins.
     lease: float = 60
+    call: float = 20
     max_refusals: int = 5
     refused_delay: float = 30
     refused_multiplier: float = 4

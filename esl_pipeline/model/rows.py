@@ -137,7 +137,7 @@ RESULTS = Rows(
         _STORE,
         Column("code", "product code of the label"),
         Column("operation", "upsert or delete"),
-        Column("outcome", "accepted, transient, unknown, rejected or authentication"),
+        Column("outcome", "accepted, transient, unknown, rejected, authentication or not_sent"),
         Column("message", "the label server's words, or ours when it did not answer"),
         Column("shop", "the partition"),
         _VARIANT,

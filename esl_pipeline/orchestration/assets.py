@@ -1,8 +1,10 @@
 """The assets, partitioned by shop: what each source says, what may go on a label, what the label server accepted."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -23,7 +25,8 @@ from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.drift import Drift, compare_store
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
-from esl_pipeline.stages.push import push_batch
+from esl_pipeline.stages.push import claim_batch, push_claimed
+from esl_pipeline.stages.pusher import Pusher
 from esl_pipeline.stages.refresh import Refresher, RefreshRules
 from esl_pipeline.stages.snapshot import read_snapshot
 
@@ -281,15 +284,23 @@ def _push_all(
     buffer: Buffer, client: HipoinkClient, rules: PushRules, *, run_id: str, shop: Shop, results: Parts
 ) -> None:
     """Push what is due of a shop, and add the results: some batches at a time, for a part is worth a few rows."""
+    stop = threading.Event()
+    pusher = Pusher(
+        partial(claim_batch, buffer, rules, run_id=run_id, asset="hipoink_sync_results", shop=shop),
+        partial(push_claimed, buffer, client, rules, stop=stop),
+        stop,
+        concurrency=rules.concurrency,
+    )
     waiting: list[pd.DataFrame] = []
-    with Refresher(buffer, client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher:
-        while True:
-            pushed = push_batch(buffer, client, rules, run_id=run_id, asset="hipoink_sync_results", shop=shop)
-            if len(pushed):
+    try:
+        with Refresher(buffer, client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher, pusher:
+            for pushed in pusher.until_idle():
                 refresher.ask()
                 waiting.append(pushed)
-            if waiting and (pushed.empty or len(waiting) == _BATCHES_PER_PART):
-                results.add(pd.concat(waiting, ignore_index=True))
-                waiting = []
-            if pushed.empty:
-                return
+                if len(waiting) == _BATCHES_PER_PART:
+                    results.add(pd.concat(waiting, ignore_index=True))
+                    waiting = []
+    finally:
+        waiting += pusher.take()
+        if waiting:
+            results.add(pd.concat(waiting, ignore_index=True))

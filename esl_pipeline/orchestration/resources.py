@@ -17,7 +17,7 @@ from esl_pipeline.model.push import PushRules
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.source import Reader, Source
-from esl_pipeline.stages.drain import CONNECTIONS, DrainLimits
+from esl_pipeline.stages.drain import DrainLimits, connections
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ class BufferResource(dg.ConfigurableResource[Buffer]):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Buffer]:
         """Open for one run or tick."""
-        buffer = open_buffer(load_settings(), pool_size=CONNECTIONS)  # opened when needed
+        settings = load_settings()
+        buffer = open_buffer(
+            settings, pool_size=connections(settings.hipoink_concurrency)
+        )  # opened when needed
         try:
             yield buffer
         finally:

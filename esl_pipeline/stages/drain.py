@@ -21,7 +21,7 @@ from esl_pipeline.model.shop import shop_key
 from esl_pipeline.stages.evaluate import Evaluation, due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
 from esl_pipeline.stages.push import claim_batch, push_claimed
-from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT, Pusher
+from esl_pipeline.stages.pusher import Pusher, batches_at_once
 from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 2.0
 # A drain that is kept warm goes on for so long after its age, until the next one is there.
 RELIEF_SECONDS = 180.0
-# What a drain may ask of the buffer at a time: who reads, who renews the lease, who refreshes, and who push.
-CONNECTIONS = 3 + CALLS_IN_FLIGHT
 _POLL_SECONDS = 0.25
 # What is read and evaluated of one shop keeps the news of another (a price rise) waiting: rounds are shorter while
 # several shops have work.
@@ -119,6 +117,11 @@ class Round:
         return any((results["outcome"] == "accepted").any() for results in self.results)
 
 
+def connections(concurrency: int) -> int:
+    """What a drain may ask of the buffer at a time: who reads, who renews the lease, who refreshes, and who push."""
+    return 3 + batches_at_once(concurrency)
+
+
 def read_round(
     buffer: Buffer, *, run_id: str, stop: threading.Event | None = None, portion: Portion | None = None
 ) -> Round:
@@ -182,9 +185,10 @@ def drain(
                     on_round(done)
 
                 pusher = Pusher(
-                    lambda busy: claim_batch(buffer, rules, run_id=run_id, asset=asset, busy_stores=busy),
-                    partial(push_claimed, buffer, client, rules),
+                    partial(claim_batch, buffer, rules, run_id=run_id, asset=asset),
+                    partial(push_claimed, buffer, client, rules, stop=stop),
                     stop,
+                    concurrency=rules.concurrency,
                 )
                 try:
                     with buffer.wake_ups(pusher.wake), pusher:

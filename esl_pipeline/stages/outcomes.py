@@ -7,6 +7,7 @@ from esl_pipeline.hipoink.answers import Answer
 from esl_pipeline.hipoink.errors import (
     AuthenticationError,
     HipoinkError,
+    NotSentError,
     RejectedError,
     TransientError,
     UnknownOutcomeError,
@@ -29,6 +30,8 @@ def accepted(answer: Answer) -> Outcome:
 
 def not_accepted(error: HipoinkError, started: float) -> Outcome:
     """The outcome of a call, begun at that time.monotonic, that was not confirmed."""
+    if isinstance(error, NotSentError):
+        return Outcome("not_sent", str(error))
     if isinstance(error, AuthenticationError):
         return _because_of(error, "authentication", started)
     if isinstance(error, RejectedError):

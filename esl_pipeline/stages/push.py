@@ -1,8 +1,8 @@
 """Stage 3: queued labels go to the label server, one batch a call, with an intent before and a result after."""
 
+import threading
 import time
 import traceback
-from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -11,28 +11,11 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
-from esl_pipeline.model.push import Claim, Outcome, PushRules
+from esl_pipeline.hipoink.limiter import Call
+from esl_pipeline.model.push import Claim, Later, Outcome, PushRules
 from esl_pipeline.model.rows import RESULTS
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.stages.outcomes import accepted, not_accepted
-
-
-class SharedLimiter:
-    """The label server's call rate, shared by all runs through one row in the buffer (hipoink.limiter.Limiter)."""
-
-    def __init__(
-        self,
-        buffer: Buffer,
-        *,
-        server: str,
-        rate_per_second: float,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._buffer, self._server, self._rate, self._sleep = buffer, server, rate_per_second, sleep
-
-    def acquire(self) -> None:
-        """Wait for the next free call slot."""
-        self._sleep(self._buffer.rate_take(server=self._server, rate_per_second=self._rate))
 
 
 def push_batch(
@@ -46,41 +29,51 @@ def push_batch(
 ) -> pd.DataFrame:
     """Claim one batch, make one call, record the outcome: two round trips beside the limiter's.
 
-    Returns one row per code (rows.RESULTS; outcome accepted, transient, unknown, rejected or authentication), no
-    row when nothing is due. Raises BufferError only; whatever else fails is an outcome.
+    Returns one row per code (rows.RESULTS), no row when nothing is due now. Raises BufferError only; whatever else
+    fails is an outcome.
     """
     claim = claim_batch(buffer, rules, run_id=run_id, asset=asset, shop=shop)
-    return push_claimed(buffer, client, rules, claim) if claim else pd.DataFrame(columns=RESULTS.names)
+    if not isinstance(claim, Claim):
+        return pd.DataFrame(columns=RESULTS.names)
+    return push_claimed(buffer, client, rules, claim)
 
 
 def claim_batch(
-    buffer: Buffer,
-    rules: PushRules,
-    *,
-    run_id: str,
-    asset: str,
-    shop: Shop | None = None,
-    busy_stores: Collection[str] = (),
-) -> Claim | None:
-    """The batch whose turn it is, of none of the busy_stores; None when nothing is due."""
+    buffer: Buffer, rules: PushRules, *, run_id: str, asset: str, shop: Shop | None = None
+) -> Claim | Later | None:
+    """The batch whose turn it is; None when nothing is due."""
     return buffer.push_claim(
         limit=rules.batch_size,
+        concurrency=rules.concurrency,
         lease_seconds=rules.lease,
         max_attempts=rules.max_attempts,
         run_id=run_id,
         asset=asset,
         shop=shop,
-        busy_stores=busy_stores,
     )
 
 
-def push_claimed(buffer: Buffer, client: HipoinkClient, rules: PushRules, claim: Claim) -> pd.DataFrame:
-    """Make the call of a claimed batch and record the outcome; returns and raises as push_batch."""
-    if time.monotonic() - claim.at < rules.lease:
-        outcome = _call(client, claim)
-    else:
-        # The process was stopped for so long that somebody else may have pushed newer labels: send nothing.
-        outcome = Outcome("transient", "the claim ran out before the call was made")
+def push_claimed(
+    buffer: Buffer,
+    client: HipoinkClient,
+    rules: PushRules,
+    claim: Claim,
+    stop: threading.Event | None = None,
+) -> pd.DataFrame:
+    """Make the call of a claimed batch and record the outcome; returns and raises as push_batch.
+
+    Nothing is sent once `stop` is set, or when the claim may run out before the call has ended: whoever was stopped for
+    so long may find that somebody else has pushed newer labels.
+    """
+
+    def hindrance() -> str | None:
+        if stop is not None and stop.is_set():
+            return "the run was stopped before the call was made"
+        if time.monotonic() > claim.at + rules.lease - rules.call:
+            return "the claim ran out before the call was made"
+        return None
+
+    outcome = _called(client, claim, Call(claim.push_id, hindrance))
     buffer.push_finish(claim, outcome, rules)
     return pd.DataFrame(
         [
@@ -103,15 +96,15 @@ def push_claimed(buffer: Buffer, client: HipoinkClient, rules: PushRules, claim:
     )
 
 
-def _call(client: HipoinkClient, claim: Claim) -> Outcome:
+def _called(client: HipoinkClient, claim: Claim, call: Call) -> Outcome:
     """One call."""
     started = time.monotonic()
     try:
         if claim.operation == "upsert":
             labels = [row.label for row in claim.rows if row.label is not None]
-            answer = client.create_multiple(claim.store_code, labels)
+            answer = client.create_multiple(claim.store_code, labels, call)
         else:
-            answer = client.del_multiple(claim.store_code, [row.code for row in claim.rows])
+            answer = client.del_multiple(claim.store_code, [row.code for row in claim.rows], call)
     except HipoinkError as error:
         return not_accepted(error, started)
     except BufferError:  # of the limiter

@@ -1,40 +1,47 @@
 """Pushing beside reading: neither a long queue nor a slow label server keeps a drain from what has just come in."""
 
 import threading
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 import pandas as pd
 
-from esl_pipeline.model.push import Claim
+from esl_pipeline.model.push import Claim, Later
 
-CALLS_IN_FLIGHT = 4
+
+def batches_at_once(concurrency: int) -> int:
+    """How many batches a run has in hand at a time: in flight, and beside them some that are recorded or wait."""
+    return concurrency + max(1, concurrency // 2)
 
 
 class Pusher:
-    """Threads that push batch after batch until nothing is due, whenever they are asked: one call at a time per store.
+    """Threads that push batch after batch until nothing is due, whenever they are asked.
 
-    `claim` claims a batch of none of these stores, `push` pushes it (push.claim_batch, push.push_claimed). So a store
-    waits for no call of another one's. A context manager: at its end, and once `stop` is set, the batches at hand are
-    finished and no other begun.
+    `claim` claims a batch, `push` pushes it (push.claim_batch, push.push_claimed); there are more threads than calls
+    may be in flight, so that the next batch is ready when a call ends. A context manager: at its end, and once `stop`
+    is set, the batches at hand are finished and no other begun. An exception sets `stop`.
     """
 
     def __init__(
         self,
-        claim: Callable[[Collection[str]], Claim | None],
+        claim: Callable[[], Claim | Later | None],
         push: Callable[[Claim], pd.DataFrame],
         stop: threading.Event,
+        *,
+        concurrency: int,
     ) -> None:
         self._claim, self._push, self._stop = claim, push, stop
         self._changed = threading.Condition()
         self._asked = self._looks = self._ends = self._woken = False
-        self._busy = set[str]()
+        self._again_at: float | None = None
+        self._pushing = 0
         self._results: list[pd.DataFrame] = []
         self._failure: Exception | None = None
         self._threads = [
             threading.Thread(target=self._work, name=f"push-{number}", daemon=True)
-            for number in range(CALLS_IN_FLIGHT)
+            for number in range(batches_at_once(concurrency))
         ]
 
     def __enter__(self) -> Self:
@@ -45,6 +52,8 @@ class Pusher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._stop.set()
         with self._changed:
             self._ends = True
             self._changed.notify_all()
@@ -84,18 +93,31 @@ class Pusher:
             self._woken = True
             self._changed.notify_all()
 
+    def until_idle(self) -> Iterator[pd.DataFrame]:
+        """Ask, and give the results as they come until nothing is due. Raises what has ended the pushing."""
+        self.ask()
+        results: list[pd.DataFrame] | None = None
+        while results is None or results:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._results) or not self.is_busy)
+                results, self._results = self._results, []
+            yield from results
+        self.check()
+
     @property
     def is_busy(self) -> bool:
         """Whether it is pushing, or about to."""
         with self._changed:
-            return self._failure is None and (self._asked or self._looks or bool(self._busy))
+            return self._failure is None and (
+                self._asked or self._looks or self._pushing > 0 or self._again_at is not None
+            )
 
     def _work(self) -> None:
         try:
             while (claim := self._next()) is not None:
                 results = self._push(claim)
                 with self._changed:  # at once, so that it never looks idle between
-                    self._busy.remove(claim.store_code)
+                    self._pushing -= 1
                     self._results.append(results)
                     self._asked = True  # of this store, more may be due
                     self._changed.notify_all()
@@ -106,26 +128,37 @@ class Pusher:
                 self._changed.notify_all()
 
     def _next(self) -> Claim | None:
-        """Wait until asked, and claim; None at the end. One claims at a time, so that no two take one store."""
+        """Wait until asked, and claim; None at the end. One claims at a time: the others would only wait for it."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_over or (self._asked and not self._looks))
+                while not self._is_over and not self._may_look:
+                    self._changed.wait(self._seconds_until_again)
                 if self._is_over:
                     return None
-                self._asked, self._looks = False, True
-                busy = frozenset(self._busy)
-            claim = None
+                self._asked, self._again_at, self._looks = False, None, True
+            found: Claim | Later | None = None
             try:
-                claim = self._claim(busy)
+                found = self._claim()
             finally:
                 with self._changed:
                     self._looks = False
-                    if claim is not None:
-                        self._busy.add(claim.store_code)
-                        self._asked = True  # another store may be due too
+                    if isinstance(found, Later):
+                        self._again_at = time.monotonic() + found.seconds
+                    elif found is not None:
+                        self._pushing += 1
+                        self._asked = True  # another batch may be due too
                     self._changed.notify_all()
-            if claim is not None:
-                return claim
+            if isinstance(found, Claim):
+                return found
+
+    @property
+    def _may_look(self) -> bool:
+        is_time = self._again_at is not None and self._again_at <= time.monotonic()
+        return not self._looks and (self._asked or is_time)
+
+    @property
+    def _seconds_until_again(self) -> float | None:
+        return None if self._again_at is None else max(0.0, self._again_at - time.monotonic())
 
     @property
     def _is_over(self) -> bool:

@@ -16,7 +16,8 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError, RejectedError
-from esl_pipeline.model.push import Outcome
+from esl_pipeline.hipoink.limiter import Call
+from esl_pipeline.model.push import Outcome, RefreshClaim
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.stages.outcomes import accepted, milliseconds_since, not_accepted
 
@@ -75,7 +76,7 @@ def refresh_stores(
         )
         if claim is None:
             break
-        outcome = _trigger(client, claim.store_code)
+        outcome = _trigger(client, claim)
         count += outcome.outcome == "accepted"
         more = buffer.refresh_finish(
             claim,
@@ -145,11 +146,11 @@ class Refresher:
             return asked
 
 
-def _trigger(client: HipoinkClient, store_code: str) -> Outcome:
+def _trigger(client: HipoinkClient, claim: RefreshClaim) -> Outcome:
     """One call."""
     started = time.monotonic()
     try:
-        answer = client.bind_task(store_code)
+        answer = client.bind_task(claim.store_code, Call(claim.claim_id))
     except BufferError:  # of the shared limiter: no call was made
         raise
     except HipoinkError as error:

@@ -11,7 +11,7 @@ import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.hipoink import Call, HipoinkClient
 from esl_pipeline.sandbox.label_server.server import SIGN, create_app, listen, server
 from esl_pipeline.sandbox.label_server.store import LabelStore
 
@@ -22,8 +22,13 @@ class FreeLimiter:
     def __init__(self) -> None:
         self.taken = 0
 
-    def acquire(self) -> None:
+    @contextmanager
+    def slot(self, call: Call) -> Iterator[None]:
         self.taken += 1
+        yield
+
+    def close(self) -> None:
+        pass
 
 
 def client_of(url: str, *, sign: str = SIGN, client_id: str = "default", **options: Any) -> HipoinkClient:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from esl_pipeline.hipoink import LocalLimiter
+from esl_pipeline.hipoink import Call, LocalLimiter
 
 
 class Time:
@@ -19,10 +19,15 @@ class Time:
         self.now += seconds
 
 
+def take(limiter: LocalLimiter) -> None:
+    with limiter.slot(Call()):
+        pass
+
+
 def times_of(limiter: LocalLimiter, time: Time, calls: int) -> list[float]:
     moments = []
     for _ in range(calls):
-        limiter.acquire()
+        take(limiter)
         moments.append(round(time.now - 100, 6))
     return moments
 
@@ -48,7 +53,7 @@ def test_no_window_holds_more_than_rate_and_burst():
     moments = []
     for pause in [0, 0, 0.03, 0.2, 0, 0, 0.5, 0, 0, 0, 0.11, 0] * 5:
         time.now += pause
-        limiter.acquire()
+        take(limiter)
         moments.append(time.now)
     for first in moments:
         assert sum(first <= moment < first + 1 - 1e-9 for moment in moments) <= 11
@@ -63,7 +68,7 @@ def test_threads_share_one_rate():
             waits.append(round(seconds, 6))
 
     limiter = LocalLimiter(10, burst=1, clock=lambda: 5.0, sleep=sleep)
-    threads = [threading.Thread(target=limiter.acquire) for _ in range(20)]
+    threads = [threading.Thread(target=take, args=(limiter,)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -4,13 +4,14 @@ The code between the calls is the pipeline's own. Its seams are the buffer's tra
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
 from esl_pipeline.buffer.transports import Transport
-from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.hipoink import Call, HipoinkClient
 from esl_pipeline_tests.hipoink.servers import client_of
 
 LABEL_SERVER = "label server"
@@ -32,7 +33,7 @@ class Worker:
         self.at: str | None = None
         self.is_late = False
         self._buffer = Buffer(_Gated(transport, self), label_server="labels")
-        self._client = client_of(label_server_url, limiter=self, retries=1, timeout_seconds=5)
+        self._client = client_of(label_server_url, limiter=_Slots(self), retries=1, timeout_seconds=5)
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._fate: Fate = "go"
         self._error: Exception | None = None
@@ -59,11 +60,6 @@ class Worker:
         if self.at is not None:
             self.step("kill")
 
-    def acquire(self) -> None:
-        """The label server's limiter: asked before every call."""
-        if self._stop_before(LABEL_SERVER) == "fail":
-            raise BufferUnavailable("the shared limiter is out of reach")
-
     def _stop_before(self, call: str) -> Fate:
         if self._fate != "kill":
             self.at = call
@@ -87,6 +83,22 @@ class Worker:
         assert self._stopped.acquire(timeout=30), f"stuck in {self.at}"
         if self._error is not None:
             raise self._error
+
+
+class _Slots:
+    """The label server's limiter: asked before every call."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    @contextmanager
+    def slot(self, call: Call) -> Iterator[None]:
+        if self._worker._stop_before(LABEL_SERVER) == "fail":
+            raise BufferUnavailable("the shared limiter is out of reach")
+        yield
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 class _Gated:

@@ -20,7 +20,7 @@ from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.model.due import Due
 from esl_pipeline.model.push import PushRules
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.drain import CONNECTIONS, LEASE, DrainLimits, Round, drain, read_round
+from esl_pipeline.stages.drain import LEASE, DrainLimits, Round, connections, drain, read_round
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant, when
@@ -110,7 +110,7 @@ def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world:
             world.update(product(12, 2, [variant(12, price="9.00")]))
         rounds.append(done)
 
-    run(world, rise_in_the_midst, rules=replace(RULES, batch_size=1))
+    run(world, rise_in_the_midst, rules=replace(RULES, batch_size=1, concurrency=1))
 
     pushed = [code for done in rounds for results in done.results for code in results["code"]]
     assert set(pushed) == {f"C-{n}" for n in range(1, 13)}
@@ -125,10 +125,13 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         world.map(store=store)
     world.update(product())
     read_round(world.buffer, run_id=RUN)
-    buffer = Buffer(PsycopgTransport(SecretStr(world.dsn), pool_size=CONNECTIONS), label_server="labels")
-    labels = "hashtextextended('esl.labels', 0)"
+    buffer = Buffer(
+        PsycopgTransport(SecretStr(world.dsn), pool_size=connections(RULES.concurrency)),
+        label_server="labels",
+    )
+    places = "select {}(hashtextextended('esl.store ' || n, 0)) from unnest(%s::text[]) n"
     with psycopg.connect(world.dsn, autocommit=True) as somebody:
-        somebody.execute(f"select pg_advisory_lock({labels})")
+        somebody.execute(places.format("pg_advisory_lock").encode(), [stores])
         thread = threading.Thread(target=run, args=(replace(world, buffer=buffer), lambda _: None))
         thread.start()
         waiting = "select from pg_locks where locktype = 'advisory' and not granted"
@@ -136,7 +139,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         began = monotonic()
         assert buffer.lease_take(name=LEASE, holder="h", seconds=20).is_held
         assert monotonic() - began < 3
-        somebody.execute(f"select pg_advisory_unlock({labels})")
+        somebody.execute(places.format("pg_advisory_unlock").encode(), [stores])
         thread.join(20)
     assert not thread.is_alive()
     buffer.close()

@@ -309,10 +309,10 @@ def test_field_06_any_exception_of_a_push_is_an_outcome(
 ) -> None:
     right = ready.client.create_multiple
 
-    def create_multiple(store_code: str, products: Any) -> Any:
+    def create_multiple(store_code: str, products: Any, call: Any) -> Any:
         if any(record["pc"] == "C-5" for record in products):
             raise error(*(("utf-8", "secret", 0, 1, "no") if error is UnicodeEncodeError else ("secret",)))
-        return right(store_code, products)
+        return right(store_code, products, call)
 
     monkeypatch.setattr(ready.client, "create_multiple", create_multiple)
     ready.settle(product(variants=labels(20)))

@@ -142,7 +142,7 @@ create or replace function public.esl_drift_repair(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_store text := p ->> 'store'; v_codes text[]; v_given_up text[];
 begin
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform esl.lock_stores(array[v_store]);
 
     with found as materialized (
         select * from esl.standing_drift(p)
@@ -166,6 +166,12 @@ begin
         from taken t
         cross join lateral (select coalesce(t.mapping_id, esl.mapping_for_strangers(v_store)) as id) m
         where t.kind in ('foreign', 'ours') and m.id is not null
+        returning mapping_id
+    ), left_behind as (
+        insert into esl.left_stores (mapping_id, store_code)
+        select distinct m.id, v_store from adopted a join esl.store_mappings m on m.id = a.mapping_id
+        where m.hipoink_store_code <> v_store
+        on conflict do nothing
     )
     select array_agg(code) filter (where repairs < 3), coalesce(array_agg(code) filter (where repairs >= 3), '{}')
     into v_codes, v_given_up from found;

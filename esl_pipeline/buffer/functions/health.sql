@@ -32,17 +32,17 @@ language sql volatile set search_path = '' as $$
     select (0.75 + random() / 2) * least(p_most, p_first * power(p_multiplier, least(p_tries, 60)))
 $$;
 
--- How long a label waits that was not accepted (p: as for esl_push_finish): what the server asks for, at least, and for
--- refusals longer than for failures.
-create or replace function esl.pause_before(p jsonb, q esl.sync_queue, p_counts boolean) returns interval
+-- How long labels wait that were not accepted (p: as for esl_push_finish), after so many attempts and refusals: what
+-- the server asks for, at least, and for refusals longer than for failures.
+create or replace function esl.pause_before(p jsonb, p_attempts int, p_refusals int) returns interval
 language sql volatile set search_path = '' as $$
     select make_interval(secs => greatest(
         coalesce((p ->> 'retry_after_seconds')::float8, 0),
         case when esl.is_refusal(p ->> 'outcome') then esl.backoff(
                  (p ->> 'refused_delay_seconds')::float8, (p ->> 'refused_multiplier')::float8,
-                 (p ->> 'max_refused_delay_seconds')::float8, case when p_counts then q.refusals else 0 end)
+                 (p ->> 'max_refused_delay_seconds')::float8, p_refusals)
              else esl.backoff((p ->> 'initial_delay_seconds')::float8, (p ->> 'multiplier')::float8,
-                 (p ->> 'max_delay_seconds')::float8, q.attempts - 1) end))
+                 (p ->> 'max_delay_seconds')::float8, p_attempts - 1) end))
 $$;
 
 -- Whether an outcome is a no, or refused credentials.
@@ -52,36 +52,92 @@ language sql immutable set search_path = '' as $$
 $$;
 
 -- A store has accepted something: nothing is held against it any more.
-create or replace function esl.note_passing(p_store text) returns void
+create or replace function esl.note_passing(p jsonb) returns void
 language sql volatile set search_path = '' as $$
-    insert into esl.store_health (store_code, accepted_at) values (p_store, clock_timestamp())
+    insert into esl.store_health as h (store_code, accepted_at, usual_ms)
+    values (p ->> 'store_code', clock_timestamp(), (p ->> 'duration_ms')::float8)
     on conflict (store_code) do update
-    set accepted_at = excluded.accepted_at, refusals = 0, refused_at = null, pauses = 0, until = null, reason = null
+    set accepted_at = excluded.accepted_at, refusals = 0, refused_at = null, pauses = 0, until = null, reason = null,
+        unanswered = false,
+        usual_ms = coalesce(0.8 * h.usual_ms + 0.2 * excluded.usual_ms, excluded.usual_ms, h.usual_ms)
 $$;
 
--- The circuit breaker, told of one call (see esl_push_finish): when to try a label server again that is down, or null.
--- It is down after down_after failures in a row, or when it asks for a pause; its first answer brings it back.
-create or replace function esl.note_health(p jsonb) returns timestamptz
+-- The most labels that one call to a store may have now, where that is less than the settings say; null: it is not.
+create or replace function esl.most_labels(p_server text, p_store text) returns int
+language sql stable set search_path = '' as $$
+    select least((select s.batch_size from esl.label_servers s where s.server = p_server),
+                 (select h.batch_size from esl.store_health h where h.store_code = p_store))
+$$;
+
+-- What this size becomes when full batches pass quickly: a tenth more, up to p_most (null: no limit any more).
+create or replace function esl.larger(p_size int, p_most int) returns int
+language sql immutable set search_path = '' as $$
+    select case when p_size * 1.1 < p_most then ceil(p_size * 1.1)::int end
+$$;
+
+-- What a call with p_size labels says of how many may be in one (p: as for esl_push_finish; p_locked: the row of the
+-- label server is ours). Too many for the server (HTTP 413) halve its batches, and no batch of it is as large again for
+-- an hour; no answer halves the store's. Both grow again with every full batch that is accepted quickly.
+create or replace function esl.note_size(p jsonb, p_size int, p_locked boolean) returns void
+language plpgsql volatile set search_path = '' as $$
+declare
+    v_server text := p ->> 'label_server';
+    v_store  text := p ->> 'store_code';
+begin
+    if p_size > 1 and p ->> 'outcome' = 'rejected' and p ->> 'http_status' = '413' and v_server is not null then
+        insert into esl.label_servers (server, batch_size, too_large, too_large_at)
+        values (v_server, p_size / 2, p_size, clock_timestamp())
+        on conflict (server) do update
+        set batch_size = excluded.batch_size, too_large = excluded.too_large, too_large_at = excluded.too_large_at;
+    elsif p_size > 0 and p ->> 'outcome' = 'unknown' and p ->> 'http_status' is null then
+        insert into esl.store_health as h (store_code, unanswered, batch_size)
+        values (v_store, true, case when p_size > 1 then p_size / 2 end)
+        on conflict (store_code) do update
+        set unanswered = true, batch_size = coalesce(excluded.batch_size, h.batch_size);
+    elsif p ->> 'outcome' = 'accepted' and p_size >= esl.most_labels(v_server, v_store)
+          and (p ->> 'duration_ms')::int <= greatest(1000, 2 * coalesce(
+              (select h.usual_ms from esl.store_health h where h.store_code = v_store), 0)) then
+        update esl.label_servers
+        set batch_size = case when too_large_at > now() - interval '1 hour'
+                              then least(coalesce(esl.larger(batch_size, too_large), too_large - 1), too_large - 1)
+                              else esl.larger(batch_size, (p ->> 'batch_size')::int) end
+        where server = v_server and batch_size is not null and p_locked;
+        update esl.store_health set batch_size = esl.larger(batch_size, (p ->> 'batch_size')::int)
+        where store_code = v_store and batch_size is not null;
+    end if;
+end $$;
+
+-- The circuit breaker, told of one call (see esl_push_finish) that was claimed at that time: when to try a label server
+-- again that is down, or null. It is down after down_after failures in a row, or when it asks for a pause; its first
+-- answer brings it back. Calls that were in flight together fail once: only one that was claimed after the last failure
+-- says something new. p_locked: the row of the label server is ours.
+create or replace function esl.note_health(p jsonb, p_claimed_at timestamptz, p_locked boolean) returns timestamptz
 language plpgsql volatile set search_path = '' as $$
 declare
     v_now   timestamptz := clock_timestamp();
     v_asked float8 := coalesce((p ->> 'retry_after_seconds')::float8, 0);
     v_probe timestamptz;
+    s       esl.label_servers;
 begin
     if (p ->> 'server_failed')::boolean then
-        insert into esl.label_servers as s (server, failures, last_error)
-        values (p ->> 'label_server', 1, p ->> 'message')
-        on conflict (server) do update set failures = s.failures + 1, last_error = excluded.last_error;
+        insert into esl.label_servers (server) values (p ->> 'label_server') on conflict do nothing;
+        update esl.label_servers
+        set failures = failures + 1, failed_at = v_now, last_error = p ->> 'message'
+        where server = p ->> 'label_server' and (failed_at is null or p_claimed_at is null or p_claimed_at > failed_at)
+        returning * into s;
         update esl.label_servers
         set down_since = coalesce(down_since, v_now),
-            probe_at = v_now + make_interval(secs => greatest(v_asked, esl.backoff(
-                (p ->> 'probe_seconds')::float8, 2, (p ->> 'max_probe_seconds')::float8,
-                greatest(failures - (p ->> 'down_after')::int, 0))))
+            probe_at = greatest(
+                v_now + make_interval(secs => greatest(v_asked, esl.backoff(
+                    (p ->> 'probe_seconds')::float8, 2, (p ->> 'max_probe_seconds')::float8,
+                    greatest(failures - (p ->> 'down_after')::int, 0)))),
+                case when s.server is null then probe_at end)
         where server = p ->> 'label_server'
           and (down_since is not null or failures >= (p ->> 'down_after')::int or v_asked > 0)
         returning probe_at into v_probe;
-    elsif not (p ->> 'server_failed')::boolean then
-        update esl.label_servers set failures = 0, down_since = null, probe_at = null, last_error = null
+    elsif not (p ->> 'server_failed')::boolean and p_locked then
+        update esl.label_servers
+        set failures = 0, failed_at = null, down_since = null, probe_at = null, last_error = null
         where server = p ->> 'label_server' and failures > 0;
     end if;
     return v_probe;

@@ -45,6 +45,8 @@ create or replace function esl.switch_off(p_system text, p_shop text, p_by text,
 language plpgsql set search_path = '' as $$
 declare v_mapping uuid;
 begin
+    perform esl.lock_mappings();
+    perform esl.lock_stores(esl.stores_of_shop(p_system, p_shop));
     for v_mapping in
         select m.id from esl.store_mappings m
         where m.source_system = p_system and m.source_store_id = p_shop and m.is_active

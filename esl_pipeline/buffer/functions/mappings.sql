@@ -14,7 +14,9 @@ create or replace function public.esl_mapping_create(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings;
 begin
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform esl.lock_mappings();
+    perform esl.lock_stores(esl.stores_of_shop(p ->> 'source_system', p ->> 'source_store_id')
+                            || (p ->> 'hipoink_store_code'));
     perform esl.check_settings(p -> 'settings');
     perform esl.check_shop(p ->> 'source_system', p ->> 'source_store_id');
     perform esl.check_sharing(p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
@@ -49,6 +51,10 @@ create or replace function esl.patch_mapping(p jsonb) returns esl.store_mappings
 language plpgsql volatile set search_path = '' as $$
 declare m esl.store_mappings;
 begin
+    insert into esl.left_stores (mapping_id, store_code)
+    select o.id, o.hipoink_store_code from esl.store_mappings o
+    where o.id = (p ->> 'id')::uuid and o.hipoink_store_code <> p ->> 'hipoink_store_code'
+    on conflict do nothing;
     update esl.store_mappings o set
         source_system = coalesce(p ->> 'source_system', source_system),
         source_store_id = coalesce(p ->> 'source_store_id', source_store_id),
@@ -106,7 +112,7 @@ create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare m esl.store_mappings; v_before esl.store_mappings; v_system text; v_shop text;
 begin
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform esl.lock_mappings();
     perform esl.check_settings(p -> 'settings');
     select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
     if not found then
@@ -114,6 +120,8 @@ begin
     end if;
     v_system := coalesce(p ->> 'source_system', v_before.source_system);
     v_shop := coalesce(p ->> 'source_store_id', v_before.source_store_id);
+    perform esl.lock_stores(esl.stores_of_shop(v_before.source_system, v_before.source_store_id)
+                            || esl.stores_of_shop(v_system, v_shop) || (p ->> 'hipoink_store_code'));
     perform esl.check_shop(v_system, v_shop);
     if p ->> 'hipoink_store_code' <> v_before.hipoink_store_code then
         perform esl.check_sharing(v_system, v_shop, p ->> 'hipoink_store_code', (p ->> 'shared')::boolean);
@@ -151,7 +159,7 @@ end $$;
 
 -- A shop has just been read completely. Mappings that were given its name withdraw the labels of variants that it does
 -- not have; and drastic changes of its stores are counted again, of which some may have left the guard's hours.
--- Takes the lock of the labels, so it comes before any row of products is locked.
+-- Takes the locks of their stores, so it comes before any row of products is locked.
 create or replace function esl.shop_was_read(p_source_system text, p_source_store_id text) returns void
 language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare m esl.store_mappings; v_guarded text[];
@@ -165,7 +173,7 @@ begin
               and o.source_store_id = p_source_store_id and o.awaits_read_since is not null) then
         return;
     end if;
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform esl.lock_stores(esl.stores_of_shop(p_source_system, p_source_store_id));
     for m in
         update esl.store_mappings set awaits_read_since = null
         where source_system = p_source_system and source_store_id = p_source_store_id and awaits_read_since is not null

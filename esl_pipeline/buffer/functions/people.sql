@@ -187,7 +187,7 @@ create or replace function public.esl_changes_approve(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare v_removals int; v_prices int;
 begin
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    perform esl.lock_stores(array[p ->> 'store']);
     with released as (
         update esl.sync_queue set state = 'ready', approved = true, next_attempt_at = now()
         where store_code = p ->> 'store' and drastic is not null and state = 'guarded' returning drastic
@@ -208,21 +208,27 @@ create or replace function public.esl_redrive(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare v_labels int; v_deliveries int := 0;
 begin
+    perform esl.lock_stores(array(
+        select distinct q.store_code from esl.sync_queue q
+        where q.state in ('ready', 'failed', 'dead') and (p ->> 'store' is null or q.store_code = p ->> 'store')));
+    if p ->> 'store' is null and p ->> 'code' is null then
+        update esl.label_servers set probe_at = now() where probe_at > now();
+    end if;
+    if p ->> 'code' is null then
+        update esl.store_health
+        set refusals = 0, refused_at = null, pauses = 0, until = null, reason = null, unanswered = false
+        where p ->> 'store' is null or store_code = p ->> 'store';
+    end if;
     update esl.sync_queue
     set state = 'ready', attempts = 0, refusals = 0, refused_at = null, next_attempt_at = now(), max_batch = 1000
     where (state in ('failed', 'dead') or (state = 'ready' and refused_at is not null))
       and (p ->> 'store' is null or store_code = p ->> 'store') and (p ->> 'code' is null or code = p ->> 'code');
     get diagnostics v_labels = row_count;
-    if p ->> 'code' is null then
-        update esl.store_health set refusals = 0, refused_at = null, pauses = 0, until = null, reason = null
-        where p ->> 'store' is null or store_code = p ->> 'store';
-    end if;
     if p ->> 'store' is null and p ->> 'code' is null then
         update esl.webhook_inbox set state = 'ready', attempts = 0, reason = null, finished_at = null
         where state = 'dead' and body is not null;
         get diagnostics v_deliveries = row_count;
         update esl.refresh_marks set lease_until = now() where lease_until is not null;
-        update esl.label_servers set probe_at = now() where probe_at > now();
     end if;
     return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
 end $$;

@@ -22,6 +22,8 @@ begin
             lease_until = null, last_error = 'the run ended before the answer of the label server was recorded'
         from sized s where q.store_code = s.store_code and q.code = s.code
         returning q.*
+    ), landed as (
+        delete from esl.flights f using lost l where f.push_id = l.push_id
     )
     insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
                               attempt, run_id, outcome, message)
@@ -30,9 +32,10 @@ begin
     from released where push_id is not null;
 end $$;
 
--- Takes a batch behind this label: of the same mapping, store, operation and max_batch. -> how many labels.
-create or replace function esl.lease_batch(p_push uuid, p_head esl.sync_queue, m esl.store_mappings, p_limit int,
-                                           p_until timestamptz)
+-- Takes a batch behind this label: of the same mapping, store, operation and max_batch; none if there are too few.
+-- -> how many labels.
+create or replace function esl.lease_batch(p_push uuid, p_head esl.sync_queue, m esl.store_mappings, p_fewest int,
+                                           p_limit int, p_until timestamptz)
 returns int language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_leased int;
 begin
@@ -53,42 +56,50 @@ begin
     ), batch as (
         select q.store_code, q.code from chosen c join esl.sync_queue q on q.ctid = c.at
         where c.place <= p_limit and q.state = 'ready' and q.operation = p_head.operation
+          and (select count(*) from chosen) >= p_fewest
         for update of q skip locked
     )
     update esl.sync_queue q
-    set state = 'leased', push_id = p_push, attempts = q.attempts + 1, in_doubt = true, lease_until = p_until
+    set state = 'leased', push_id = p_push, attempts = q.attempts + 1, in_doubt = true, was_in_doubt = q.in_doubt,
+        lease_until = p_until
     from batch b where q.store_code = b.store_code and q.code = b.code;
     get diagnostics v_leased = row_count;
     return v_leased;
 end $$;
 
 -- A mapping had its turn; a jump of its rises (see esl.has_jump) is no turn of all.
-create or replace function esl.note_turn(p_head esl.sync_queue) returns void
+create or replace function esl.note_turn(p_server text, p_head esl.sync_queue) returns void
 language plpgsql set search_path = '' as $$
 declare
     v_jumped boolean := p_head.priority = 0 and esl.has_jump(
-        (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'));
+        p_server, (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'));
 begin
     perform esl.take_turns('push', array[p_head.mapping_id::text]);
     if not v_jumped then
-        perform esl.take_turns('bulk', array['']);
+        perform esl.take_turns('bulk', array[coalesce(p_server, '')]);
     end if;
 end $$;
 
--- Claims the batch of this label, of one alone where that is a try (p_alone, or of a store in doubt, which is kept from
--- the others meanwhile), and writes its intents (p: as for esl_push_claim). -> how many labels.
-create or replace function esl.claim_batch(p jsonb, p_head esl.sync_queue, p_alone boolean, p_until timestamptz)
+-- Claims the batch of this label, of one alone where that is a try (p_probes, or of a store in doubt, which is kept
+-- from the others meanwhile), and writes its intents (p: as for esl_push_claim). -> how many labels.
+create or replace function esl.claim_batch(p jsonb, p_head esl.sync_queue, p_probes boolean, p_until timestamptz)
 returns int language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_push    uuid := (p ->> 'claim_id')::uuid;
-    v_doubted boolean := exists (
-        select from esl.store_health h where h.store_code = p_head.store_code and esl.is_doubted(h));
+    v_server  text := p ->> 'label_server';
+    v_limit   int;
     v_claimed int;
+    v_doubted boolean;
+    h         esl.store_health;
     m         esl.store_mappings;
 begin
     select * into m from esl.store_mappings where id = p_head.mapping_id;
-    v_claimed := esl.lease_batch(v_push, p_head, m, least(
-        (p ->> 'limit')::int, case when p_alone or v_doubted then 1 else p_head.max_batch end), p_until);
+    select * into h from esl.store_health x where x.store_code = p_head.store_code and esl.is_doubted(x) for update;
+    v_doubted := found;
+    v_limit := least((p ->> 'limit')::int, case when p_probes or v_doubted then 1 else p_head.max_batch end,
+                     esl.most_labels(v_server, p_head.store_code));
+    v_claimed := esl.lease_batch(v_push, p_head, m, case when p_probes or v_doubted then 1
+                                 else esl.fewest_labels(p, p_head.store_code, v_limit) end, v_limit, p_until);
     if v_claimed > 0 then
         insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label,
                                   label_hash, attempt, run_id, asset, partition, event_ids)
@@ -96,7 +107,9 @@ begin
                q.label_hash, q.attempts, p ->> 'run_id', p ->> 'asset',
                m.source_system || ':' || m.source_store_id, q.event_ids
         from esl.sync_queue q where q.push_id = v_push and q.state = 'leased';
-        perform esl.note_turn(p_head);
+        insert into esl.flights (push_id, store_code, label_server, run_id, until, probes)
+        values (v_push, p_head.store_code, coalesce(v_server, ''), p ->> 'run_id', p_until, p_probes);
+        perform esl.note_turn(v_server, p_head);
         if v_doubted then
             update esl.store_health set until = p_until where store_code = p_head.store_code;
         end if;
@@ -104,35 +117,51 @@ begin
     return v_claimed;
 end $$;
 
--- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, busy_stores?, label_server?} ->
--- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}]} (rows empty: nothing due).
--- One batch is one call at the label server: one mapping, one store, one operation (see esl.next_push). Writes an
--- intent per label. While the label server is down, or a store in doubt, one worker at a time may try one label.
--- The same claim_id again returns the same rows.
-create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+-- Claims what is due now at a label server, if anything (p: as for esl_push_claim). -> whether something is due that
+-- has to wait for what is under way.
+create or replace function esl.claim_next(p jsonb) returns boolean
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_push    uuid := (p ->> 'claim_id')::uuid;
+    v_server  text := p ->> 'label_server';
     v_until   timestamptz := clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8);
-    v_probes  boolean;
+    v_probes  boolean := esl.take_probe(v_server, v_until);
     v_claimed int := 0;
     v_head    esl.sync_queue;
 begin
+    perform esl.take_back_lost(p);
+    if not v_probes and esl.is_down(v_server) then
+        return false;
+    end if;
+    v_head := esl.next_push(p, v_probes);
+    if v_head.code is not null then
+        v_claimed := esl.claim_batch(p, v_head, v_probes, v_until);
+    end if;
+    if v_probes and v_claimed = 0 then
+        perform esl.give_probe_back(v_server);
+    end if;
+    return v_claimed = 0 and p ->> 'concurrency' is not null
+           and (v_head.code is not null or (esl.next_push(p, v_probes, true)).code is not null);
+end $$;
+
+-- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, label_server?, concurrency?} ->
+-- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}], again_seconds}.
+-- rows empty: nothing is due, or (again_seconds) what is has to wait for what is under way, where concurrency says how
+-- many calls there may be at a time. One batch is one call at the label server: one mapping, one store, one operation
+-- (see esl.next_push). Writes an intent per label. While the label server is down, or a store in doubt, one worker at a
+-- time may try one label. The same claim_id again returns the same rows.
+create or replace function public.esl_push_claim(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    v_push uuid := (p ->> 'claim_id')::uuid;
+    v_held boolean := false;
+begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
-        perform esl.take_back_lost(p);
-        v_probes := esl.take_probe(p ->> 'label_server', v_until);
-        if v_probes or not esl.is_down(p ->> 'label_server') then
-            v_head := esl.next_push(p, v_probes);
-        end if;
-        if v_head.code is not null then
-            v_claimed := esl.claim_batch(p, v_head, v_probes, v_until);
-        end if;
-        if v_probes and v_claimed = 0 then
-            perform esl.give_probe_back(p ->> 'label_server');
-        end if;
+        perform esl.lock_claims(p ->> 'label_server');
+        v_held := esl.claim_next(p);
     end if;
     return (select jsonb_build_object(
         'push_id', v_push, 'store_code', min(q.store_code), 'operation', min(q.operation),
+        'again_seconds', case when v_held then 0.25 end,
         'rows', coalesce(jsonb_agg(jsonb_build_object(
             'code', q.code, 'label', q.label, 'generation', q.generation, 'attempt', q.attempts,
             'source_system', m.source_system, 'source_store_id', m.source_store_id, 'variant_id', q.variant_id,
@@ -145,12 +174,14 @@ end $$;
 -- are those that this worker still holds, stale the codes of the others.
 create or replace function esl.unfinished(p_push uuid, p_store text, p_rows jsonb, out codes text[],
                                           out mine esl.pushed_row[], out stale text[])
-language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
-    with rows as (
-        select r as pushed, r.code, exists (
-                   select from esl.sync_queue q where q.store_code = p_store and q.code = r.code
-                     and q.push_id = p_push and q.state = 'leased') as is_mine
+    with held as (  -- locked, so that nobody takes them for lost meanwhile
+        select q.code from jsonb_populate_recordset(null::esl.pushed_row, p_rows) r
+        join esl.sync_queue q on q.code = r.code and q.store_code = p_store
+        where q.push_id = p_push and q.state = 'leased' order by q.code for update of q
+    ), rows as (
+        select r as pushed, r.code, r.code in (select h.code from held h) as is_mine
         from jsonb_populate_recordset(null::esl.pushed_row, p_rows) r
         where not exists (select from esl.sync_log l where l.push_id = p_push and l.kind = 'result'
                           and l.code = r.code and l.outcome <> 'lost')
@@ -221,24 +252,34 @@ begin
 end $$;
 
 -- These labels of a push were not accepted (p, p_size labels: as for esl_push_finish): again later, with growing delay,
--- at last failed or dead. p_probe: when the label server is tried again that is down.
+-- at last failed or dead. p_probe: when the label server is tried again that is down. All of them together: one delay
+-- is drawn for all, as long as the one that was tried most often has to wait.
 -- A batch is halved until the culprit stands alone: at once when it was refused or its outcome is unknown, else after
 -- some tries. What is not a label's own fault is no attempt of it: in company, or while store or server are in doubt.
+-- Too large a batch (p_blame 'size') is nobody's.
 create or replace function esl.put_back(p jsonb, p_size int, p_mine esl.pushed_row[], p_blame text,
                                         p_probe timestamptz)
 returns void language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_now     timestamptz := clock_timestamp();
-    v_refused boolean := esl.is_refusal(p ->> 'outcome');
+    v_large   boolean := coalesce(p_blame, '') = 'size';
+    v_refused boolean := esl.is_refusal(p ->> 'outcome') and not v_large;
     v_halved  boolean;
     v_counts  boolean;
+    v_again   timestamptz;
+    worst     record;
 begin
-    select p_probe is null and p_size > 1 and (
-               v_refused or p ->> 'outcome' = 'unknown'
-               or max(q.attempts) >= least(3, (p ->> 'max_attempts')::int))
-    into v_halved
-    from unnest(p_mine) r join esl.sync_queue q on q.store_code = p ->> 'store_code' and q.code = r.code;
+    select max(q.attempts) as attempts, max(q.refusals) as refusals into worst
+    from unnest(p_mine) r
+    join esl.sync_queue q on q.store_code = p ->> 'store_code' and q.code = r.code and q.generation = r.generation;
+    v_halved := p_probe is null and p_size > 1 and (
+        v_refused or v_large or p ->> 'outcome' = 'unknown'
+        or coalesce(worst.attempts, 0) >= least(3, (p ->> 'max_attempts')::int));
     v_counts := p_probe is null and not v_halved and (not v_refused or p_blame = 'label');
+    v_again := case when v_halved and (v_refused or v_large) then v_now
+                    when p_probe is not null then p_probe
+                    else v_now + esl.pause_before(p, worst.attempts, case when v_counts then worst.refusals else 0 end)
+               end;
 
     update esl.sync_queue q
     set lease_until = null, redo = false, last_error = p ->> 'message', state = n.state, attempts = n.attempts,
@@ -258,9 +299,7 @@ begin
                case when v_counts then o.attempts else o.attempts - 1 end,
                case when v_refused then coalesce(o.refused_at, v_now) else o.refused_at end,
                case when v_refused and v_counts then o.refusals + 1 else o.refusals end,
-               case when v_halved and v_refused then v_now
-                    when p_probe is not null then p_probe
-                    else v_now + esl.pause_before(p, o, v_counts) end
+               v_again
         where o.generation = r.generation) n
     where q.store_code = o.store_code and q.code = o.code;
 end $$;
@@ -280,14 +319,57 @@ begin
     perform esl.requeue(array_fill(p_store, array[cardinality(p_codes)]), p_codes);
 end $$;
 
+-- These labels of a push were not sent after all: as if they had not been claimed.
+create or replace function esl.take_unsent(p_store text, p_mine esl.pushed_row[]) returns void
+language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_codes text[] := array(select r.code from unnest(p_mine) r);
+begin
+    update esl.sync_queue q
+    set state = 'ready', attempts = greatest(0, q.attempts - 1), in_doubt = q.was_in_doubt or q.redo, redo = false,
+        next_attempt_at = clock_timestamp(), lease_until = null
+    where q.store_code = p_store and q.code = any (v_codes);
+    perform esl.requeue(array_fill(p_store, array[cardinality(v_codes)]), v_codes);
+end $$;
+
+-- What an answer says of a store, a label server and these labels, told of one call as esl_push_finish is (p_size
+-- labels, p_mine of them still this worker's). blame: see esl.blame, or 'size'. probe: when the label server is tried
+-- again that is down.
+create or replace function esl.judge(p jsonb, p_flight esl.flights, p_size int, p_mine esl.pushed_row[],
+                                     out blame text, out probe timestamptz)
+language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    v_store   text := p ->> 'store_code';
+    v_outcome text := p ->> 'outcome';
+    v_locked  boolean := esl.lock_server(p ->> 'label_server', v_outcome);
+begin
+    perform esl.note_size(p, p_size, v_locked);
+    if v_outcome = 'accepted' and p_size > 0 then
+        perform esl.note_passing(p);
+    elsif v_outcome = 'rejected' and p ->> 'http_status' = '413' and p_size > 1 then
+        blame := 'size';
+    elsif esl.is_refusal(v_outcome) and cardinality(p_mine) > 0 then
+        select esl.blame(p, p_size = 1, min(q.refused_at), max(q.attempts) > 1) into blame
+        from unnest(p_mine) r join esl.sync_queue q on q.store_code = v_store and q.code = r.code;
+    end if;
+    if cardinality(p_mine) > 0 and (blame = 'size' or not (v_outcome = 'accepted' or esl.is_refusal(v_outcome))) then
+        update esl.store_health set until = null where store_code = v_store and pauses + refusals > 0;
+    end if;
+    if v_outcome = 'not_sent' and p_flight.probes then
+        perform esl.give_probe_back(p ->> 'label_server');
+    end if;
+    probe := esl.note_health(
+        case when blame = 'server' and p ? 'label_server' then p || '{"server_failed": true}' else p end,
+        p_flight.claimed_at, v_locked);
+end $$;
+
 -- {push_id, outcome, http_status, error_code, message, answer, duration_ms, retry_after_seconds, run_id,
---  rows: [{code, generation}], store_code, operation,
+--  rows: [{code, generation}], store_code, operation, batch_size?,
 --  max_attempts, initial_delay_seconds, multiplier, max_delay_seconds, max_refusals, refused_delay_seconds,
 --  refused_multiplier, max_refused_delay_seconds, pause_seconds, max_pause_seconds,
 --  label_server?, server_failed? (none: no call was made), down_after?, probe_seconds?, max_probe_seconds?}
 -- -> {accepted, retried, failed, dead, stale}
 -- accepted: the ledger takes the pushed labels. transient/unknown: again later, at last dead. rejected/authentication:
--- a refusal (see esl.blame); at the label's own fault again with long delays, at last failed.
+-- a refusal (see esl.blame); at the label's own fault again with long delays, at last failed. not_sent: due as before.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
@@ -295,34 +377,28 @@ declare
     v_push    uuid := (p ->> 'push_id')::uuid;
     v_store   text := p ->> 'store_code';
     v_outcome text := p ->> 'outcome';
-    v_blame   text;
-    v_probe   timestamptz;
+    v_flight  esl.flights;
     t         record;
+    j         record;
 begin
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
-    select u.codes, u.mine, u.stale, cardinality(u.codes) as size, cardinality(u.mine) > 0 as is_mine into t
-    from esl.unfinished(v_push, v_store, p -> 'rows') u;
+    perform esl.lock_stores(array[v_store]);
+    select * into v_flight from esl.flights where push_id = v_push;
+    select u.codes, u.mine, u.stale into t from esl.unfinished(v_push, v_store, p -> 'rows') u;
     perform esl.note_results(p, t.codes);
-
-    if v_outcome = 'accepted' and t.size > 0 then
-        perform esl.note_passing(v_store);
-    elsif esl.is_refusal(v_outcome) and t.is_mine then
-        select esl.blame(p, t.size = 1, min(q.refused_at), max(q.attempts) > 1) into v_blame
-        from unnest(t.mine) r join esl.sync_queue q on q.store_code = v_store and q.code = r.code;
-    elsif t.is_mine then
-        update esl.store_health set until = null where store_code = v_store and pauses + refusals > 0;
-    end if;
-    v_probe := esl.note_health(
-        case when v_blame = 'server' and p ? 'label_server' then p || '{"server_failed": true}' else p end);
+    select * into j from esl.judge(p, v_flight, cardinality(t.codes), t.mine);
 
     if v_outcome = 'accepted' then
         perform esl.take_accepted(v_push, v_store, t.mine);
+    elsif v_outcome = 'not_sent' then
+        perform esl.take_unsent(v_store, t.mine);
     else
-        perform esl.put_back(p, t.size, t.mine, v_blame, v_probe);
+        perform esl.put_back(p, cardinality(t.codes), t.mine, j.blame, j.probe);
     end if;
     if cardinality(t.stale) > 0 and v_outcome in ('accepted', 'unknown', 'rejected') then
         perform esl.doubt_late(v_push, v_store, t.stale);
     end if;
+    delete from esl.flights where push_id = v_push;
+    delete from esl.calls where call_id = v_push;  -- last, for whoever asks for a call waits for it
 
     return (select jsonb_build_object(
         'accepted', case when v_outcome = 'accepted' then cardinality(t.mine) else 0 end,

@@ -87,11 +87,12 @@ begin
         return;
     elsif p ->> 'outcome' = 'accepted' then
         insert into esl.label_servers as s (server, knows_refresh_since)
-        values (p ->> 'label_server', clock_timestamp())
+        select p ->> 'label_server', clock_timestamp()
+        where not exists (select from esl.label_servers x where x.server = p ->> 'label_server'
+                          and x.knows_refresh_since is not null and x.refresh_refusals = 0)
         on conflict (server) do update
         set knows_refresh_since = coalesce(s.knows_refresh_since, excluded.knows_refresh_since), refresh_refusals = 0,
-            refresh_again_at = null
-        where s.knows_refresh_since is null or s.refresh_refusals > 0;
+            refresh_again_at = null;
     elsif p ->> 'outcome' = 'not_known' then
         insert into esl.label_servers as s (server) values (p ->> 'label_server') on conflict (server) do nothing;
         update esl.label_servers
@@ -116,6 +117,9 @@ declare
         (p ->> 'gap_seconds')::float8, coalesce((p ->> 'retry_after_seconds')::float8, 0)));
     r       esl.refresh_marks;
 begin
+    -- Before the mark, as whoever finishes a push does.
+    perform from esl.label_servers s
+    where s.server = p ->> 'label_server' and (s.knows_refresh_since is null or s.refresh_refusals > 0) for update;
     select * into r from esl.refresh_marks where store_code = p ->> 'store_code' and claim_id = v_claim for update;
     insert into esl.refreshes (claim_id, store_code, wanted_since, begun_at, run_id, outcome, http_status, error_code,
                                message, answer, duration_ms)
@@ -141,6 +145,7 @@ begin
             where store_code = r.store_code;
         end if;
     end if;
+    delete from esl.calls where call_id = v_claim;
     return jsonb_build_object('more', exists (select from esl.refreshable(p ->> 'label_server')));
 end $$;
 

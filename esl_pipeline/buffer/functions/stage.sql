@@ -100,8 +100,8 @@ language plpgsql volatile security definer set search_path = '' set plan_cache_m
 declare
     v_labels esl.label_row[]; v_evaluated int; v_staged record;
 begin
-    -- Stages are short and take turns: codes may collide between any two of them.
-    perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
+    -- Stages of a store are short and take turns: codes may collide between any two of them.
+    perform esl.lock_stores(esl.stores_of_shops(p -> 'evaluated'));
 
     -- Locks the variants, so that their revisions stand until the end of this call.
     update esl.products o set due = false

@@ -35,17 +35,18 @@ begin
     return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
--- Where a label may be due, in the order of turns, of one shop or of all and of no busy store ({shop?, busy_stores?}):
--- a mapping, store and priority each (is_new: only a label that has not failed yet).
--- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The
--- other stores come first after a slow call, so that none waits for more than one of them; stores in doubt come last.
--- Among the rest mappings take turns, whoever waited longest for its turn first, and of each what is most urgent. Rises
--- and corrections go before all turns, of each mapping once between two turns (see esl.has_jump): so a rise waits for
--- one call of each other mapping with rises at most, and what is no rise for as many, however many one of them has.
+-- Where a label may be due, in the order of turns, of one shop or of all (p: as for esl_push_claim): a mapping, store
+-- and priority each (is_new: only a label that has not failed yet; is_held: what is under way of the store keeps it
+-- back). Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused
+-- store. The other stores come first after a slow call, so that none waits for more than one of them, and before one
+-- that has much under way (see esl.crowded); stores in doubt come last. Among the rest mappings take turns, whoever
+-- waited longest for its turn first, and of each what is most urgent. Rises and corrections go before all turns, of
+-- each mapping once between two turns (see esl.has_jump): so a rise waits for one call of each other mapping with rises
+-- at most, and what is no rise for as many, however many one of them has.
 -- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
 -- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
 create or replace function esl.turns_to_push(p jsonb, p_alone boolean)
-returns table (mapping esl.store_mappings, store_code text, priority smallint, is_new boolean)
+returns table (mapping esl.store_mappings, store_code text, priority smallint, is_new boolean, is_held boolean)
 language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     return query
@@ -64,32 +65,36 @@ begin
                 order by q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code collate "C"
                 limit 1) n
         ), live as (
-            select g.*, m as mapping, u.taken_at, g.priority = 0 and esl.has_jump(u.taken_at) as jumps,
+            select g.*, m as mapping, u.taken_at,
+                   g.priority = 0 and esl.has_jump(p ->> 'label_server', u.taken_at) as jumps,
                    p_alone or coalesce(esl.is_doubted(h), false) as alone,
-                   coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
+                   coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow,
+                   case when p_alone then 0 else coalesce(c.degree, 0) end as crowded
             from groups g
             join esl.store_mappings m on m.id = g.mapping_id and m.is_active and not m.is_dry_run and m.problem is null
                 and (p -> 'shop' is null or (m.source_system, m.source_store_id)
                      = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
             left join esl.turns u on u.party = g.mapping_id::text and u.queue = 'push'
             left join esl.store_health h on h.store_code = g.store_code
+            left join esl.crowded(p) c on c.store_code = g.store_code
             left join (select r.store_code, r.duration_ms from esl.sync_log r
                        where r.kind = 'result' order by r.id desc limit 1) l on true
             where coalesce(h.until <= now(), true) and g.next_attempt_at <= now()
-              and not coalesce(p -> 'busy_stores' ? g.store_code, false)
         )
-        select w.mapping, w.store_code, w.priority, n.is_new
+        select w.mapping, w.store_code, w.priority, n.is_new, w.crowded = 2
         from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
-        order by w.alone, w.slow, n.is_new desc, w.jumps desc, w.taken_at nulls first,
+        order by w.crowded = 2, w.alone, w.slow, w.crowded, n.is_new desc, w.jumps desc, w.taken_at nulls first,
                  case when n.is_new then 0 else w.priority end, w.next_attempt_at, w.created_at, w.code collate "C";
 end $$;
 
--- The label whose turn it is; its batch is of the same mapping, store, operation and max_batch.
-create or replace function esl.next_push(p jsonb, p_alone boolean) returns esl.sync_queue
+-- The label whose turn it is; its batch is of the same mapping, store, operation and max_batch. p_held: of the stores
+-- that what is under way keeps back, instead of the others.
+create or replace function esl.next_push(p jsonb, p_alone boolean, p_held boolean default false)
+returns esl.sync_queue
 language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare t record; v_next esl.sync_queue;
 begin
-    for t in select * from esl.turns_to_push(p, p_alone) loop
+    for t in select * from esl.turns_to_push(p, p_alone) x where x.is_held = p_held loop
         select q.* into v_next from esl.sync_queue q
         where q.state = 'ready' and q.mapping_id = (t.mapping).id and q.store_code = t.store_code
           and q.priority = t.priority and q.next_attempt_at <= now()
@@ -104,10 +109,10 @@ begin
 end $$;
 
 -- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had one since.
-create or replace function esl.has_jump(p_taken_at timestamptz) returns boolean
+create or replace function esl.has_jump(p_server text, p_taken_at timestamptz) returns boolean
 language sql stable set search_path = '' as $$
     select p_taken_at is null or p_taken_at < coalesce(
-        (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = ''), '-infinity')
+        (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = coalesce(p_server, '')), '-infinity')
 $$;
 
 -- Whether anything is on its way to a store, or may be pushed to it now.

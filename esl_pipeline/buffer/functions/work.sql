@@ -1,18 +1,4 @@
--- Work shared by many runs: what is due, the pace of calls, and the claims of runs that have ended.
-
--- {server, rate_per_second, slots} -> {wait_seconds}: reserves call slots of one label server for whoever asks.
-create or replace function public.esl_rate_take(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
-declare
-    v_now  timestamptz := clock_timestamp();
-    v_step interval := make_interval(secs => (p ->> 'slots')::float8 / (p ->> 'rate_per_second')::float8);
-    v_slot timestamptz;
-begin
-    insert into esl.label_servers as r (server, next_slot) values (p ->> 'server', v_now + v_step)
-    on conflict (server) do update set next_slot = greatest(r.next_slot, clock_timestamp()) + v_step
-    returning next_slot - v_step into v_slot;
-    return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
-end $$;
+-- Work shared by many runs: what is due, and the claims of runs that have ended.
 
 -- {label_server?, build?} -> {due, inbox, variants, queue, refresh, outage, drain, shops}: what the sensor asks. due: a
 -- drain run would find work now. outage: {since, probe_at, reason} while the label server is down.
@@ -52,6 +38,8 @@ create or replace function esl.release_claims() returns void
 language sql set search_path = '' as $$
     update esl.webhook_inbox set lease_until = now() where state = 'leased';
     update esl.sync_queue set lease_until = now() where state = 'leased';
+    delete from esl.flights;
+    delete from esl.calls;
     update esl.refresh_marks set lease_until = now() where lease_until is not null;
     update esl.label_servers set probe_at = now() where probe_at > now();
     delete from esl.leases;
@@ -68,6 +56,8 @@ begin
       and exists (select from esl.sync_log l
                   where l.push_id = q.push_id and l.kind = 'intent' and l.run_id = p ->> 'run_id');
     get diagnostics v_labels = row_count;
+    delete from esl.calls c using esl.flights f where f.run_id = p ->> 'run_id' and c.call_id = f.push_id;
+    delete from esl.flights where run_id = p ->> 'run_id';
     update esl.refresh_marks set lease_until = now() where lease_until > now() and run_id = p ->> 'run_id';
     update esl.webhook_inbox set lease_until = now()
     where state = 'leased' and lease_until > now() and run_id = p ->> 'run_id';

@@ -1,0 +1,91 @@
+-- Calls at a label server: how many at a time and how fast, over all runs, and which batches are under way.
+
+-- {server, rate_per_second, concurrency, call_id, ended?, seconds} -> {wait_seconds}: a call of a label server may
+-- begin in so many seconds, for at most `seconds`; null: as many as may be are in flight or asked earlier, ask again.
+-- Whoever does not ask again for some seconds loses its place. ended: calls that are over.
+create or replace function public.esl_rate_take(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+    v_server text := p ->> 'server';
+    v_call   uuid := (p ->> 'call_id')::uuid;
+    v_step   interval := make_interval(secs => 1 / (p ->> 'rate_per_second')::float8);
+    v_asked  timestamptz;
+    v_slot   timestamptz;
+begin
+    insert into esl.label_servers (server) values (v_server) on conflict do nothing;
+    perform from esl.label_servers where server = v_server for update;
+
+    perform public.esl_rate_give(p);
+    delete from esl.calls where server = v_server and until < clock_timestamp();
+    insert into esl.calls as c (call_id, server, asked_at, until)
+    values (v_call, v_server, clock_timestamp(), clock_timestamp() + interval '5 seconds')
+    on conflict (call_id) do update set until = excluded.until
+    returning c.asked_at into v_asked;
+    if (p ->> 'concurrency')::int <= (
+            select count(*) from esl.calls c
+            where c.server = v_server and (c.asked_at, c.call_id) < (v_asked, v_call)) then
+        return '{"wait_seconds": null}';
+    end if;
+
+    update esl.label_servers set next_slot = greatest(next_slot, clock_timestamp()) + v_step
+    where server = v_server returning next_slot - v_step into v_slot;
+    update esl.calls set until = v_slot + make_interval(secs => (p ->> 'seconds')::float8) where call_id = v_call;
+    update esl.flights set begun_at = v_slot where push_id = v_call and begun_at is null;
+    return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
+end $$;
+
+-- {ended?} -> {}: these calls are over.
+create or replace function public.esl_rate_give(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+    delete from esl.calls where call_id in (
+        select e.id::uuid from jsonb_array_elements_text(coalesce(p -> 'ended', '[]')) as e (id));
+    return '{}';
+end $$;
+
+-- Whether other stores have had a turn lately: then one keeps a call free for them.
+create or replace function esl.has_company(p_store text) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from esl.turns t join esl.store_mappings m on m.id::text = t.party
+                   where t.queue = 'push' and t.taken_at > now() - interval '30 seconds'
+                     and m.hipoink_store_code <> p_store)
+$$;
+
+-- What is under way of a store keeps it from another batch, and how much. p: as for esl_push_claim; without concurrency
+-- nothing does.
+--   2  none now: a call of it takes longer than a second and than four usual ones, or its last one got no answer; or
+--      enough of its batches wait for their calls; or it has as many as it may beside others: all calls but one
+--   1  only after the others, because it has that many, or one that waits
+create or replace function esl.crowded(p jsonb) returns table (store_code text, degree int)
+language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_calls int := (p ->> 'concurrency')::int;
+begin
+    return query
+        with under_way as (
+            select f.store_code, count(*) >= greatest(1, v_calls - 1) as is_many,
+                   count(*) filter (where coalesce(f.begun_at > clock_timestamp(), true)) as waiting,
+                   bool_or(coalesce(h.unanswered, false)) or bool_or(coalesce(
+                       clock_timestamp() - f.begun_at
+                       > make_interval(secs => greatest(1, 4 * coalesce(h.usual_ms, 0) / 1000)), false)) as hangs
+            from esl.flights f left join esl.store_health h on h.store_code = f.store_code
+            where f.label_server = coalesce(p ->> 'label_server', '') and f.until > now() and v_calls is not null
+            group by f.store_code
+        )
+        select u.store_code, case
+            when u.hangs or u.waiting >= greatest(1, v_calls / 2)
+                 or (u.is_many and esl.has_company(u.store_code)) then 2
+            when u.is_many or u.waiting > 0 then 1
+            else 0 end
+        from under_way u;
+end $$;
+
+-- The fewest labels that are worth a batch of a store now: one, or as many as a call takes (p_full) where the batch
+-- would wait for its call to begin, for until then more may come. p: as for esl_push_claim.
+create or replace function esl.fewest_labels(p jsonb, p_store text, p_full int) returns int
+language sql stable set search_path = '' as $$
+    select case when count(*) filter (where f.run_id = p ->> 'run_id') >= (p ->> 'concurrency')::int
+                  or bool_or(f.store_code = p_store and coalesce(f.begun_at > clock_timestamp(), true))
+                then p_full else 1 end
+    from esl.flights f
+    where f.label_server = coalesce(p ->> 'label_server', '') and f.until > now() and p ->> 'concurrency' is not null
+$$;

@@ -1,0 +1,114 @@
+"""The label server's limits, shared by all runs: how many calls it gets at a time, and how fast."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.hipoink.errors import NotSentError
+from esl_pipeline.hipoink.limiter import Call
+
+# Between two looks whether a call of another run has ended, growing; what hinders a call is noticed as soon.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 0.1
+
+
+class SharedLimiter:
+    """At most `concurrency` calls of one label server in flight and `rate_per_second` begun (hipoink.limiter.Limiter).
+
+    Who waits and what is in flight stands in the buffer, so that of all runs' calls those begin first that asked first;
+    here no more than `concurrency` ask at a time. A call that is not heard of again is over `call_seconds` after it
+    began. Which calls have ended is told with the next one, or by the answer to a push or refresh that is recorded.
+    """
+
+    def __init__(
+        self, buffer: Buffer, *, server: str, rate_per_second: float, concurrency: int, call_seconds: float
+    ) -> None:
+        self._buffer, self._server = buffer, server
+        self._rate, self._concurrency, self._call_seconds = rate_per_second, concurrency, call_seconds
+        self._lock = threading.Lock()
+        self._free, self._line = concurrency, deque[threading.Event]()
+        self._ended: list[str] = []
+
+    @contextmanager
+    def slot(self, call: Call) -> Iterator[None]:
+        """Wait until the call may begin; it is in flight until the end of the context."""
+        self._enter(call)
+        try:
+            pause = _FIRST_PAUSE
+            while (seconds := self._take(call)) is None:
+                _wait(pause, call)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            _wait(seconds, call)
+            yield
+        finally:
+            with self._lock:
+                self._ended.append(call.id)
+            self._leave()
+
+    def close(self) -> None:
+        """Tell of the calls that have ended since the last one began."""
+        if ended := self._told():
+            with suppress(BufferError):  # then they are over when their time is
+                self._buffer.rate_give(ended=ended)
+
+    def _take(self, call: Call) -> float | None:
+        ended = self._told()
+        try:
+            return self._buffer.rate_take(
+                server=self._server,
+                rate_per_second=self._rate,
+                concurrency=self._concurrency,
+                call_id=call.id,
+                ended=ended,
+                seconds=self._call_seconds,
+            )
+        except BaseException:
+            with self._lock:
+                self._ended += ended
+            raise
+
+    def _told(self) -> list[str]:
+        with self._lock:
+            ended, self._ended = self._ended, []
+            return ended
+
+    def _enter(self, call: Call) -> None:
+        """First come, first served."""
+        turn = threading.Event()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            self._line.append(turn)
+        try:
+            while not turn.wait(_LONGEST_PAUSE):
+                _check(call)
+        except BaseException:
+            with self._lock:
+                if turn in self._line:
+                    self._line.remove(turn)
+                    raise
+            self._leave()  # its turn came in this very moment
+            raise
+
+    def _leave(self) -> None:
+        with self._lock:
+            if self._line:
+                self._line.popleft().set()
+            else:
+                self._free += 1
+
+
+def _wait(seconds: float, call: Call) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        _check(call)
+        time.sleep(min(left, _LONGEST_PAUSE))
+
+
+def _check(call: Call) -> None:
+    if (why := call.hindrance()) is not None:
+        raise NotSentError(why)
