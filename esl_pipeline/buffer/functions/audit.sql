@@ -1,7 +1,8 @@
 -- What is told of the past: from a label back to its pushes, variant and webhooks; who changed which mapping.
 
--- {code, store?, limit} -> {places: [{store_code, label_server, ledger, queue, variants, log, deliveries, forgotten}]}: from a label
--- back to its pushes, runs, variant and webhooks. Newest log rows first. forgotten: how many webhooks are gone.
+-- {code, store?, limit} -> {places: [{store_code, label_server, ledger, queue, variants, log, deliveries, forgotten}]}:
+-- from a label back to its pushes, runs, variant and webhooks. Newest log rows first. forgotten: how many webhooks are
+-- gone.
 create or replace function public.esl_trace(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with places as (

@@ -32,9 +32,10 @@ language sql stable as $$  -- inlined as well
       and (s.label is not null or esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok')
 $$;
 
--- {limit, after, max_bytes?, shop?, label_server?, label_servers?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, as many
--- of one shop as of another and of each its oldest changes, max_bytes of text together or one variant, with the active
--- mappings of their shops (currency and taxes_included as the shop says).
+-- {limit, after, max_bytes?, shop?, label_server?, label_servers?} -> {variants: [...], mappings: [...]}: variants that
+-- are not evaluated yet, of one shop or of those of a server (see esl.shops_to_read), as many of one shop as of another
+-- and of each its oldest changes, max_bytes of text together or one variant, with the active mappings of their shops
+-- (currency and taxes_included as the shop says).
 -- Nothing is claimed: evaluating twice is harmless (see esl_labels_stage). after: a revision, to page through one shop.
 -- unsaid: columns with a space between, or null. As JSON text, which is how a frame holds them: stock, as
 -- unit_price_measurement; history: {mapping id: {shown, prior}}, the price on the label and, where the policy asks for

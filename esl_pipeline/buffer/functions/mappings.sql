@@ -106,10 +106,11 @@ begin
 end $$;
 
 -- {id, source_system?, source_store_id?, hipoink_store_code?, label_server?, is_active?, is_dry_run?, settings?,
--- shared?, by?} -> the mapping, or null. shared: as for esl_mapping_create, asked for where the store changes. Another store: its labels
--- are written there, then removed from the one before (see esl.guard). Another shop: it may be the same under another
--- name, so the labels stay until it has been read completely (see esl.shop_was_read). Whoever says is_active ends the
--- alarm that a message had switched it off. 22023: settings that this database cannot carry out.
+-- shared?, by?} -> the mapping, with a remark where there is something to know, or null. label_server: as for
+-- esl_mapping_create, of the store that it names then. shared: as there, asked for where the store changes. Another
+-- store: its labels are written there, then removed from the one before (see esl.guard). Another shop: it may be the
+-- same under another name, so the labels stay until it has been read completely (see esl.shop_was_read). Whoever says
+-- is_active ends the alarm that a message had switched it off. 22023: settings that this database cannot carry out.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare

@@ -76,15 +76,15 @@ begin
     select string_agg(m.source_store_id, ', ' order by m.source_store_id) into v_others
     from esl.store_mappings m where m.hipoink_store_code = p_store and m.id is distinct from p_mapping;
     if v_others is not null then
-        raise exception 'store % is at label server %, where % feeds it: a store is at one server, so name that one, or '
-            'none', p_store, v_was, v_others using errcode = '23P01';
+        raise exception 'store % is at label server %, where % feeds it: a store is at one server, so name that one, '
+            'or none', p_store, v_was, v_others using errcode = '23P01';
     end if;
     insert into esl.stores as s (store_code, label_server) values (p_store, p_server)
     on conflict (store_code) do update set label_server = excluded.label_server;
     v_labels := esl.doubt_store(p_store);
     return case when v_labels > 0 then format(
-        'store %s is at label server %s now, and all of it is pushed there; its %s labels at %s stay as they are: nobody '
-        'here changes or removes them any more', p_store, p_server, v_labels, v_was) end;
+        'store %s is at label server %s now, and all of it is pushed there; its %s labels at %s stay as they are: '
+        'nobody here changes or removes them any more', p_store, p_server, v_labels, v_was) end;
 end $$;
 
 -- Per server of which anything is known: {server, stores, down_since, probe_at, last_error, ...} by name.

@@ -65,7 +65,8 @@ begin
                 order by q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code collate "C"
                 limit 1) n
         ), live as (
-            select g.*, m as mapping, u.taken_at, g.priority = 0 and esl.has_jump(u.taken_at, esl.server_in(p)) as jumps,
+            select g.*, m as mapping, u.taken_at,
+                   g.priority = 0 and esl.has_jump(u.taken_at, esl.server_in(p)) as jumps,
                    p_alone or coalesce(esl.is_doubted(h), false) as alone,
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
             from groups g
