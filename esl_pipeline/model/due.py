@@ -1,4 +1,4 @@
-"""What is due, as the drain's sensor asks."""
+"""What is due, as the drains and their sensor ask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Outage:
 
 @dataclass(frozen=True)
 class Due:
-    """What there is to do now. anything: a drain run would find work.
+    """What there is to do now for one label server. anything: a drain run would find work.
 
-    outage: while the label server is down. drain: who holds the drain's lease, if anybody does. wants_relief: whether
-    that one is of age and nobody has been started to take over. shops: all that are mapped.
+    is_fed: whether any shop feeds its stores. outage: while the label server is down. drain: who holds the lease of its
+    drain, if anybody does. wants_relief: whether that one is of age and nobody has been started to take over.
     """
 
     anything: bool
@@ -31,8 +31,8 @@ class Due:
     refresh: bool
     outage: Outage | None = None
     drain: str | None = None
+    is_fed: bool = False
     wants_relief: bool = False
-    shops: Sequence[Shop] = ()
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -45,6 +45,24 @@ class Due:
             refresh=row["refresh"],
             outage=Outage(**row["outage"]) if row["outage"] else None,
             drain=row["drain"]["holder"] if row["drain"] else None,
+            is_fed=row["is_fed"],
             wants_relief=bool(row["drain"]) and row["drain"]["wants_relief"],
-            shops=row["shops"],
         )
+
+
+@dataclass(frozen=True)
+class DueEverywhere:
+    """The same for every label server, by name.
+
+    shops: all that are mapped. elsewhere: of active mappings, stores at servers that no setting names, by server.
+    """
+
+    servers: Mapping[str, Due]
+    shops: Sequence[Shop]
+    elsewhere: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """As the buffer gives it."""
+        servers = {name: Due.of(due) for name, due in row["servers"].items()}
+        return cls(servers=servers, shops=row["shops"], elsewhere=row["elsewhere"])

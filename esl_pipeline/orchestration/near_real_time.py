@@ -1,10 +1,10 @@
-"""Near real time: inbox_sensor keeps event_sync going, one drain run for all shops, or starts it when work is due."""
+"""Near real time: inbox_sensor keeps event_sync going, a drain run per label server, or starts it when work is due."""
 
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -14,16 +14,18 @@ from uuid import uuid4
 
 import dagster as dg
 import pandas as pd
+from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.model.due import Due
+from esl_pipeline.model.due import Due, DueEverywhere
+from esl_pipeline.model.label_server import DEFAULT_SERVER, called
 from esl_pipeline.model.rows import FINDINGS, LABELS, RESULTS, VARIANTS, Rows
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
-from esl_pipeline.orchestration.resources import LabelServer
+from esl_pipeline.orchestration.resources import LabelServers
 from esl_pipeline.orchestration.shops import products_asset_name
-from esl_pipeline.stages.drain import LEASE, RELIEF_SECONDS, Round, drain
+from esl_pipeline.stages.drain import RELIEF_SECONDS, Round, drain, lease_of
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
 _REPORT_SECONDS = 2.0
@@ -43,14 +45,17 @@ _POLL_SECONDS = 0.5
 _LAUNCH_SECONDS = 130.0
 
 _Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
+# Of each drain run; the run coordinator bounds how many of each label server are under way.
+SERVER_TAG = "esl/label_server"
 
 _log = logging.getLogger(__name__)
 
 
 class DrainConfig(dg.Config):
-    """Set by the sensor, kept by a retried run: who holds the drain lease, and whether the run goes on while nothing
-    is due, until the next one takes over."""
+    """Set by the sensor, kept by a retried run: whose drain this is, who holds its lease, and whether the run goes on
+    while nothing is due, until the next one takes over."""
 
+    label_server: str = Field(DEFAULT_SERVER, description="The label server, by its name in the settings.")
     holder: str = ""
     keep_warm: bool = False
 
@@ -172,25 +177,27 @@ class Journal:
 
 
 @dg.op(
-    description="Claims due events and labels of all shops in micro-batches, until idle for some seconds or old."
+    description="Claims due events and labels of all shops that feed a label server in micro-batches, until idle for "
+    "some seconds or old."
 )
 def drain_events(
     context: dg.OpExecutionContext,
     config: DrainConfig,
     buffer: dg.ResourceParam[Buffer],
-    label_server: dg.ResourceParam[LabelServer],
+    label_server: dg.ResourceParam[LabelServers],
 ) -> Iterator[dg.Output[None]]:
-    """One drain run; ends at once when another one is alive that it does not relieve."""
+    """One drain run; ends at once when another one of its label server is alive that it does not relieve."""
     buffer.check_version()
     release_claims_of_parent(context.run, buffer)
+    server, buffer = label_server.of(config.label_server), buffer.at(config.label_server)
     journal = Journal(context, buffer)
     try:
-        with label_server.client(buffer) as client:
+        with server.client(buffer) as client:
             ran = drain(
                 buffer,
                 client,
-                label_server.rules,
-                replace(label_server.limits, keep_warm=config.keep_warm),
+                server.rules,
+                replace(server.limits, keep_warm=config.keep_warm),
                 run_id=context.run.run_id,
                 holder=config.holder or context.run.run_id,
                 asset="hipoink_sync_results",
@@ -200,7 +207,9 @@ def drain_events(
     finally:
         journal.close()
     if not ran:
-        context.log.info("another drain run is alive; nothing to do here")
+        context.log.info(
+            f"another drain run of {called(server.name, buffer.label_servers)} is alive; nothing to do here"
+        )
     yield dg.Output(None)
 
 
@@ -243,37 +252,58 @@ def _shops(frame: pd.DataFrame) -> pd.Series:
     return frame["source_system"].astype(str) + ":" + frame["source_store_id"].astype(str)
 
 
-def new_shops(due: Due, known: Collection[str]) -> list[str]:
+def new_shops(due: DueEverywhere, known: Collection[str]) -> list[str]:
     """Partitions to add: mapped shops that Dagster does not know yet."""
     return [key for key in map(shop_key, due.shops) if key not in known]
 
 
 def wants_run(due: Due, *, keep_warm: bool) -> bool:
-    """Whether to start a drain run: there is due work, or one is to be kept warm, and none is alive; or the one that is
-    alive shall be relieved."""
+    """Whether to start a drain run of a label server: there is due work, or one is to be kept warm, and none is alive; or
+    the one that is alive shall be relieved."""
     if due.drain is not None:
         return keep_warm and due.wants_relief
-    return due.anything or (keep_warm and bool(due.shops))
+    return due.anything or (keep_warm and due.is_fed)
 
 
-def why_none(due: Due) -> str:
+def why_none(everywhere: DueEverywhere) -> str:
     """Why no drain run is started, for the reader of the sensor's ticks."""
+    servers = everywhere.servers
+    says = [
+        f"{name}: {_why_none(due, name, servers)}" if len(servers) > 1 else _why_none(due, name, servers)
+        for name, due in servers.items()
+    ]
+    says += [
+        f"the settings name no label server {name}: labels of {', '.join(stores)} wait"
+        for name, stores in sorted(everywhere.elsewhere.items())
+    ]
+    return "; ".join(says)
+
+
+def _why_none(due: Due, name: str, servers: Mapping[str, Due]) -> str:
     if due.drain:
         return "the drain run is at work"
     if outage := due.outage:
-        return (
-            f"the label server is down since {outage.since}, next try at {outage.probe_at}: {outage.reason}"
-        )
+        down = f"{called(name, servers)} is down since {outage.since}"
+        return f"{down}, next try at {outage.probe_at}: {outage.reason}"
     return "nothing is due"
 
 
-def _announced(buffer: Buffer, holder: str, *, relieves: bool) -> bool:
+def _announced(buffer: Buffer, name: str, holder: str, *, relieves: bool) -> bool:
     """Whether the lease is kept for this drain run until it has started, or it is the one to take it over."""
+    lease, seconds = lease_of(name), _LAUNCH_SECONDS
     if relieves:
-        return (
-            buffer.lease_await(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS, ready=False) != "refused"
-        )
-    return buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS).is_held
+        return buffer.lease_await(name=lease, holder=holder, seconds=seconds, ready=False) != "refused"
+    return buffer.lease_take(name=lease, holder=holder, seconds=seconds).is_held
+
+
+def drain_request(label_server: str, holder: str, *, keep_warm: bool) -> dg.RunRequest:
+    """The run that drains a label server, under the lease of this holder."""
+    config = {"label_server": label_server, "holder": holder, "keep_warm": keep_warm}
+    return dg.RunRequest(
+        run_key=f"{label_server}:{holder}",
+        run_config={"ops": {"drain_events": {"config": config}}},
+        tags={SERVER_TAG: label_server},
+    )
 
 
 def inbox_sensor(
@@ -286,25 +316,28 @@ def inbox_sensor(
         job=drain_job,
         minimum_interval_seconds=interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive ("
-        + ("all the time, handing over from one to the next" if keep_warm else "while there are any")
-        + "), and adds new shops as partitions.",
+        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run for each label server "
+        + ("alive, handing over from one to the next" if keep_warm else "alive while there are any")
+        + ", and adds new shops as partitions.",
     )
     def sensor(context: dg.SensorEvaluationContext, buffer: dg.ResourceParam[Buffer]) -> dg.SensorResult:
         known = set(context.instance.get_dynamic_partitions("shops"))
         give_up = time.monotonic() + HOLD_SECONDS
         while True:
-            due = buffer.due()
+            due = buffer.due_everywhere()
             if added := new_shops(due, known):
                 # At once, not with the tick's result: the tick would have to end, and the shop's first label wait.
                 context.instance.add_dynamic_partitions("shops", added)
                 known.update(added)
-            if wants_run(due, keep_warm=keep_warm):
+            runs = []
+            for name, of_server in due.servers.items():
                 holder = str(uuid4())
-                if _announced(buffer, holder, relieves=due.drain is not None):
-                    config = {"ops": {"drain_events": {"config": {"holder": holder, "keep_warm": keep_warm}}}}
-                    run = dg.RunRequest(run_key=holder, run_config=config)
-                    return dg.SensorResult(run_requests=[run])
+                if wants_run(of_server, keep_warm=keep_warm) and _announced(
+                    buffer, name, holder, relieves=of_server.drain is not None
+                ):
+                    runs.append(drain_request(name, holder, keep_warm=keep_warm))
+            if runs:
+                return dg.SensorResult(run_requests=runs)
             if time.monotonic() > give_up:
                 return dg.SensorResult(skip_reason=why_none(due))
             time.sleep(_POLL_SECONDS)

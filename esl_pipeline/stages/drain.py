@@ -1,4 +1,7 @@
-"""The loop of one drain run: all shops, micro-batches, until idle, old or relieved. One at a time, by a lease."""
+"""The loop of one drain run, for one label server: all shops that feed it, micro-batches, until idle, old or relieved.
+
+One at a time for each server, by a lease in the buffer.
+"""
 
 import logging
 import signal
@@ -26,7 +29,6 @@ from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 
 log = logging.getLogger(__name__)
 
-LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 2.0
 # A drain that is kept warm goes on for so long after its age, until the next one is there.
@@ -40,6 +42,11 @@ _MOST_SECONDS = 1.0
 _SMALLEST_PORTION = 100
 # Of a webhook's body, about the least, so that hardly more is read than is evaluated.
 _BYTES_PER_VARIANT = 500
+
+
+def lease_of(label_server: str) -> str:
+    """The lease of a label server's drain: there is one drain for each."""
+    return f"event_sync:{label_server}"
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,8 @@ def drain(
     is to be kept warm waits until that one hands over, unless another waits already. Raises BufferError when the buffer
     stays away, and at the end what kept deliveries from being read.
     """
-    if not _taken(buffer, holder, waits=limits.keep_warm):
+    lease = lease_of(buffer.label_server)
+    if not _taken(buffer, lease, holder, waits=limits.keep_warm):
         return False
     stop, failure = threading.Event(), None
     relieve_at = time.monotonic() + limits.age if limits.keep_warm else None
@@ -202,7 +210,7 @@ def drain(
                         report(Round(results=results))
                 pusher.check()
         finally:
-            buffer.lease_release(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
+            buffer.lease_release(name=lease, holder=holder, seconds=LEASE_SECONDS)
     if failure is not None:
         raise failure
     return True
@@ -296,11 +304,11 @@ def _signals_held_back(stop: threading.Event) -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
-def _taken(buffer: Buffer, holder: str, *, waits: bool) -> bool:
+def _taken(buffer: Buffer, lease: str, holder: str, *, waits: bool) -> bool:
     """Take the lease, or wait until it is handed over; False when that is not for us."""
     if not waits:
-        return buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS).is_held
-    while (state := buffer.lease_await(name=LEASE, holder=holder, seconds=LEASE_SECONDS)) == "waits":
+        return buffer.lease_take(name=lease, holder=holder, seconds=LEASE_SECONDS).is_held
+    while (state := buffer.lease_await(name=lease, holder=holder, seconds=LEASE_SECONDS)) == "waits":
         time.sleep(_POLL_SECONDS)
     return state == "held"
 
@@ -312,17 +320,17 @@ def _renewed(buffer: Buffer, holder: str, over: threading.Event, relieve_at: flo
     relieve_at: when somebody else shall take it over, on the monotonic clock. It is handed over at once when that one
     is there: what is at hand is finished beside it.
     """
-    stop = threading.Event()
+    stop, name = threading.Event(), lease_of(buffer.label_server)
 
     def renew() -> None:
         while not stop.wait(_RENEW_SECONDS):
             relieve_in = None if relieve_at is None else relieve_at - time.monotonic()
             try:
                 lease = buffer.lease_take(
-                    name=LEASE, holder=holder, seconds=LEASE_SECONDS, relieve_in=relieve_in
+                    name=name, holder=holder, seconds=LEASE_SECONDS, relieve_in=relieve_in
                 )
                 if lease.is_held and lease.successor_is_ready:
-                    buffer.lease_release(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
+                    buffer.lease_release(name=name, holder=holder, seconds=LEASE_SECONDS)
             except BufferError:
                 continue  # the rounds meet the same trouble and report it
             if not lease.is_held or lease.successor_is_ready:

@@ -17,10 +17,10 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.model.due import Due
+from esl_pipeline.model.due import Due, DueEverywhere
 from esl_pipeline.model.push import PushRules
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.drain import LEASE, DrainLimits, Round, connections, drain, read_round
+from esl_pipeline.stages.drain import DrainLimits, Round, connections, drain, lease_of, read_round
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant, when
@@ -56,19 +56,19 @@ def test_a_drain_works_until_nothing_is_due_and_gives_its_lease_back(world: Worl
     assert run(world, rounds.append) is True
     assert len(world.labels()) == 5
     assert sum(len(done.events) for done in rounds) == 5
+    nothing = Due(anything=False, inbox=False, variants=False, queue=False, refresh=False)
     shop = {"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}
-    assert world.buffer.due() == Due(
-        anything=False, inbox=False, variants=False, queue=False, refresh=False, shops=[shop]
-    )
+    assert world.buffer.due() == nothing
+    assert world.buffer.due_everywhere() == DueEverywhere({"default": nothing}, [shop], {})
 
 
 def test_only_one_drain_runs_at_a_time(world: World) -> None:
-    world.buffer.lease_take(name=LEASE, holder="other", seconds=60)
+    world.buffer.lease_take(name=lease_of("default"), holder="other", seconds=60)
     rounds: list[Round] = []
     assert run(world, rounds.append) is False
     assert rounds == []
     assert world.buffer.due().drain == "other"
-    world.buffer.lease_release(name=LEASE, holder="other", seconds=20)
+    world.buffer.lease_release(name=lease_of("default"), holder="other", seconds=20)
     assert run(world, rounds.append) is True
 
 
@@ -125,10 +125,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         world.map(store=store)
     world.update(product())
     read_round(world.buffer, run_id=RUN)
-    buffer = Buffer(
-        PsycopgTransport(SecretStr(world.dsn), pool_size=connections(RULES.concurrency)),
-        label_server="labels",
-    )
+    buffer = Buffer(PsycopgTransport(SecretStr(world.dsn), pool_size=connections(RULES.concurrency)))
     places = "select {}(hashtextextended('esl.store ' || n, 0)) from unnest(%s::text[]) n"
     with psycopg.connect(world.dsn, autocommit=True) as somebody:
         somebody.execute(places.format("pg_advisory_lock").encode(), [stores])
@@ -137,7 +134,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         waiting = "select from pg_locks where locktype = 'advisory' and not granted"
         eventually(lambda: len(world.sql(waiting)) == 4)
         began = monotonic()
-        assert buffer.lease_take(name=LEASE, holder="h", seconds=20).is_held
+        assert buffer.lease_take(name=lease_of("default"), holder="h", seconds=20).is_held
         assert monotonic() - began < 3
         somebody.execute(places.format("pg_advisory_unlock").encode(), [stores])
         thread.join(20)

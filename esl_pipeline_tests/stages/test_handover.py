@@ -6,7 +6,7 @@ import time
 import pytest
 
 from esl_pipeline.stages import drain as drains
-from esl_pipeline.stages.drain import LEASE, DrainLimits
+from esl_pipeline.stages.drain import DrainLimits, lease_of
 from esl_pipeline_tests.stages.test_drain import run
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import World, product, variant
@@ -58,13 +58,17 @@ def test_the_next_drain_takes_over_and_no_change_waits_for_it(world: World) -> N
 
 
 def test_one_drain_waits_at_a_time(world: World) -> None:
-    world.buffer.lease_take(name=LEASE, holder="at work", seconds=60)
+    world.buffer.lease_take(name=lease_of("default"), holder="at work", seconds=60)
     waiting, waited = started(world, "waiting")
-    eventually(lambda: world.buffer.lease_take(name=LEASE, holder="at work", seconds=60).successor_is_ready)
+    eventually(
+        lambda: (
+            world.buffer.lease_take(name=lease_of("default"), holder="at work", seconds=60).successor_is_ready
+        )
+    )
     assert run(world, lambda _: None, WARM, holder="one too many") is False
-    world.buffer.lease_release(name=LEASE, holder="at work", seconds=20)
+    world.buffer.lease_release(name=lease_of("default"), holder="at work", seconds=20)
     eventually(lambda: holder(world) == "waiting")
-    world.buffer.lease_await(name=LEASE, holder="the next", seconds=20)
+    world.buffer.lease_await(name=lease_of("default"), holder="the next", seconds=20)
     waiting.join(30)
     assert waited == [True] and holder(world) == "the next"
 
@@ -73,24 +77,24 @@ def test_a_drain_of_age_asks_for_the_next_and_works_on_until_it_is_there(world: 
     world.map()
     drain, ended = started(world, "old", DrainLimits(idle=0, age=0.1, keep_warm=True))
     eventually(lambda: world.buffer.due().wants_relief)
-    world.buffer.lease_await(name=LEASE, holder="launched", seconds=60, ready=False)
+    world.buffer.lease_await(name=lease_of("default"), holder="launched", seconds=60, ready=False)
     assert not world.buffer.due().wants_relief, "one is on its way"
     show(world, "1.00", 1)
-    world.buffer.lease_await(name=LEASE, holder="launched", seconds=60)
+    world.buffer.lease_await(name=lease_of("default"), holder="launched", seconds=60)
     drain.join(30)
     assert ended == [True] and holder(world) == "launched"
 
 
 def test_who_was_to_take_over_and_died_is_waited_for_no_longer(world: World) -> None:
-    world.buffer.lease_take(name=LEASE, holder="old", seconds=60, relieve_in=0)
-    world.buffer.lease_await(name=LEASE, holder="died", seconds=0.1)
+    world.buffer.lease_take(name=lease_of("default"), holder="old", seconds=60, relieve_in=0)
+    world.buffer.lease_await(name=lease_of("default"), holder="died", seconds=0.1)
     eventually(lambda: world.buffer.due().wants_relief)
-    world.buffer.lease_release(name=LEASE, holder="old", seconds=20)
+    world.buffer.lease_release(name=lease_of("default"), holder="old", seconds=20)
     assert holder(world) is None
 
 
 def test_a_drain_of_older_code_is_relieved(world: World) -> None:
-    world.buffer.lease_take(name=LEASE, holder="of today", seconds=60)
+    world.buffer.lease_take(name=lease_of("default"), holder="of today", seconds=60)
     assert not world.buffer.due().wants_relief
     world.sql("update esl.leases set build = build - 1")
     assert world.buffer.due().wants_relief
@@ -110,7 +114,7 @@ def test_a_delivery_wakes_a_drain_that_waits(world: World, monkeypatch: pytest.M
     )
     time.sleep(0.5)  # it has read what there was, and waits
     show(world, "1.00", 1)
-    world.buffer.lease_await(name=LEASE, holder="the next", seconds=60)
+    world.buffer.lease_await(name=lease_of("default"), holder="the next", seconds=60)
     eventually(lambda: holder(world) == "the next")
     world.update(product(version=2))  # wakes it once more
     drain.join(30)

@@ -68,7 +68,7 @@ begin
                        clock_timestamp() - f.begun_at
                        > make_interval(secs => greatest(1, 4 * coalesce(h.usual_ms, 0) / 1000)), false)) as hangs
             from esl.flights f left join esl.store_health h on h.store_code = f.store_code
-            where f.label_server = coalesce(p ->> 'label_server', '') and f.until > now() and v_calls is not null
+            where f.label_server = esl.server_in(p) and f.until > now() and v_calls is not null
             group by f.store_code
         )
         select u.store_code, case
@@ -87,5 +87,5 @@ language sql stable set search_path = '' as $$
                   or bool_or(f.store_code = p_store and coalesce(f.begun_at > clock_timestamp(), true))
                 then p_full else 1 end
     from esl.flights f
-    where f.label_server = coalesce(p ->> 'label_server', '') and f.until > now() and p ->> 'concurrency' is not null
+    where f.label_server = esl.server_in(p) and f.until > now() and p ->> 'concurrency' is not null
 $$;

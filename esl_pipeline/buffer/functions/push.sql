@@ -68,15 +68,16 @@ begin
 end $$;
 
 -- A mapping had its turn; a jump of its rises (see esl.has_jump) is no turn of all.
-create or replace function esl.note_turn(p_server text, p_head esl.sync_queue) returns void
+create or replace function esl.note_turn(p_head esl.sync_queue) returns void
 language plpgsql set search_path = '' as $$
 declare
+    v_server text := esl.server_of(p_head.store_code);
     v_jumped boolean := p_head.priority = 0 and esl.has_jump(
-        p_server, (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'));
+        (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'), v_server);
 begin
     perform esl.take_turns('push', array[p_head.mapping_id::text]);
     if not v_jumped then
-        perform esl.take_turns('bulk', array[coalesce(p_server, '')]);
+        perform esl.take_turns('bulk', array[v_server]);
     end if;
 end $$;
 
@@ -86,7 +87,7 @@ create or replace function esl.claim_batch(p jsonb, p_head esl.sync_queue, p_pro
 returns int language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     v_push    uuid := (p ->> 'claim_id')::uuid;
-    v_server  text := p ->> 'label_server';
+    v_server  text := esl.server_in(p);
     v_limit   int;
     v_claimed int;
     v_doubted boolean;
@@ -108,8 +109,8 @@ begin
                m.source_system || ':' || m.source_store_id, q.event_ids
         from esl.sync_queue q where q.push_id = v_push and q.state = 'leased';
         insert into esl.flights (push_id, store_code, label_server, run_id, until, probes)
-        values (v_push, p_head.store_code, coalesce(v_server, ''), p ->> 'run_id', p_until, p_probes);
-        perform esl.note_turn(v_server, p_head);
+        values (v_push, p_head.store_code, v_server, p ->> 'run_id', p_until, p_probes);
+        perform esl.note_turn(p_head);
         if v_doubted then
             update esl.store_health set until = p_until where store_code = p_head.store_code;
         end if;
@@ -122,7 +123,7 @@ end $$;
 create or replace function esl.claim_next(p jsonb) returns boolean
 language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_server  text := p ->> 'label_server';
+    v_server  text := esl.server_in(p);
     v_until   timestamptz := clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8);
     v_probes  boolean := esl.take_probe(v_server, v_until);
     v_claimed int := 0;
@@ -156,7 +157,7 @@ declare
     v_held boolean := false;
 begin
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
-        perform esl.lock_claims(p ->> 'label_server');
+        perform esl.lock_claims(esl.server_in(p));
         v_held := esl.claim_next(p);
     end if;
     return (select jsonb_build_object(
@@ -340,7 +341,7 @@ language plpgsql volatile set search_path = '' set plan_cache_mode = force_custo
 declare
     v_store   text := p ->> 'store_code';
     v_outcome text := p ->> 'outcome';
-    v_locked  boolean := esl.lock_server(p ->> 'label_server', v_outcome);
+    v_locked  boolean := esl.lock_server(esl.server_in(p), v_outcome);
 begin
     perform esl.note_size(p, p_size, v_locked);
     if v_outcome = 'accepted' and p_size > 0 then
@@ -355,7 +356,7 @@ begin
         update esl.store_health set until = null where store_code = v_store and pauses + refusals > 0;
     end if;
     if v_outcome = 'not_sent' and p_flight.probes then
-        perform esl.give_probe_back(p ->> 'label_server');
+        perform esl.give_probe_back(esl.server_in(p));
     end if;
     probe := esl.note_health(
         case when blame = 'server' and p ? 'label_server' then p || '{"server_failed": true}' else p end,

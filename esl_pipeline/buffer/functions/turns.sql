@@ -35,14 +35,14 @@ begin
     return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
--- Where a label may be due, in the order of turns, of one shop or of all (p: as for esl_push_claim): a mapping, store
--- and priority each (is_new: only a label that has not failed yet; is_held: what is under way of the store keeps it
--- back). Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused
--- store. The other stores come first after a slow call, so that none waits for more than one of them, and before one
--- that has much under way (see esl.crowded); stores in doubt come last. Among the rest mappings take turns, whoever
--- waited longest for its turn first, and of each what is most urgent. Rises and corrections go before all turns, of
--- each mapping once between two turns (see esl.has_jump): so a rise waits for one call of each other mapping with rises
--- at most, and what is no rise for as many, however many one of them has.
+-- Where a label may be due at a label server, in the order of turns, of one shop or of all (p: as for esl_push_claim): a
+-- mapping, store and priority each (is_new: only a label that has not failed yet; is_held: what is under way of the
+-- store keeps it back). Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing
+-- of a paused store. The other stores come first after a slow call, so that none waits for more than one of them, and
+-- before one that has much under way (see esl.crowded); stores in doubt come last. Among the rest mappings take turns,
+-- whoever waited longest for its turn first, and of each what is most urgent. Rises and corrections go before all turns,
+-- of each mapping once between two turns (see esl.has_jump): so a rise waits for one call of each other mapping with
+-- rises at most, and what is no rise for as many, however many one of them has.
 -- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
 -- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
 create or replace function esl.turns_to_push(p jsonb, p_alone boolean)
@@ -66,7 +66,7 @@ begin
                 limit 1) n
         ), live as (
             select g.*, m as mapping, u.taken_at,
-                   g.priority = 0 and esl.has_jump(p ->> 'label_server', u.taken_at) as jumps,
+                   g.priority = 0 and esl.has_jump(u.taken_at, esl.server_in(p)) as jumps,
                    p_alone or coalesce(esl.is_doubted(h), false) as alone,
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow,
                    case when p_alone then 0 else coalesce(c.degree, 0) end as crowded
@@ -80,6 +80,7 @@ begin
             left join (select r.store_code, r.duration_ms from esl.sync_log r
                        where r.kind = 'result' order by r.id desc limit 1) l on true
             where coalesce(h.until <= now(), true) and g.next_attempt_at <= now()
+              and esl.server_of(g.store_code) = esl.server_in(p)
         )
         select w.mapping, w.store_code, w.priority, n.is_new, w.crowded = 2
         from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
@@ -108,11 +109,12 @@ begin
     return null;
 end $$;
 
--- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had one since.
-create or replace function esl.has_jump(p_server text, p_taken_at timestamptz) returns boolean
+-- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had one at its
+-- label server since.
+create or replace function esl.has_jump(p_taken_at timestamptz, p_server text) returns boolean
 language sql stable set search_path = '' as $$
     select p_taken_at is null or p_taken_at < coalesce(
-        (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = coalesce(p_server, '')), '-infinity')
+        (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = p_server), '-infinity')
 $$;
 
 -- Whether anything is on its way to a store, or may be pushed to it now.
