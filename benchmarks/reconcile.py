@@ -206,9 +206,13 @@ def growth(sizes: Sequence[int]) -> int:
     ]
     for variants, step, exponent in exponents:
         judged = _seconds(step, nights[variants]) >= 1
-        print(f"up to {variants:7,} {step:22} exponent {exponent:5.2f}{'' if judged else ' (too short to judge)'}")
+        print(
+            f"up to {variants:7,} {step:22} exponent {exponent:5.2f}{'' if judged else ' (too short to judge)'}"
+        )
         if judged and exponent > EXPONENT:
-            problems.append(f"{step} grows with {exponent:.2f} up to {variants} variants, more than {EXPONENT}")
+            problems.append(
+                f"{step} grows with {exponent:.2f} up to {variants} variants, more than {EXPONENT}"
+            )
     summary = "growth: " + "; ".join(
         f"{variants} variants {night['seconds']} s, {max(night['peaks'].values()):.0f} MiB, "
         f"{night['changing calls']} writes"

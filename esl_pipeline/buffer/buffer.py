@@ -328,7 +328,7 @@ class Buffer(PeopleCalls, FileCalls):
         return page["codes"], page["next"]
 
     def drift_unlisted(self, *, store: str, since: str, codes: Sequence[str]) -> Row:
-        """What the ledger has of codes that no list has -> {labels: those not on their way since, moving: the others}."""
+        """What the ledger has of codes that no list has -> {labels: not on their way since, moving: the others}."""
         return self._call("esl_drift_unlisted", store=store, since=since, codes=list(codes))
 
     def drift_repair(self, *, store: str, run_id: str, since: str, labels: Sequence[Row]) -> Row:

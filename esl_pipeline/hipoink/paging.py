@@ -64,7 +64,9 @@ class Turns:
             self._last = page
         else:
             if is_first and _SMALLEST_CAP <= len(page.rows) < self.size:
-                self.size = len(page.rows)  # a server that caps its pages may turn them by our size, or by its own
+                self.size = len(
+                    page.rows
+                )  # a server that caps its pages may turn them by our size, or by its own
             self._largest = self.size
 
     def _is_slow(self, page: Page) -> bool:

@@ -107,8 +107,8 @@ def compare_store(
     that nobody else keeps labels there: then they are removed, 5,000 a call, under the guard of mass changes. What did
     not hold after three repairs in 14 days is given up. dry_run: only count. Labels that are on their way, or were
     meanwhile, are not compared. A failing label server makes the Drift incomplete; raises BufferError only. The result
-    is kept in esl.comparisons. page_size: rows of the list's first pages; pages_ahead: so many are read while others are
-    compared. Its codes are kept to the end, 100 bytes each.
+    is kept in esl.comparisons. page_size: rows of the list's first pages; pages_ahead: how many are read while others
+    are compared. The list's codes are kept to the end, 200 bytes each.
     """
     comparison = _Comparison(
         buffer,

@@ -932,9 +932,7 @@ class Machine(RuleBasedStateMachine):
         def job(buffer: Buffer, client: HipoinkClient) -> None:
             lists = Slipping.of(client) if slips else client
             # One call after the other: a worker stands before one at a time.
-            drift_stage.compare_store(
-                buffer, lists, store=store, run_id="worker", page_size=2, pages_ahead=0
-            )
+            drift_stage.compare_store(buffer, lists, store=store, run_id="worker", page_size=2, pages_ahead=0)
 
         return job
 
