@@ -400,7 +400,8 @@ def _hashed(label: Row) -> Row:
 
 
 def _is_enabled(row: Mapping[str, Any]) -> bool:
-    return _text(row.get("enabled", "1")).lower() not in ("0", "false")
+    said = row.get("enabled", "1")
+    return said in (1, "1") or _text(said).lower() not in ("0", "false")
 
 
 def _code(row: Mapping[str, Any]) -> str | None:
