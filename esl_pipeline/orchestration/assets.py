@@ -37,6 +37,8 @@ from esl_pipeline.stages.snapshot import read_snapshot
 
 _BATCHES_PER_PART = 50
 _LISTINGS = 3
+# Each takes two of the run's connections.
+_STORES_AT_ONCE = 3
 # A run's own bursts are two at most, and it does not wait for the gap between them.
 _REFRESH_RULES = RefreshRules(gap=0)
 
@@ -296,13 +298,24 @@ class _Work:
             self._push(buffer, client, server.rules)
             part.push_seconds = round(time.monotonic() - started, 3)
             if compares:
-                for store in stores:
-                    try:
-                        part.drifts.append(_listed(buffer, client, store, run_id=self.run_id))
-                    except Exception as error:
-                        part.failures[self._named(store, name)] = error
+                self._compare(part, buffer, client, stores)
                 self._push(buffer, client, server.rules)
         return part
+
+    def _compare(self, part: _Part, buffer: Buffer, client: HipoinkClient, stores: Sequence[str]) -> None:
+        """Every store by itself, some side by side."""
+        threads = ThreadPoolExecutor(_STORES_AT_ONCE, "compare")
+        try:
+            asked = [
+                (store, threads.submit(_listed, buffer, client, store, run_id=self.run_id)) for store in stores
+            ]
+            for store, answer in asked:
+                try:
+                    part.drifts.append(answer.result())
+                except Exception as error:
+                    part.failures[self._named(store, buffer.label_server)] = error
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # a run that is ended waits for none
 
     def _push(self, buffer: Buffer, client: HipoinkClient, rules: PushRules) -> None:
         _push_all(buffer, client, rules, run_id=self.run_id, shop=self.shop, results=self.results)
