@@ -80,7 +80,7 @@ def install(dsn: str) -> None:
             ) from None
 
 
-class PostgresTransport(pgmq.Transport):  # type: ignore[misc]
+class PostgresTransport(pgmq.Transport):
     """Kombu's transport on PGMQ, for the database that the settings name.
 
     Kombu's own takes an address apart and loses what protects the connection (sslmode and the like).
@@ -93,9 +93,10 @@ class PostgresTransport(pgmq.Transport):  # type: ignore[misc]
         client._own_pool = True  # so that it is closed with the client
         return client
 
+    _notify_waiter: Any
+
     def _get_notify_waiter(self) -> Any:
-        if self._notify_waiter is None:
-            self._notify_waiter = pgmq._NotifyWaiter(database())
+        self._notify_waiter = self._notify_waiter or pgmq._NotifyWaiter(database())
         return self._notify_waiter
 
 

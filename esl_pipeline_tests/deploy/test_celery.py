@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
@@ -77,7 +78,6 @@ class Deployment:
             "SHOPIFY_ADMIN_URL": shopify.url,
             "SHOPIFY_ADMIN_TOKEN": TOKEN,
         }
-        self.webserver = Webserver("")
         self.worker: Leashed
         self._parts: list[Leashed] = []
 
@@ -92,19 +92,21 @@ class Deployment:
         self.instance = self._instance()
         self.instance.add_dynamic_partitions("shops", [NIGHT_SHOP])
         self.hold_lease()
-        self.start_worker()
+        self.worker = self._start_worker()
         served = ("--host", "127.0.0.1", "--port")
         location = ("--module-name", "esl_pipeline.definitions", "--location-name", "esl_pipeline")
         self._parts.append(self._run("code server", "dagster", "api", "grpc", *location, *served, str(code)))
         named = ("--workspace", str(self.home / "workspace.yaml"))
         self._parts.append(self._run("webserver", "dagster_webserver", *named, *served, str(ui)))
-        self.webserver = Webserver(f"http://127.0.0.1:{ui}")
-        eventually(self.webserver.is_loaded, 60, self._said("webserver"))
+        self.ui = f"http://127.0.0.1:{ui}"
+        self.webserver = Webserver(self.ui)
+        eventually(self.webserver.is_loaded, 90, self._said("webserver"))
         self._parts.append(self._run("daemon", "dagster._daemon", "run", *named))
 
     def start_worker(self) -> None:
-        self.worker = self._run("worker", *WORKER, "--concurrency", "2", "--loglevel", "info")
-        eventually(lambda: self.worker.log_tail(40).count(" ready."), 60, self._said("worker"))
+        """Another one, when there is none any more."""
+        self.worker.stop()
+        self.worker = self._start_worker()
 
     def stop(self) -> None:
         for part in [self.worker, *reversed(self._parts)]:
@@ -124,6 +126,13 @@ class Deployment:
         found = self.instance.get_run_by_id(run_id)
         assert found is not None
         return found
+
+    def terminate(self, run_id: str) -> None:
+        """As the UI does it."""
+        query = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } }"
+        body = {"query": query, "variables": {"id": run_id}}
+        answer = httpx.post(f"{self.ui}/graphql", json=body, timeout=30).raise_for_status().json()
+        assert answer["data"]["terminateRun"]["__typename"] == "TerminateRunSuccess", answer
 
     def retry_of(self, run_id: str) -> str:
         """The run that Dagster has begun in its place."""
@@ -170,6 +179,9 @@ class Deployment:
             instance = DagsterInstance.from_config(str(self.home))
             instance.run_storage, instance.event_log_storage  # noqa: B018  # tables are made once, before the others
         return instance
+
+    def _start_worker(self) -> Leashed:
+        return self._run("worker", *WORKER, "--concurrency", "2", "--loglevel", "info")
 
     def _run(self, name: str, module: str, *arguments: str) -> Leashed:
         return Leashed.start(
@@ -248,8 +260,7 @@ def test_a_worker_that_is_killed_in_mid_push_leaves_nothing_undone(deployment: D
     arrive(deployment.buffer, product(2, price=later))  # nobody is there to read it
     deployment.hold_lease()
     deployment.labels.faults()
-    if dies != "the process of the run":
-        deployment.worker.stop()
+    if not is_alive(worker):
         deployment.start_worker()
 
     retry = deployment.retry_of(run_id)
@@ -262,3 +273,17 @@ def test_a_worker_that_is_killed_in_mid_push_leaves_nothing_undone(deployment: D
     assert deployment.shown("C-2") in ([*before["C-2"], price, later], [*before["C-2"], later])
     assert deployment.rows("select code, state from esl.sync_queue") == []
     assert set(deployment.rows("select distinct state from esl.webhook_inbox")) == {("done",)}
+
+
+def test_a_run_ends_when_the_ui_says_so(deployment: Deployment) -> None:
+    arrive(deployment.buffer, product(1, price="4.00"))
+    deployment.labels.faults({"kind": "hold", "action": "create_multiple", "seconds": 120, "times": 1})
+    run_id = deployment.launch_drain()
+    eventually(deployment.labels_are_asked, 30, "a push")
+
+    deployment.terminate(run_id)
+
+    eventually(lambda: deployment.run(run_id).status == DagsterRunStatus.CANCELED, 30, "the end of the run")
+    deployment.labels.faults()
+    deployment.webserver.wait(deployment.launch_drain(), 60)  # its process has stayed, for the next one
+    assert deployment.prices()["C-1"] == "4.00"
