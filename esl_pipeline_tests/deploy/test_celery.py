@@ -97,7 +97,17 @@ class Deployment:
         location = ("--module-name", "esl_pipeline.definitions", "--location-name", "esl_pipeline")
         self._parts.append(self._run("code server", "dagster", "api", "grpc", *location, *served, str(code)))
         named = ("--workspace", str(self.home / "workspace.yaml"))
-        self._parts.append(self._run("webserver", "dagster_webserver", *named, *served, str(ui)))
+        self._parts.append(
+            self._run(
+                "webserver",
+                "esl_pipeline.orchestration.dagster_ui",
+                *named,
+                *served,
+                str(ui),
+                "--host-names",
+                "",
+            )
+        )
         self.ui = f"http://127.0.0.1:{ui}"
         self.webserver = Webserver(self.ui)
         eventually(self.webserver.is_loaded, 90, self._said("webserver"))
