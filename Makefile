@@ -62,7 +62,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 
 # Known vulnerabilities in what the locks name. Passes only when each package was really asked about.
 audit: $(TOOLS)/.made
-	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock -r requirements-local.lock -r requirements-dev.lock || { echo "make audit: NOT passed: see above for vulnerabilities, or for packages that the database could not be asked about (it needs the network)"; exit 1; }
+	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock -r requirements-local.lock -r requirements-dev.lock -r requirements-workers.lock || { echo "make audit: NOT passed: see above for vulnerabilities, or for packages that the database could not be asked about (it needs the network)"; exit 1; }
 
 # What a production installation is made of, as CycloneDX.
 sbom: $(TOOLS)/.made
@@ -95,7 +95,8 @@ bench-status: $(VENV)/.runtime
 lock:
 	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	uv pip compile pyproject.toml --extra build --extra local -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
-	uv pip compile pyproject.toml --extra build --extra local --extra dev -c requirements-local.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
+	uv pip compile pyproject.toml --extra build --extra celery --extra s3 --extra gcs -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-workers.lock
+	uv pip compile pyproject.toml --extra build --extra local --extra celery --extra s3 --extra dev -c requirements-local.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	uv pip compile requirements-tools.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-tools.lock
 
 clean:

@@ -1,10 +1,13 @@
-"""What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage."""
+"""What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage, frames."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import psycopg
+import yaml
+from fsspec import get_filesystem_class  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
@@ -29,6 +32,7 @@ def examine(settings: Settings) -> list[Check]:
         *_buffer_checks(settings),
         _receiver_check(settings),
         _dagster_check(settings.esl_dagster_database_url),
+        *_frames_checks(settings),
     ]
 
 
@@ -193,3 +197,53 @@ def _dagster_check(url: SecretStr | None) -> Check:
             "Dagster's storage", "wrong", "no schema of its role's search_path exists: create one for it"
         )
     return Check("Dagster's storage", "ok", f"schema {schema}")
+
+
+_HERE = ("", "file", "local", "memory")
+
+
+def _frames_checks(settings: Settings) -> Iterator[Check]:
+    """Whether frames are where every run finds them, and what reads and writes there is installed."""
+    protocol = settings.frames_url.partition("://")[0] if "://" in settings.frames_url else ""
+    if protocol not in _HERE:
+        try:
+            get_filesystem_class(protocol)
+        except (ImportError, ValueError) as error:
+            yield Check("frames", "wrong", f"ESL_FRAMES_URL cannot be used: {error}")
+            return
+    try:
+        launcher = _run_launcher()
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        what = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error)
+        yield Check("frames", "warning", f"DAGSTER_HOME's dagster.yaml cannot be read: {what}")
+        return
+    if launcher == _LOCAL_LAUNCHER:
+        return
+    if protocol in _HERE:
+        yield Check(
+            "frames",
+            "warning",
+            f"{settings.frames_url} is on this machine, and {launcher} starts runs on others: set ESL_FRAMES_URL on "
+            "every machine to a storage that all of them reach, e.g. s3://bucket/frames (a folder that all of them "
+            "mount is as good)",
+        )
+    else:
+        yield Check("frames", "ok", f"{protocol}://, for runs of {launcher} on any machine")
+
+
+_LOCAL_LAUNCHER = "DefaultRunLauncher"
+
+
+def _run_launcher() -> str:
+    """The class that starts Dagster's runs, by the instance in DAGSTER_HOME; where there is none, Dagster's own.
+
+    Raises OSError, yaml.YAMLError or ValueError when the instance cannot be read.
+    """
+    home = os.environ.get("DAGSTER_HOME")
+    file = Path(home) / "dagster.yaml" if home else None
+    if file is None or not file.exists():
+        return _LOCAL_LAUNCHER
+    instance = yaml.safe_load(file.read_text(encoding="utf-8"))
+    launcher = instance.get("run_launcher") if isinstance(instance, dict) else None
+    named = launcher.get("class") if isinstance(launcher, dict) else None
+    return str(named or _LOCAL_LAUNCHER)

@@ -1,7 +1,7 @@
 """What a stack asks of Dagster's webserver, over its GraphQL endpoint: is it loaded, start a job, how did it end."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -58,13 +58,14 @@ class Webserver:
         *,
         partition: str | None = None,
         assets: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
     ) -> str:
-        """Start a job -> the run's id. partition: where it has any; assets: some of its own."""
+        """Start a job -> the run's id. partition: where it has any; assets: some of its own; config: of the run."""
         tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
         selected = {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
         run = {
             "selector": {**_REPOSITORY, "jobName": job, **selected},
-            "runConfigData": {},
+            "runConfigData": config or {},
             "executionMetadata": {"tags": tags},
         }
         answer = self._ask(_LAUNCH, run=run)["launchRun"]

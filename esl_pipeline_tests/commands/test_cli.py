@@ -699,6 +699,41 @@ def test_doctor_guards_dagsters_storage(
     assert state == "wrong" and says.startswith("cannot be reached: ")
 
 
+WORKERS = "run_launcher: {module: esl_pipeline.orchestration.celery_runs, class: WorkersOnPostgres}"
+
+
+def test_doctor_finds_frames_that_other_machines_do_not_reach(
+    run: Run, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frames(instance: str, url: str = "") -> tuple[str, str] | None:
+        (tmp_path / "dagster.yaml").write_text(instance)
+        monkeypatch.setenv("ESL_FRAMES_URL", url)
+        return checks(run("doctor", "--json")).get("frames")
+
+    assert frames(WORKERS) is None  # no DAGSTER_HOME names it
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    assert frames("run_launcher: {module: dagster, class: DefaultRunLauncher}") is None
+    assert frames("telemetry: {enabled: false}") is None
+    for url in ("", "frames", f"file://{tmp_path}/frames", "memory://frames"):
+        state, says = frames(WORKERS, url) or ("", "")
+        assert state == "warning" and "WorkersOnPostgres starts runs on others: set ESL_FRAMES_URL" in says
+    assert frames(WORKERS, "ftp://files.example/frames") == (
+        "ok",
+        "ftp://, for runs of WorkersOnPostgres on any machine",
+    )
+    state, says = frames("run_launcher: {class: [", "") or ("", "")
+    assert state == "warning" and says.startswith("DAGSTER_HOME's dagster.yaml cannot be read: ")
+
+
+def test_doctor_finds_no_package_for_the_storage_of_frames(
+    run: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESL_FRAMES_URL", "nowhere://bucket/frames")
+    done = run("doctor", "--json")
+    state, says = checks(done)["frames"]
+    assert done.code == 1 and state == "wrong" and "Protocol not known: nowhere" in says
+
+
 # The command itself
 
 

@@ -1,6 +1,7 @@
 """Frames between steps: what goes in comes out, on any storage that UPath knows."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -12,6 +13,7 @@ from upath import UPath
 from esl_pipeline.model.rows import FINDINGS, LABELS, RESULTS, VARIANTS, Column, Dtype, Rows
 from esl_pipeline.orchestration.frames import ParquetFrames, Parts, file_name, table_schema
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
+from esl_pipeline_tests.orchestration.s3 import BUCKET, WRITTEN, running_bucket
 from esl_pipeline_tests.orchestration.world import KEY, STORE, arrive, map_shop, product
 
 PRODUCTS = dg.AssetKey("shopify_products")
@@ -64,6 +66,29 @@ def test_frames_on_any_storage(
     for asset in ASSETS:
         assert (UPath(url) / asset / KEY.replace(":", "_") / f"{result.run_id}.parquet").exists()
     assert not Path(".esl").exists()
+
+
+@pytest.mark.long
+def test_frames_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As workers that share no disk use them: by the storage's own variables, in a bucket that is there already."""
+    pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
+    objects: dict[str, bytes] = {}
+    with running_bucket(objects) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "worker")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-bucket")
+        monkeypatch.setenv("ESL_FRAMES_URL", f"s3://{BUCKET}/of/ours")
+        for run in ("run-1", "run-2"):
+            written(pd.DataFrame({"run": [run]}), run)
+        assert [read(run)["run"].item() for run in ("run-1", "run-2")] == ["run-1", "run-2"]
+        assert read("another run")["run"].item() in ("run-1", "run-2")
+        folder = f"of/ours/shopify_products/{KEY.replace(':', '_')}"
+        assert sorted(objects) == [f"{folder}/run-1.parquet", f"{folder}/run-2.parquet"]
+        with pytest.raises(dg.Failure, match="there is no frame"):
+            read("run-1", "shopify:b")
+        assert ParquetFrames().prune(WRITTEN) == 0
+        assert ParquetFrames().prune(WRITTEN + timedelta(seconds=1)) == 2
+        assert objects == {}
 
 
 def test_a_frame_comes_back_as_it_was() -> None:
