@@ -49,6 +49,7 @@ def test_the_names_are_the_documented_ones() -> None:
             "HIPOINK_PASSWORD",
             "HIPOINK_RATE_LIMIT_PER_SECOND",
             "HIPOINK_BATCH_SIZE",
+            "HIPOINK_CONCURRENCY",
             "SUPABASE_URL",
             "SUPABASE_SERVICE_KEY",
             "ESL_DATABASE_URL",
@@ -100,6 +101,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "hipoink_client_id": "default",
         "hipoink_rate_limit_per_second": 10,
         "hipoink_batch_size": 100,
+        "hipoink_concurrency": 4,
         "esl_housekeeping_cron": "30 4 * * *",
         "esl_nightly_cron": "0 2 * * *",
         "esl_nightly_time_zone": "UTC",
@@ -394,6 +396,7 @@ BAD = [
     *(("HIPOINK_CLIENT_ID", value) for value in ("a/b", "..", "a?b", "a b", "é", "x" * 65)),
     *(("HIPOINK_RATE_LIMIT_PER_SECOND", value) for value in ("0", "-1", "1001", "nan", "inf", "ten")),
     *(("HIPOINK_BATCH_SIZE", value) for value in ("0", "1001", "1.5", "x")),
+    *(("HIPOINK_CONCURRENCY", value) for value in ("0", "33", "1.5")),
     *(
         (name, value)
         for name in ("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL")

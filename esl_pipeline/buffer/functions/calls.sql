@@ -1,8 +1,8 @@
 -- Calls at a label server: how many at a time and how fast, over all runs, and which batches are under way.
 
 -- {server, rate_per_second, concurrency, call_id, recorded_as?, ended?, seconds} -> {wait_seconds}: a call of a label
--- server may begin in so many seconds, for at most `seconds`; null: as many as may be are in flight or asked earlier, ask
--- again. Whoever does not ask again for some seconds loses its place. ended: calls that are over.
+-- server may begin in so many seconds, for at most `seconds`; null: as many as may be are in flight or asked earlier,
+-- ask again. Whoever does not ask again for some seconds loses its place. ended: calls that are over.
 create or replace function public.esl_rate_take(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare
