@@ -399,6 +399,7 @@ BAD = [
     *(("HIPOINK_CLIENT_ID", value) for value in ("a/b", "..", "a?b", "a b", "é", "x" * 65)),
     *(("HIPOINK_RATE_LIMIT_PER_SECOND", value) for value in ("0", "-1", "1001", "nan", "inf", "ten")),
     *(("HIPOINK_BATCH_SIZE", value) for value in ("0", "1001", "1.5", "x")),
+    *(("HIPOINK_CONCURRENCY", value) for value in ("0", "33", "1.5")),
     *(
         (name, value)
         for name in ("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL")

@@ -246,11 +246,13 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         concurrency: int,
         call_id: str,
         seconds: float,
+        recorded_as: str | None = None,
         ended: Sequence[str] = (),
     ) -> float | None:
         """Have a call of a label server begin -> in how many seconds; None: not yet, ask again.
 
-        It counts as in flight for so many seconds, or until it is told among the ended ones.
+        It counts as in flight for so many seconds, or until it is told among the ended ones, or the push or refresh
+        that it is recorded as is finished.
         """
         wait: float | None = self._call(
             "esl_rate_take",
@@ -258,6 +260,7 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
             rate_per_second=rate_per_second,
             concurrency=concurrency,
             call_id=call_id,
+            recorded_as=recorded_as,
             seconds=seconds,
             ended=list(ended),
         )["wait_seconds"]

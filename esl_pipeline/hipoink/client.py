@@ -53,10 +53,11 @@ class HipoinkClient:
 
     Each action is tried up to `retries` times within about ten seconds, as long as its failure is
     transient or its outcome unknown; every try takes a slot of `limiter`, which is closed with the
-    client. A change may be given its `Call`. A server that asks for a longer pause than a few seconds is not waited for here: the error carries `retry_after`.
-    `timeout_seconds` bounds each wait for the server, and about the whole of an answer that
-    trickles in; no more than `max_answer_bytes` of it are read. With `ca_file` (PEM) only certificates
-    of that authority are trusted, else those of the public ones.
+    client. A change may be given its `Call`. A server that asks for a longer pause than a few seconds
+    is not waited for here: the error carries `retry_after`. `timeout_seconds` bounds each wait for the
+    server, and about the whole of an answer that trickles in; no more than `max_answer_bytes` of it are
+    read. With `ca_file` (PEM) only certificates of that authority are trusted, else those of the public
+    ones.
 
     All actions raise the leaves of `HipoinkError`. Safe to share between threads.
     """

@@ -5,9 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
-from uuid import uuid4
 
 
 def _nothing() -> None:
@@ -16,13 +15,14 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """A call at the label server: what limiters know it by, and what may still keep it from being made.
+    """What limiters know of a call at the label server.
 
     `hindrance` says why it shall not be made after all, if so; it is asked while the call waits and before it begins.
+    `recorded_as`: under which id what comes of it is recorded in the buffer, which tells of its end as well.
     """
 
-    id: str = field(default_factory=lambda: str(uuid4()))
     hindrance: Callable[[], str | None] = _nothing
+    recorded_as: str | None = None
 
 
 class Limiter(Protocol):
@@ -65,7 +65,7 @@ class LocalLimiter:
         self._next_slot = -math.inf
 
     @contextmanager
-    def slot(self, call: Call) -> Iterator[None]:
+    def slot(self, call: Call) -> Iterator[None]:  # noqa: ARG002 - nothing hinders it
         """Take the next slot and sleep until it begins."""
         with self._lock:
             now = self._clock()

@@ -64,8 +64,8 @@ class RefreshClaim:
 class Outcome:
     """What a call came to that changes something at the label server.
 
-    not_known: of a refresh, which the server has no such action for. not_sent: there was no call. server_failed: whether it tells that the server
-    itself is in trouble; None: there was no call.
+    not_known: of a refresh, which the server has no such action for. not_sent: there was no call after all.
+    server_failed: whether it tells that the server itself is in trouble; None: there was no call.
     """
 
     outcome: Literal[

@@ -73,7 +73,7 @@ def push_claimed(
             return "the claim ran out before the call was made"
         return None
 
-    outcome = _called(client, claim, Call(claim.push_id, hindrance))
+    outcome = _called(client, claim, Call(hindrance, recorded_as=claim.push_id))
     buffer.push_finish(claim, outcome, rules)
     return pd.DataFrame(
         [

@@ -150,7 +150,7 @@ def _trigger(client: HipoinkClient, claim: RefreshClaim) -> Outcome:
     """One call."""
     started = time.monotonic()
     try:
-        answer = client.bind_task(claim.store_code, Call(claim.claim_id))
+        answer = client.bind_task(claim.store_code, Call(recorded_as=claim.claim_id))
     except BufferError:  # of the shared limiter: no call was made
         raise
     except HipoinkError as error:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from uuid import uuid4
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
@@ -13,6 +14,8 @@ from esl_pipeline.hipoink.limiter import Call
 
 # Between two looks whether a call of another run has ended, growing; what hinders a call is noticed as soon.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 0.1
+# So long does the end of a call wait for the next one, to be told with it.
+_TELL_SECONDS = 0.1
 
 
 class SharedLimiter:
@@ -20,7 +23,7 @@ class SharedLimiter:
 
     Who waits and what is in flight stands in the buffer, so that of all runs' calls those begin first that asked first;
     here no more than `concurrency` ask at a time. A call that is not heard of again is over `call_seconds` after it
-    began. Which calls have ended is told with the next one, or by the answer to a push or refresh that is recorded.
+    began. Which calls have ended is told with the next one, with what is recorded of them, or soon after.
     """
 
     def __init__(
@@ -31,37 +34,55 @@ class SharedLimiter:
         self._lock = threading.Lock()
         self._free, self._line = concurrency, deque[threading.Event]()
         self._ended: list[str] = []
+        self._teller: threading.Timer | None = None
 
     @contextmanager
     def slot(self, call: Call) -> Iterator[None]:
         """Wait until the call may begin; it is in flight until the end of the context."""
         self._enter(call)
+        call_id = str(uuid4())
         try:
             pause = _FIRST_PAUSE
-            while (seconds := self._take(call)) is None:
+            while (seconds := self._take(call_id, call.recorded_as)) is None:
                 _wait(pause, call)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             _wait(seconds, call)
             yield
         finally:
-            with self._lock:
-                self._ended.append(call.id)
+            self._note_end(call_id, is_recorded=call.recorded_as is not None)
             self._leave()
 
     def close(self) -> None:
         """Tell of the calls that have ended since the last one began."""
+        with self._lock:
+            if self._teller is not None:
+                self._teller.cancel()
+        self._tell()
+
+    def _note_end(self, call_id: str, *, is_recorded: bool) -> None:
+        with self._lock:
+            self._ended.append(call_id)
+            if self._teller is None and not is_recorded:
+                self._teller = threading.Timer(_TELL_SECONDS, self._tell)
+                self._teller.daemon = True
+                self._teller.start()
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._teller = None
         if ended := self._told():
             with suppress(BufferError):  # then they are over when their time is
                 self._buffer.rate_give(ended=ended)
 
-    def _take(self, call: Call) -> float | None:
+    def _take(self, call_id: str, recorded_as: str | None) -> float | None:
         ended = self._told()
         try:
             return self._buffer.rate_take(
                 server=self._server,
                 rate_per_second=self._rate,
                 concurrency=self._concurrency,
-                call_id=call.id,
+                call_id=call_id,
+                recorded_as=recorded_as,
                 ended=ended,
                 seconds=self._call_seconds,
             )

@@ -525,9 +525,28 @@ def esl_refresh_finish(api: Api) -> None:
 
 @contract
 def esl_rate_take(api: Api) -> None:
-    waits = [api("esl_rate_take", server=api.store, rate_per_second=0.5, slots=n) for n in (1, 3, 1)]
-    assert [round(wait["wait_seconds"]) for wait in waits] == [0, 2, 8]
+    first, second, third = (str(uuid.uuid4()) for _ in range(3))
+
+    def take(call: str, **fields: Any) -> float | None:
+        limits = {"rate_per_second": 0.5, "concurrency": 2, "seconds": 20}
+        wait = api("esl_rate_take", server=api.store, call_id=call, **limits | fields)["wait_seconds"]
+        return wait if wait is None else round(wait)
+
+    assert [take(first), take(second), take(third)] == [0, 2, None]
+    assert take(third) is None, "asked again"
+    assert take(third, ended=[first]) == 4
     api.answers.clear()  # their fractions are the clock's
+
+
+@contract
+def esl_rate_give(api: Api) -> None:
+    call = str(uuid.uuid4())
+    limits = {"server": api.store, "rate_per_second": 1000, "concurrency": 1, "seconds": 20}
+    api("esl_rate_take", call_id=call, **limits)
+    assert api("esl_rate_take", call_id=str(uuid.uuid4()), **limits)["wait_seconds"] is None
+    for _ in range(2):
+        assert api("esl_rate_give", ended=[call]) == {}
+    api.answers.clear()
 
 
 @contract

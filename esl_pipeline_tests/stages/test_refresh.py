@@ -343,7 +343,7 @@ def test_an_exception_of_whatever_kind_is_an_outcome(shelf: World, monkeypatch: 
     shelf.map()
     push_all(shelf, product(1))
 
-    def broken(_: str) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("the sign is s3cret")
 
     monkeypatch.setattr(shelf.client, "bind_task", broken)

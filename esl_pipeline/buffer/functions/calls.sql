@@ -1,8 +1,8 @@
 -- Calls at a label server: how many at a time and how fast, over all runs, and which batches are under way.
 
--- {server, rate_per_second, concurrency, call_id, ended?, seconds} -> {wait_seconds}: a call of a label server may
--- begin in so many seconds, for at most `seconds`; null: as many as may be are in flight or asked earlier, ask again.
--- Whoever does not ask again for some seconds loses its place. ended: calls that are over.
+-- {server, rate_per_second, concurrency, call_id, recorded_as?, ended?, seconds} -> {wait_seconds}: a call of a label
+-- server may begin in so many seconds, for at most `seconds`; null: as many as may be are in flight or asked earlier,
+-- ask again. Whoever does not ask again for some seconds loses its place. ended: calls that are over.
 create or replace function public.esl_rate_take(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare
@@ -17,8 +17,8 @@ begin
 
     perform public.esl_rate_give(p);
     delete from esl.calls where server = v_server and until < clock_timestamp();
-    insert into esl.calls as c (call_id, server, asked_at, until)
-    values (v_call, v_server, clock_timestamp(), clock_timestamp() + interval '5 seconds')
+    insert into esl.calls as c (call_id, recorded_as, server, asked_at, until)
+    values (v_call, (p ->> 'recorded_as')::uuid, v_server, clock_timestamp(), clock_timestamp() + interval '5 seconds')
     on conflict (call_id) do update set until = excluded.until
     returning c.asked_at into v_asked;
     if (p ->> 'concurrency')::int <= (
@@ -30,7 +30,7 @@ begin
     update esl.label_servers set next_slot = greatest(next_slot, clock_timestamp()) + v_step
     where server = v_server returning next_slot - v_step into v_slot;
     update esl.calls set until = v_slot + make_interval(secs => (p ->> 'seconds')::float8) where call_id = v_call;
-    update esl.flights set begun_at = v_slot where push_id = v_call and begun_at is null;
+    update esl.flights set begun_at = v_slot where push_id = (p ->> 'recorded_as')::uuid and begun_at is null;
     return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
 end $$;
 

@@ -399,7 +399,7 @@ begin
         perform esl.doubt_late(v_push, v_store, t.stale);
     end if;
     delete from esl.flights where push_id = v_push;
-    delete from esl.calls where call_id = v_push;  -- last, for whoever asks for a call waits for it
+    delete from esl.calls where recorded_as = v_push;  -- last, for whoever asks for a call waits for it
 
     return (select jsonb_build_object(
         'accepted', case when v_outcome = 'accepted' then cardinality(t.mine) else 0 end,

@@ -146,7 +146,7 @@ begin
             where store_code = r.store_code;
         end if;
     end if;
-    delete from esl.calls where call_id = v_claim;
+    delete from esl.calls where recorded_as = v_claim;
     return jsonb_build_object('more', exists (select from esl.refreshable(esl.server_in(p))));
 end $$;
 

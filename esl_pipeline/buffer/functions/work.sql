@@ -68,7 +68,7 @@ begin
       and exists (select from esl.sync_log l
                   where l.push_id = q.push_id and l.kind = 'intent' and l.run_id = p ->> 'run_id');
     get diagnostics v_labels = row_count;
-    delete from esl.calls c using esl.flights f where f.run_id = p ->> 'run_id' and c.call_id = f.push_id;
+    delete from esl.calls c using esl.flights f where f.run_id = p ->> 'run_id' and c.recorded_as = f.push_id;
     delete from esl.flights where run_id = p ->> 'run_id';
     update esl.refresh_marks set lease_until = now() where lease_until > now() and run_id = p ->> 'run_id';
     update esl.webhook_inbox set lease_until = now()

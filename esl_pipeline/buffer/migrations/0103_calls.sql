@@ -1,12 +1,14 @@
 -- Several calls in flight at a label server.
 
 -- Calls that are in flight at a label server, or wait to be: as many as may be of those that asked first (see
--- esl_rate_take). until: when a call is over, whatever has become of its process.
+-- esl_rate_take). recorded_as: the push or refresh whose call it is, if any. until: when a call is over, whatever has
+-- become of its process.
 create table if not exists esl.calls (
-    call_id  uuid primary key,
-    server   text not null,
-    asked_at timestamptz not null,
-    until    timestamptz not null
+    call_id     uuid primary key,
+    recorded_as uuid,
+    server      text not null,
+    asked_at    timestamptz not null,
+    until       timestamptz not null
 ) with (fillfactor = 50);
 
 -- Batches that are claimed and not finished. begun_at: when the call begins (it may wait for its pace until then);
