@@ -299,11 +299,11 @@ def two_servers(buffer: WatchedBuffer, monkeypatch: pytest.MonkeyPatch) -> Watch
 
 
 def test_a_mapping_names_the_label_server_of_its_store(two_servers: WatchedBuffer) -> None:
-    made = ask(two_servers, "POST", json=MAPPING | {"label_server": "north"}).json()
+    made = ask(two_servers, "POST", body=MAPPING | {"label_server": "north"}).json()
     assert (made["label_server"], made["remark"]) == ("north", None)
     listed = ask(two_servers, "GET").json()
     assert [mapping["label_server"] for mapping in listed] == ["north"]
-    changed = ask(two_servers, "PUT", f"{PATH}{made['id']}", json={"label_server": "default"})
+    changed = ask(two_servers, "PUT", f"{PATH}{made['id']}", body={"label_server": "default"})
     assert changed.json()["label_server"] == "default"
 
 
@@ -311,10 +311,10 @@ def test_a_mapping_names_the_label_server_of_its_store(two_servers: WatchedBuffe
 def test_an_unknown_label_server_is_refused_with_the_names_there_are(
     two_servers: WatchedBuffer, method: str
 ) -> None:
-    made = ask(two_servers, "POST", json=MAPPING).json()
+    made = ask(two_servers, "POST", body=MAPPING).json()
     for name in ("nort", "https://evil.example", "North", "", 7):
         path = f"{PATH}{made['id']}" if method == "PUT" else PATH
-        answer = ask(two_servers, method, path, json=MAPPING | {"label_server": name})
+        answer = ask(two_servers, method, path, body=MAPPING | {"label_server": name})
         assert answer.status_code == 422
         if isinstance(name, str):
             assert problems(answer) == {
@@ -323,9 +323,9 @@ def test_an_unknown_label_server_is_refused_with_the_names_there_are(
 
 
 def test_a_store_that_another_shop_feeds_elsewhere_is_409(two_servers: WatchedBuffer) -> None:
-    ask(two_servers, "POST", json=MAPPING)
+    ask(two_servers, "POST", body=MAPPING)
     other = MAPPING | {"source_store_id": "other.myshopify.com", "shared": True, "label_server": "north"}
-    answer = ask(two_servers, "POST", json=other)
+    answer = ask(two_servers, "POST", body=other)
     assert answer.status_code == 409
     assert answer.json()["detail"] == (
         f"store {MAPPING['hipoink_store_code']} is at label server default, where {MAPPING['source_store_id']} feeds "
