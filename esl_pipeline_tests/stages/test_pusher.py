@@ -77,6 +77,10 @@ def test_when_one_call_fails_the_others_are_finished_and_reported_and_no_further
 @pytest.mark.parametrize("per_second", [0.05, 10])
 def test_a_claim_outlives_the_wait_for_its_turn_at_a_slow_pace(per_second: float) -> None:
     """Else its labels go out when somebody else may have pushed newer ones."""
-    rules = push_rules(load_settings(hipoink_rate_limit_per_second=per_second))
+    rules = push_rules(
+        load_settings(
+            hipoink_rate_limit_per_second=per_second, hipoink_api_base_url="https://labels.example.com"
+        )
+    )
     longest_wait = CALLS_IN_FLIGHT / per_second
     assert rules.lease >= PushRules().lease + LABEL_SERVER_TRIES * longest_wait
