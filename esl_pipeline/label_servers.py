@@ -8,17 +8,38 @@ The keys of a table are those of `_KEYS`, each judged as the single variable is.
 
 import os
 import re
+import ssl
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, create_model, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 
-from esl_pipeline.environment import ENV_FILE, did_you_mean, fault, is_private, is_unprotected, printable_text
+from esl_pipeline.environment import (
+    ENV_FILE,
+    Environment,
+    HttpUrl,
+    SettingsError,
+    did_you_mean,
+    fault,
+    is_private,
+    is_unprotected,
+    printable_text,
+)
 from esl_pipeline.model.label_server import DEFAULT_SERVER
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
@@ -89,7 +110,7 @@ def check_protected(url: str, *, insecure_allowed: bool) -> None:
         )
 
 
-def signs_given(given: Mapping[str, Any]) -> dict[str, str]:
+def _signs(given: Mapping[str, Any]) -> dict[str, str]:
     """The signs of the file's servers by their variable: of the environment, and of these overrides, which win."""
     try:
         in_file = dotenv_values(ENV_FILE, encoding="utf-8")
@@ -113,22 +134,169 @@ class ServersFile:
     warnings: list[str]
 
 
-def read_servers(
-    file: Path | None,
-    signs: Mapping[str, str],
-    fields: Mapping[str, FieldInfo],
-    *,
-    default_sign: SecretStr | None,
-    has_default: bool,
-    insecure_allowed: bool,
-) -> ServersFile:
-    """The label servers of the file; fields: the single variables, whose rules hold for its keys too.
+def _expanded(value: Path) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("cannot be found; write the file's whole path") from None
 
-    has_default: the single variables describe a server `default` already.
+
+def _ca_file(value: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=value)
+    except (OSError, ssl.SSLError):
+        raise ValueError("cannot be read as certificates; name a readable file in PEM form") from None
+    return value
+
+
+def _client_id(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+        raise ValueError("cannot stand in the path of an address; use letters, digits, '_', '-' and '.'")
+    return value
+
+
+class FurtherServers(Environment):
+    """What has to be known to judge the servers' file, whatever else is wrong."""
+
+    allow_insecure_label_server: bool = Field(
+        False,
+        description="Accept http:// to a label server on another machine, by its private IP address: the sign and the "
+        "prices travel unprotected.",
+    )
+    hipoink_servers_file: Annotated[Path, AfterValidator(_expanded)] | None = Field(
+        None,
+        description="TOML file of further label servers, a table each: see docs/label-servers.md. Their signs are "
+        "variables of their own, e.g. HIPOINK_API_SECRET__NORTH.",
+    )
+
+
+class LabelServerVariables(FurtherServers):
+    """The single variables and, once `add_servers` was told of them, the file's tables."""
+
+    hipoink_api_base_url: HttpUrl | None = Field(
+        None, description="Address of the label server, e.g. https://labels.example.com."
+    )
+    hipoink_ca_file: Annotated[Path, AfterValidator(_ca_file)] | None = Field(
+        None,
+        description="PEM file of the authority that signed the label server's certificate, when it is no public one. "
+        "Only that one is trusted then.",
+    )
+    hipoink_client_id: Annotated[str, AfterValidator(_client_id)] = Field(
+        "default", description="Name of the label server's app key; part of every request's path."
+    )
+    hipoink_api_secret: SecretStr | None = Field(
+        None,
+        description="Sign of that app key, sent as is. Without it the documented public default is used, "
+        "which anybody may know.",
+    )
+    hipoink_username: str | None = Field(
+        None,
+        description="Account of the label server's admin page. Accepted; the product API does not use it.",
+    )
+    hipoink_password: SecretStr | None = Field(
+        None, description="Password of that account. Accepted; the product API does not use it."
+    )
+    hipoink_rate_limit_per_second: float = Field(
+        10, ge=0.01, le=1000, description="Requests per second to the label server, over all runs."
+    )
+    hipoink_batch_size: int = Field(
+        100, ge=1, le=1000, description="Labels in one request to the label server, at most."
+    )
+    hipoink_concurrency: int = Field(
+        4, ge=1, le=32, description="Requests in flight at the label server at a time, over all runs."
+    )
+
+    _further_servers: dict[str, LabelServerSettings] = PrivateAttr(default_factory=dict)
+    _servers_doubts: list[str] = PrivateAttr(default_factory=list)
+
+    @field_validator("hipoink_api_base_url")
+    @classmethod
+    def _insecure_only_when_allowed(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url:
+            check_protected(url, insecure_allowed=info.data.get("allow_insecure_label_server", True))
+        return url
+
+    def add_servers(self, file: ServersFile) -> None:
+        """The file has been read without a problem."""
+        self._further_servers.update(file.servers)
+        self._servers_doubts.extend(file.warnings)
+
+    @property
+    def uses_public_sign(self) -> bool:
+        """Whether the label server is addressed with the documented default sign, which is no secret."""
+        return self.hipoink_sign.get_secret_value() == PUBLIC_SIGN
+
+    @property
+    def hipoink_sign(self) -> SecretStr:
+        """The sign to send: HIPOINK_API_SECRET, else the documented public default."""
+        return self.hipoink_api_secret or SecretStr(PUBLIC_SIGN)
+
+    @property
+    def label_servers(self) -> Mapping[str, LabelServerSettings]:
+        """Every label server by name; `default`, where there is one, comes first."""
+        if self.hipoink_api_base_url is None:
+            return self._further_servers
+        single = LabelServerSettings(
+            base_url=self.hipoink_api_base_url,
+            client_id=self.hipoink_client_id,
+            rate_limit_per_second=self.hipoink_rate_limit_per_second,
+            concurrency=self.hipoink_concurrency,
+            batch_size=self.hipoink_batch_size,
+            ca_file=self.hipoink_ca_file,
+            sign=self.hipoink_sign,
+        )
+        return {DEFAULT_SERVER: single, **self._further_servers}
+
+    def label_server(self, name: str) -> LabelServerSettings:
+        """One of them. Raises SettingsError when there is none of this name."""
+        servers = self.label_servers
+        if name in servers:
+            return servers[name]
+        if not servers:
+            says = (
+                "HIPOINK_API_BASE_URL is not set: set the label server's address; "
+                "`esl-pipeline up` brings a sandbox of its own"
+            )
+        elif name == DEFAULT_SERVER:
+            says = (
+                f"no label server is called {name}: HIPOINK_API_BASE_URL is not set, and HIPOINK_SERVERS_FILE names "
+                f"{', '.join(servers)}"
+            )
+        else:
+            says = (
+                f"no label server is called {name}: there is {', '.join(servers)}; add a table [{name}] to "
+                "HIPOINK_SERVERS_FILE"
+            )
+        raise SettingsError([says])
+
+    def label_server_warnings(self) -> list[str]:
+        """Sentences about label servers that work but deserve a second look; no secret in them."""
+        said = list(self._servers_doubts)
+        if self.uses_public_sign and (self.hipoink_api_base_url or not self._further_servers):
+            said.append(
+                "HIPOINK_API_SECRET is not set or is the documented public default sign: anybody who reaches "
+                "the label server can change its labels. Make an app key of your own and set its sign."
+            )
+        if self.hipoink_api_base_url and is_unprotected(self.hipoink_api_base_url):
+            said.append(
+                "HIPOINK_API_BASE_URL is http:// to another machine (ALLOW_INSECURE_LABEL_SERVER): whoever is on that "
+                "network can read the sign and change labels. Use https:// (HIPOINK_CA_FILE for an authority of your "
+                "own)."
+            )
+        return said
+
+
+def read_servers(
+    further: FurtherServers, variables: LabelServerVariables | None, given: Mapping[str, Any]
+) -> ServersFile:
+    """The label servers of the file, and what is wrong with it.
+
+    variables: None where something is wrong with those. given: overrides of the environment, for the signs.
     """
+    file, signs = further.hipoink_servers_file, _signs(given)
     problems: list[str] = []
     tables = _tables(file, problems) if file else {}
-    if has_default and DEFAULT_SERVER in tables:
+    if variables and variables.hipoink_api_base_url and DEFAULT_SERVER in tables:
         problems.append(
             f"{file} [{DEFAULT_SERVER}]: is set by HIPOINK_API_BASE_URL as well; remove one of the two"
         )
@@ -139,9 +307,9 @@ def read_servers(
         if name in known and not sign.isprintable()
     ]
     servers: dict[str, LabelServerSettings] = {}
-    model = _table_model(fields)
-    for name, table in tables.items():
-        values, wrong = _values(model, name, table, insecure_allowed=insecure_allowed)
+    model, default_sign = _table_model(), variables.hipoink_api_secret if variables else None
+    for name, table in sorted(tables.items(), key=lambda named: named[0] != DEFAULT_SERVER):  # that one first
+        values, wrong = _values(model, name, table, insecure_allowed=further.allow_insecure_label_server)
         problems += [f"{file} [{name}] {sentence}" for sentence in wrong]
         if not wrong:
             own = signs.get(sign_variable(name))
@@ -214,7 +382,8 @@ class _Table(BaseModel):
         return printable_text(value.strip()) if isinstance(value, str) else value
 
 
-def _table_model(fields: Mapping[str, FieldInfo]) -> type[BaseModel]:
+def _table_model() -> type[BaseModel]:
+    fields = LabelServerVariables.model_fields
     described: dict[str, Any] = {key: (fields[name].annotation, fields[name]) for key, name in _KEYS.items()}
     return create_model("Table", __base__=_Table, **described)
 

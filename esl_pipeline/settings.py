@@ -4,7 +4,6 @@ What is allowed but worth saying comes from `Settings.warnings`.
 """
 
 import re
-import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -30,19 +29,16 @@ from esl_pipeline.environment import (
     SettingsError,
     did_you_mean,
     folded,
-    is_unprotected,
     misspelt,
     problem,
 )
 from esl_pipeline.label_servers import (
-    PUBLIC_SIGN,
-    LabelServerSettings,
-    check_protected,
+    FurtherServers,
+    LabelServerVariables,
+    ServersFile,
     is_sign_variable,
     read_servers,
-    signs_given,
 )
-from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.postgres_urls import DagsterUrl, PostgresUrl, may_be_overheard, ports
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.source import Source, SourceSettings
@@ -82,12 +78,6 @@ def _networks(value: str) -> str:
     return value
 
 
-def _client_id(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
-        raise ValueError("cannot stand in the path of an address; use letters, digits, '_', '-' and '.'")
-    return value
-
-
 def _home(value: Path) -> Path:
     try:
         home = value.expanduser()
@@ -97,21 +87,6 @@ def _home(value: Path) -> Path:
     if not usable:
         raise ValueError("cannot be a folder of ours; name a folder that exists or can be made")
     return home
-
-
-def _expanded(value: Path) -> Path:
-    try:
-        return value.expanduser()
-    except RuntimeError:
-        raise ValueError("cannot be found; write the file's whole path") from None
-
-
-def _ca_file(value: Path) -> Path:
-    try:
-        ssl.create_default_context(cafile=value)
-    except (OSError, ssl.SSLError):
-        raise ValueError("cannot be read as certificates; name a readable file in PEM form") from None
-    return value
 
 
 def _frames_url(value: str) -> str:
@@ -145,56 +120,9 @@ def _misspelt_names() -> list[str]:
 Part = TypeVar("Part", bound=SourceSettings)
 
 
-class _FurtherServers(Environment):
-    """What has to be known to judge the servers' file, whatever else is wrong."""
-
-    allow_insecure_label_server: bool = Field(
-        False,
-        description="Accept http:// to a label server on another machine, by its private IP address: the sign and the "
-        "prices travel unprotected.",
-    )
-    hipoink_servers_file: Annotated[Path, AfterValidator(_expanded)] | None = Field(
-        None,
-        description="TOML file of further label servers, a table each: see docs/label-servers.md. Their signs are "
-        "variables of their own, e.g. HIPOINK_API_SECRET__NORTH.",
-    )
-
-
-class Settings(_FurtherServers):
+class Settings(LabelServerVariables):
     """What the environment says. Build it with `load_settings`: it brings the sources with their own settings."""
 
-    hipoink_api_base_url: HttpUrl | None = Field(
-        None, description="Address of the label server, e.g. https://labels.example.com."
-    )
-    hipoink_ca_file: Annotated[Path, AfterValidator(_ca_file)] | None = Field(
-        None,
-        description="PEM file of the authority that signed the label server's certificate, when it is no public one. "
-        "Only that one is trusted then.",
-    )
-    hipoink_client_id: Annotated[str, AfterValidator(_client_id)] = Field(
-        "default", description="Name of the label server's app key; part of every request's path."
-    )
-    hipoink_api_secret: SecretStr | None = Field(
-        None,
-        description="Sign of that app key, sent as is. Without it the documented public default is used, "
-        "which anybody may know.",
-    )
-    hipoink_username: str | None = Field(
-        None,
-        description="Account of the label server's admin page. Accepted; the product API does not use it.",
-    )
-    hipoink_password: SecretStr | None = Field(
-        None, description="Password of that account. Accepted; the product API does not use it."
-    )
-    hipoink_rate_limit_per_second: float = Field(
-        10, ge=0.01, le=1000, description="Requests per second to the label server, over all runs."
-    )
-    hipoink_batch_size: int = Field(
-        100, ge=1, le=1000, description="Labels in one request to the label server, at most."
-    )
-    hipoink_concurrency: int = Field(
-        4, ge=1, le=32, description="Requests in flight at the label server at a time, over all runs."
-    )
     esl_database_url: PostgresUrl | None = Field(
         None,
         description="Postgres address of the buffer, direct or through a pooler of either kind. Overrides "
@@ -306,18 +234,9 @@ class Settings(_FurtherServers):
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
     _sources: dict[str, Source[Any]] = PrivateAttr(default_factory=dict)
-    _further_servers: dict[str, LabelServerSettings] = PrivateAttr(default_factory=dict)
-    _servers_doubts: list[str] = PrivateAttr(default_factory=list)
 
     # The cross-checks are field validators, because a model validator would be skipped whenever a single
     # field is wrong, and the reader would meet the problems in turns. `info.data` lacks the fields that are.
-
-    @field_validator("hipoink_api_base_url")
-    @classmethod
-    def _insecure_only_when_allowed(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url:
-            check_protected(url, insecure_allowed=info.data.get("allow_insecure_label_server", True))
-        return url
 
     @field_validator("supabase_service_key")
     @classmethod
@@ -344,54 +263,6 @@ class Settings(_FurtherServers):
     @classmethod
     def _deliveries_outlive_their_bodies(cls, days: int, info: ValidationInfo) -> int:
         return max(days, int(info.data.get("esl_keep_bodies_days", days)))
-
-    @property
-    def uses_public_sign(self) -> bool:
-        """Whether the label server is addressed with the documented default sign, which is no secret."""
-        return self.hipoink_sign.get_secret_value() == PUBLIC_SIGN
-
-    @property
-    def hipoink_sign(self) -> SecretStr:
-        """The sign to send: HIPOINK_API_SECRET, else the documented public default."""
-        return self.hipoink_api_secret or SecretStr(PUBLIC_SIGN)
-
-    @property
-    def label_servers(self) -> Mapping[str, LabelServerSettings]:
-        """Every label server by name; `default`, where there is one, comes first."""
-        if self.hipoink_api_base_url is None:
-            return self._further_servers
-        single = LabelServerSettings(
-            base_url=self.hipoink_api_base_url,
-            client_id=self.hipoink_client_id,
-            rate_limit_per_second=self.hipoink_rate_limit_per_second,
-            concurrency=self.hipoink_concurrency,
-            batch_size=self.hipoink_batch_size,
-            ca_file=self.hipoink_ca_file,
-            sign=self.hipoink_sign,
-        )
-        return {DEFAULT_SERVER: single, **self._further_servers}
-
-    def label_server(self, name: str) -> LabelServerSettings:
-        """One of them. Raises SettingsError when there is none of this name."""
-        servers = self.label_servers
-        if name in servers:
-            return servers[name]
-        if not servers:
-            says = (
-                "HIPOINK_API_BASE_URL is not set: set the label server's address; "
-                "`esl-pipeline up` brings a sandbox of its own"
-            )
-        elif name == DEFAULT_SERVER:
-            says = (
-                f"no label server is called {name}: HIPOINK_API_BASE_URL is not set, and HIPOINK_SERVERS_FILE names "
-                f"{', '.join(servers)}"
-            )
-        else:
-            says = (
-                f"no label server is called {name}: there is {', '.join(servers)}; add a table [{name}] to "
-                "HIPOINK_SERVERS_FILE"
-            )
-        raise SettingsError([says])
 
     @property
     def host_names(self) -> tuple[str, ...]:
@@ -436,18 +307,7 @@ class Settings(_FurtherServers):
 
     def warnings(self) -> list[str]:
         """Sentences about settings that work but deserve a second look; no secret in them."""
-        said = list(self._servers_doubts)
-        if self.uses_public_sign and (self.hipoink_api_base_url or not self._further_servers):
-            said.append(
-                "HIPOINK_API_SECRET is not set or is the documented public default sign: anybody who reaches "
-                "the label server can change its labels. Make an app key of your own and set its sign."
-            )
-        if self.hipoink_api_base_url and is_unprotected(self.hipoink_api_base_url):
-            said.append(
-                "HIPOINK_API_BASE_URL is http:// to another machine (ALLOW_INSECURE_LABEL_SERVER): whoever is on that "
-                "network can read the sign and change labels. Use https:// (HIPOINK_CA_FILE for an authority of your "
-                "own)."
-            )
+        said = self.label_server_warnings()
         if self.esl_dagster_database_url and TRANSACTION_POOLER_PORT in ports(self.esl_dagster_database_url):
             said.append(
                 f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
@@ -489,24 +349,15 @@ def load_settings(**overrides: Any) -> Settings:
         if name not in known and not is_sign_variable(name)
     ]
     settings = _read(Settings, given, problems)
-    further = _read(_FurtherServers, given, [])  # what is wrong with these two has been said
-    if further is not None:
-        servers = read_servers(
-            further.hipoink_servers_file,
-            signs_given(given),
-            Settings.model_fields,
-            default_sign=settings.hipoink_api_secret if settings else None,
-            has_default=settings is not None and settings.hipoink_api_base_url is not None,
-            insecure_allowed=further.allow_insecure_label_server,
-        )
-        problems += servers.problems
+    further = _read(FurtherServers, given, [])  # what is wrong with these two has been said
+    servers = read_servers(further, settings, given) if further else ServersFile({}, [], [])
+    problems += servers.problems
     sources = {system: _read(source.settings_class, given, problems) for system, source in SOURCES.items()}
     if problems:
         raise SettingsError(problems) from None
-    assert settings is not None and further is not None
+    assert settings is not None
     settings._sources.update({system: SOURCES[system](part) for system, part in sources.items()})
-    settings._further_servers.update(servers.servers)
-    settings._servers_doubts.extend(servers.warnings)
+    settings.add_servers(servers)
     return settings
 
 

@@ -124,7 +124,10 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
 
 def test_the_default_may_stand_in_the_file_but_not_in_both_places(file: Path) -> None:
     text = "[default]\nbase_url = 'https://x.example'\n"
-    servers = load(file, text, hipoink_api_secret="own").label_servers
+    servers = load(
+        file, f"[n]\nbase_url = 'https://n.example'\n{text}", hipoink_api_secret="own"
+    ).label_servers
+    assert list(servers) == ["default", "n"], "the default comes first wherever it stands"
     assert servers["default"].sign.get_secret_value() == "own"
     (says,) = problems(file, text, hipoink_api_base_url="https://y.example")
     assert says == "[default]: is set by HIPOINK_API_BASE_URL as well; remove one of the two"

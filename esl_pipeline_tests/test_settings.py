@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from esl_pipeline.settings import PUBLIC_SIGN, Settings, SettingsError, every_field, load_settings
+from esl_pipeline.label_servers import PUBLIC_SIGN
+from esl_pipeline.settings import Settings, SettingsError, every_field, load_settings
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import shop_named
 

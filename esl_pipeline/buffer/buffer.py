@@ -279,7 +279,7 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
 
     def due_everywhere(self) -> DueEverywhere:
         """What there is to do now for each label server that the settings name."""
-        return DueEverywhere.of(self._due(self.label_servers))
+        return DueEverywhere.of(self._due(self.label_servers), self.label_servers)
 
     def _due(self, servers: Sequence[str]) -> Row:
         return self._call(

@@ -62,7 +62,7 @@ class DueEverywhere:
     elsewhere: Mapping[str, Sequence[str]]
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Self:
-        """As the buffer gives it."""
-        servers = {name: Due.of(due) for name, due in row["servers"].items()}
+    def of(cls, row: Mapping[str, Any], names: Sequence[str]) -> Self:
+        """As the buffer gives it, of these servers, in this order."""
+        servers = {name: Due.of(row["servers"][name]) for name in names}
         return cls(servers=servers, shops=row["shops"], elsewhere=row["elsewhere"])

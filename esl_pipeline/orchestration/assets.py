@@ -292,7 +292,8 @@ class _Work:
         try:
             server = self.servers.of(name)
         except SettingsError as error:
-            part.failures = {self._named(store, name): error for store in stores}
+            failure = dg.Failure(error.problems[0], allow_retries=False)
+            part.failures = {self._named(store, name): failure for store in stores}
             return part
         with server.client(buffer) as client:
             self._push(buffer, client, server.rules)

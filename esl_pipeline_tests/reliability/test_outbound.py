@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.hipoink.errors import HipoinkError, TransientError
+from esl_pipeline.label_servers import PUBLIC_SIGN
 from esl_pipeline.labels.build import image_is_allowed
 from esl_pipeline.labels.policy import Policy
-from esl_pipeline.settings import PUBLIC_SIGN, load_settings
+from esl_pipeline.settings import load_settings
 from esl_pipeline.sources.shopify.admin.errors import AdminTooLargeError
 from esl_pipeline_tests.hipoink.servers import client_of
 from esl_pipeline_tests.sources.shopify.admin.servers import Reply, in_turn, serving

@@ -89,7 +89,12 @@ def test_what_has_to_wait_is_asked_for_again_and_a_pusher_is_busy_until_then() -
 @pytest.mark.parametrize("per_second", [0.05, 10])
 def test_a_claim_outlives_the_wait_for_its_turn_at_a_slow_pace(per_second: float) -> None:
     """Else its labels go out when somebody else may have pushed newer ones."""
-    rules = push_rules(load_settings(hipoink_rate_limit_per_second=per_second, hipoink_concurrency=8))
+    settings = load_settings(
+        hipoink_rate_limit_per_second=per_second,
+        hipoink_concurrency=8,
+        hipoink_api_base_url="https://labels.example.com",
+    )
+    rules = push_rules(settings)
     assert rules.concurrency == 8
     longest_wait = batches_at_once(8) / per_second
     assert rules.lease >= PushRules().lease + LABEL_SERVER_TRIES * longest_wait

@@ -46,8 +46,10 @@ language sql volatile security definer set search_path = '' as $$
         select r.source_system, r.source_store_id from esl.shops_to_read(p) r where r.is_active
     ), waiting as materialized (  -- shops where any is, and how many such shops there are
         select s.*, count(*) over () as shops from shops s
-        where exists (select from esl.products o
-                      where o.source_store_id = s.source_store_id and o.source_system = s.source_system and o.due)
+        cross join lateral (  -- in this order, so that whatever the planner believes, it asks the index of each shop
+            select from esl.products o
+            where o.source_store_id = s.source_store_id and o.source_system = s.source_system and o.due
+            order by o.revision limit 1) o
     ), due as (
         select d.* from waiting w cross join lateral (
             select o.*, esl.text_bytes(o) as bytes, row_number() over (order by o.revision) as turn from esl.products o

@@ -24,7 +24,8 @@ language sql stable set search_path = '' as $$
     select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
         select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
             esl.server_of(m.hipoink_store_code) as label_server, m.is_active, m.activated_at, m.switched_off,
-            esl.mapping_problem(m) as problem, m.is_dry_run, coalesce(s.on_labels, 0) as on_labels, coalesce(h.held_back, 0) as held_back,
+            esl.mapping_problem(m) as problem, m.is_dry_run, coalesce(s.on_labels, 0) as on_labels,
+            coalesce(h.held_back, 0) as held_back,
             coalesce(q.queue, jsonb_build_object('waiting', 0, 'guarded', 0, 'failed', 0, 'dead', 0, 'oldest', null,
                                                  'last_error', null)) as queue,
             (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_health s

@@ -73,7 +73,7 @@ language plpgsql set search_path = '' as $$
 declare
     v_server text := esl.server_of(p_head.store_code);
     v_jumped boolean := p_head.priority = 0 and esl.has_jump(
-        (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'), v_server);
+        v_server, (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'));
 begin
     perform esl.take_turns('push', array[p_head.mapping_id::text]);
     if not v_jumped then

@@ -66,7 +66,7 @@ begin
                 limit 1) n
         ), live as (
             select g.*, m as mapping, u.taken_at,
-                   g.priority = 0 and esl.has_jump(u.taken_at, esl.server_in(p)) as jumps,
+                   g.priority = 0 and esl.has_jump(esl.server_in(p), u.taken_at) as jumps,
                    p_alone or coalesce(esl.is_doubted(h), false) as alone,
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow,
                    case when p_alone then 0 else coalesce(c.degree, 0) end as crowded
@@ -111,7 +111,7 @@ end $$;
 
 -- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had one at its
 -- label server since.
-create or replace function esl.has_jump(p_taken_at timestamptz, p_server text) returns boolean
+create or replace function esl.has_jump(p_server text, p_taken_at timestamptz) returns boolean
 language sql stable set search_path = '' as $$
     select p_taken_at is null or p_taken_at < coalesce(
         (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = p_server), '-infinity')

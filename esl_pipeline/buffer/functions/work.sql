@@ -7,14 +7,18 @@
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as materialized (
-        select r.*,
-            exists (select from esl.webhook_inbox i
-                    where i.source_system = r.source_system and i.source_store_id = r.source_store_id
-                      and (i.state = 'ready' or (i.state = 'leased' and i.lease_until < now()))) as inbox,
-            r.is_active and exists (
-                select from esl.products o where o.source_system = r.source_system
-                  and o.source_store_id = r.source_store_id and o.due) as variants
+        -- In order, so that whatever the planner believes, it asks the index of each shop.
+        select r.*, i.id is not null as inbox, r.is_active and o.revision is not null as variants
         from esl.readers(p) r
+        left join lateral (
+            select i.id from esl.webhook_inbox i
+            where i.source_system = r.source_system and i.source_store_id = r.source_store_id
+              and (i.state = 'ready' or (i.state = 'leased' and i.lease_until < now()))
+            order by i.id limit 1) i on true
+        left join lateral (
+            select o.revision from esl.products o
+            where o.source_store_id = r.source_store_id and o.source_system = r.source_system and o.due
+            order by o.revision limit 1) o on true
     ), found as (
         select a.name,
             exists (select from shops s where a.name = any (s.servers)) as is_fed,
