@@ -9,11 +9,14 @@ A head of 16 KiB with lines of one letter, and a body in chunks of one byte, are
 the one thread that reads for all.
 """
 
+import re
+
 HEAD_BYTES = 16_384
 HEAD_LINES = 100
 PIECES = 1_000
 PIECE_BYTES = 64
-_ONCE = (b"content-length", b"transfer-encoding", b"host")
+_ONCE = re.compile(rb"\n(content-length|transfer-encoding|host):([^\r]*)", re.IGNORECASE)
+_NOT_PLAIN = re.compile(rb"(?<=\n)upgrade:[^\n]*\n|[ \t]+(?=\r\n)", re.IGNORECASE)
 _LONGEST_LENGTH = 15  # digits
 
 
@@ -48,14 +51,6 @@ def head_end(received: bytes | bytearray) -> int:
     return end + 4 if end >= 0 else 0
 
 
-def without_upgrade(head: bytes) -> bytes:
-    """The head without the wish to speak something else, which nobody here does: the parser would end at it."""
-    if b"\nupgrade:" not in head.lower():
-        return head
-    lines = head.split(b"\r\n")
-    return b"\r\n".join(line for line in lines if not line.lower().startswith(b"upgrade:"))
-
-
 def body_length(head: bytes) -> int | None:
     """How long the body after this head is, None when it comes in chunks.
 
@@ -68,16 +63,13 @@ def body_length(head: bytes) -> int | None:
         raise FramingError("there is a NUL")
     if b"\n " in head or b"\n\t" in head:
         raise FramingError("a line is folded")
-    request, *lines_of = head[:-4].split(b"\r\n")
+    request = head[: head.index(b"\r\n")]
     if not request.endswith((b" HTTP/1.1", b" HTTP/1.0")):
         raise FramingError("the first line is no request of HTTP/1.1 or 1.0")
-    found: dict[bytes, bytes] = {}
-    for line in lines_of:
-        name, _, value = line.partition(b":")
-        if (name := name.lower()) in _ONCE:
-            if name in found:
-                raise FramingError("a header that says where the request ends or goes comes twice")
-            found[name] = value.strip(b" \t")
+    named = _ONCE.findall(head)
+    found = {name.lower(): value.strip(b" \t") for name, value in named}
+    if len(found) < len(named):
+        raise FramingError("a header that says where the request ends or goes comes twice")
     is_new = request.endswith(b"1")
     if is_new and b"host" not in found:
         raise FramingError("there is no host")
@@ -91,3 +83,10 @@ def body_length(head: bytes) -> int | None:
     if length is not None and not (length.isdigit() and len(length) <= _LONGEST_LENGTH):
         raise FramingError("the length is no number")
     return int(length or 0)
+
+
+def plain(head: bytes) -> bytes:
+    """The head without what the parser would take for more than it is: blanks that end a line, and the wish to speak
+    something else, which nobody here does.
+    """
+    return _NOT_PLAIN.sub(b"", head)

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from esl_pipeline.addresses import Network, sender
-from esl_pipeline.receiver.framing import HEAD_BYTES, FramingError, Pieces, body_length, head_end, without_upgrade
-from esl_pipeline.receiver.held import VOUCH, Holding, Phase, Table
+from esl_pipeline.receiver.framing import HEAD_BYTES, FramingError, Pieces, body_length, head_end, plain
+from esl_pipeline.receiver.held import VOUCH, WHOLE, Holding, Phase, Table
 from esl_pipeline.receiver.turns import Turns
 
 SWEEP_SECONDS = 0.1
@@ -43,12 +43,13 @@ class HeldProtocol(HttpToolsProtocol):
         self._application, self.app = self.app, self._answer
         self._received = bytearray()  # and not given to the parser yet
         self._left: int | None = 0  # of the body, None: as its chunks say
-        self._pieces = Pieces()
+        self._pieces: Pieces | None = None  # of a body in chunks
         self._is_reading = False  # a request is begun, and has not come whole
         self._has_had_a_turn = False
         self._waits: asyncio.Future[None] | None = None  # for a turn
         self._begun: object = None  # the request that came with it
         self._is_new, self._refused, self._resting = True, False, False
+        self._peer: tuple[str, int] | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(_Parting(transport, self._part))  # type: ignore[arg-type]
@@ -82,7 +83,7 @@ class HeldProtocol(HttpToolsProtocol):
         try:
             while self._received and self.parser and not self._refused:
                 if self._is_reading:
-                    self._read_body()
+                    self._feed(self._taken())
                 elif self.cycle and not self.cycle.response_complete:
                     return
                 elif end := head_end(self._received):
@@ -95,20 +96,23 @@ class HeldProtocol(HttpToolsProtocol):
 
     def _read_head(self, end: int) -> None:
         head = bytes(self._received[:end])
+        self._left, self._is_reading = body_length(head), True
+        self._pieces = Pieces() if self._left is None else None
         del self._received[:end]
-        self._left, self._pieces, self._is_reading = body_length(head), Pieces(), True
-        self.parser.feed_data(without_upgrade(head))
-        self._check_end()
+        self._feed(plain(head) + self._taken())
 
-    def _read_body(self) -> None:
-        piece = bytes(self._received if self._left is None else self._received[: self._left])
-        del self._received[: len(piece)]
-        if self._left is not None:
-            self._left -= len(piece)
-        self.parser.feed_data(piece)
-        self._check_end()
+    def _taken(self) -> bytes:
+        """What is here of the body."""
+        if self._left is None:
+            taken = bytes(self._received)
+        else:
+            taken = bytes(self._received[: self._left])
+            self._left -= len(taken)
+        del self._received[: len(taken)]
+        return taken
 
-    def _check_end(self) -> None:
+    def _feed(self, data: bytes) -> None:
+        self.parser.feed_data(data)
         if self._left is not None and self._is_reading != (self._left > 0):
             raise FramingError("the request does not end where its head says")
 
@@ -117,15 +121,14 @@ class HeldProtocol(HttpToolsProtocol):
             raise FramingError("something comes behind the last chunk")
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value.strip(b" \t"))
-
     def on_chunk_header(self) -> None:
         """The parser calls it."""
-        self._pieces.chunk()
+        if self._pieces:
+            self._pieces.chunk()
 
     def on_body(self, body: bytes) -> None:
-        self._pieces.grown(len(body))
+        if self._pieces:
+            self._pieces.grown(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -192,12 +195,11 @@ class HeldProtocol(HttpToolsProtocol):
             await self._turn(cycle)
             if cycle.disconnected:
                 return
-        forwarded = [
-            value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"
-        ]
-        host, port = scope["client"] or ("", 0)
-        scope["client"] = (sender(host, forwarded, self._trusted), port)
-        scope["extensions"] = {VOUCH: self._vouch}
+        scope["client"] = self._sender(scope)
+        if not cycle.more_body:
+            scope["extensions"] = {VOUCH: self._vouch, WHOLE: True}
+            await self._application(scope, receive, send)
+            return
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start" and cycle.more_body:
@@ -205,7 +207,20 @@ class HeldProtocol(HttpToolsProtocol):
                 message = {**message, "headers": [*headers, (b"connection", b"close")]}
             await send(message)
 
+        scope["extensions"] = {VOUCH: self._vouch}
         await self._application(scope, receive, answer)
+
+    def _sender(self, scope: Any) -> tuple[str, int]:
+        forwarded = [
+            value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"
+        ]
+        if forwarded or self._peer is None:
+            host, port = scope["client"] or ("", 0)
+            found = sender(host, forwarded, self._trusted), port
+            if forwarded:
+                return found
+            self._peer = found
+        return self._peer
 
     def _begin(self, _: object) -> None:
         """The first turn: what has come by now is read, and if it is a whole head, that request begins."""
@@ -250,6 +265,7 @@ class _Parting:
 
     def __init__(self, transport: Transport, close: Callable[[Transport], None]) -> None:
         self._transport, self._close, self._closing = transport, close, False
+        self.write, self.get_write_buffer_size = transport.write, transport.get_write_buffer_size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
