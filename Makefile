@@ -12,7 +12,7 @@ SECONDS ?= 60
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
+.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -72,6 +72,10 @@ $(TOOLS)/.made: requirements-tools.lock
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
 	@touch $@
+
+# Linux. Latency, fills, nights, receiver and the baseline in one run; QUICK=1: the same bounds at smaller sizes, in four minutes.
+bench: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
 
 bench-validate: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.validate $(N)
