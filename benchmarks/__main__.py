@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fill, growth, hang, latency, pictures, prior, servers
+from benchmarks import fill, growth, hang, latency, pictures, prior, receiver, servers
 from benchmarks.fill import Fill
 from benchmarks.latency import Measured, Shop
 from benchmarks.night import WORKERS, Night, nights
@@ -30,6 +31,7 @@ from benchmarks.webhooks import shop_name
 FILL_RATIO, JUDGED_LABELS, TIMES_PRIOR, MOVED, EXPONENT, MIB = 0.9, 5_000, 50, 1.25, 1.1, 600
 # So long may an unchanged night of so many variants take, a smaller one its share and what a run takes to start.
 NIGHT_SECONDS, NIGHT_VARIANTS, STARTING = 30, 100_000, 3
+RECEIVER_RATIO = 0.4
 QUANTILES = ("p50", "p95", "p99")
 # Of shops; the numbers of those that are filled at once come after.
 LATENCY, HUNG, ELSEWHERE, FILLED = 1, 2, 3, 10
@@ -206,17 +208,18 @@ def _nights_after(
 ) -> Iterator[None]:
     """The nights of a shop that was just filled, at a pace that does not bind: unchanged, and with few new prices."""
     deployed.take(0)
-    most = NIGHT_SECONDS * variants / NIGHT_VARIANTS + (STARTING if variants < NIGHT_VARIANTS else 0)
+    starts = STARTING if variants < NIGHT_VARIANTS else 0
+    most = NIGHT_SECONDS * variants / NIGHT_VARIANTS + starts if variants >= JUDGED_LABELS else None
     unchanged = nights(deployed, [shop], shopify, per_second=1000)
-    report.add(_night_row("night, unchanged", variants, unchanged, 0, most))
+    report.add(_night_row("night, unchanged", variants, unchanged, pushes=0, most=most))
     yield
     changed = fill.change_some(shopify, 0.01, cents=25_000)
     some = nights(deployed, [shop], shopify, per_second=1000)
-    report.add(_night_row("night, 1 % changed", variants, some, changed, None))
+    report.add(_night_row("night, 1 % changed", variants, some, pushes=changed))
     yield
 
 
-def _night_row(what: str, variants: int, night: Night, pushes: int, most: float | None) -> Row:
+def _night_row(what: str, variants: int, night: Night, *, pushes: int, most: float | None = None) -> Row:
     _check(night)
     return Row(
         what,
@@ -268,6 +271,28 @@ def _growth(report: Report) -> None:
                 one.exponent <= EXPONENT or not one.judged,
             )
         )
+
+
+def _receiver(sizes: Sizes, report: Report) -> None:
+    cases, wrong = receiver.measure(
+        sizes.receiver_seconds, cases=sizes.receiver_cases, turns=sizes.receiver_turns
+    )
+    for case in cases:
+        own, nothing = case.receiver, case.nothing
+        is_promised = (case.connections, case.variants) == (50, 1)
+        report.add(
+            Row(
+                "receiver",
+                f"{case.connections} connections, {case.variants}-variant bodies",
+                f"{own.per_second:,.0f}/s, p99 {own.p99:.0f} ms; does nothing: {nothing.per_second:,.0f}/s; "
+                f"{case.ratio:.2f} x",
+                {"receiver": asdict(own), "nothing": asdict(nothing), "ratio": case.ratio},
+                f">= {RECEIVER_RATIO}" if is_promised else None,
+                case.ratio >= RECEIVER_RATIO or not is_promised,
+            )
+        )
+    said = "; ".join(wrong) or "each is a committed row"
+    report.add(Row("receiver", "every 200", said, promised="is a committed row", kept=not wrong))
 
 
 def _memory(deployed: Deployment, report: Report) -> None:
@@ -351,23 +376,28 @@ def main() -> int:
         "mode": sizes.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    about["machine"] = machine()
-    for places, phases in _plan(sizes):
-        with deployment(
-            places, settings={"ESL_DRAIN_IDLE_SECONDS": str(sizes.drain_idle)}, beside=WORKERS
-        ) as deployed:
-            about["versions"] = versions(deployed.postgres.version)
-            for phase in phases:
-                for _ in phase(deployed, sizes, report):
-                    print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
-            _memory(deployed, report)
-    _growth(report)
+    about |= {"machine": machine(), "versions": versions(0)}
+    try:
+        for places, phases in _plan(sizes):
+            idle = {"ESL_DRAIN_IDLE_SECONDS": str(sizes.drain_idle)}
+            with deployment(places, settings=idle, beside=WORKERS) as deployed:
+                about["versions"] = versions(deployed.postgres.version)
+                for phase in phases:
+                    for _ in phase(deployed, sizes, report):
+                        print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
+                _memory(deployed, report)
+        _receiver(sizes, report)
+        _growth(report)
+    except SystemExit as ended:
+        report.add(Row("the run", "to its end", str(ended), promised="ends", kept=False))
     about["seconds"] = time.monotonic() - began
     report.write(folder, about)
     _draw(report, folder)
     broken = report.broken
-    summary = f"bench {sizes.name}: {len(report.rows)} figures in {about['seconds']:.0f} s, in {folder}"
-    print(summary + (f" - BROKEN: {'; '.join(broken)}" if broken else ", all within bounds"))
+    print("\n".join(["", *(f"BROKEN: {one}" for one in broken)]))
+    kept = sum(row.promised is not None for row in report.rows) - len(broken)
+    verdict = f"{len(broken)} BROKEN" if broken else "none broken"
+    print(f"bench {sizes.name}: {kept} promises kept, {verdict}, in {about['seconds']:.0f} s; {folder}")
     return 1 if broken else 0
 
 

@@ -8,8 +8,7 @@ import os
 import sys
 from typing import Any
 
-import dagster as dg
-
+from benchmarks.instance import opened
 from esl_pipeline.definitions import build_definitions
 from esl_pipeline.orchestration.near_real_time import DrainConfig
 
@@ -17,8 +16,8 @@ from esl_pipeline.orchestration.near_real_time import DrainConfig
 def main(label_server: str) -> None:
     """Until the parent has gone."""
     job, parent = build_definitions().resolve_job_def("event_sync"), os.getppid()
-    while os.getppid() == parent:
-        with dg.DagsterInstance.ephemeral() as instance:
+    with opened() as instance:
+        while os.getppid() == parent:
             job.execute_in_process(run_config=_config(label_server), instance=instance, raise_on_error=False)
 
 

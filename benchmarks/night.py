@@ -87,19 +87,18 @@ def _intents(deployed: Deployment) -> int:
 
 def _serve() -> None:
     """In the child."""
-    import dagster as dg
-
+    from benchmarks.instance import opened
     from esl_pipeline.definitions import build_definitions
 
     job = build_definitions().resolve_job_def("full_reconciliation")
-    for line in sys.stdin:
-        asked, own = json.loads(line), dict(os.environ)
-        os.environ.update(asked["variables"])
-        with dg.DagsterInstance.ephemeral() as instance:
+    with opened() as instance:
+        for line in sys.stdin:
+            asked, own = json.loads(line), dict(os.environ)
+            os.environ.update(asked["variables"])
             answer = {shop: _run(job, instance, f"shopify:{shop}") for shop in asked["shops"]}
-        os.environ.clear()
-        os.environ.update(own)
-        print(json.dumps(answer), flush=True)
+            os.environ.clear()
+            os.environ.update(own)
+            print(json.dumps(answer), flush=True)
 
 
 def _run(job: Any, instance: Any, key: str) -> dict[str, float]:

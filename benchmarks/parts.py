@@ -28,6 +28,10 @@ SECRET, SIGN, TOKEN = "benchmark-webhook-secret", "benchmark-sign", "shpat_bench
 DEFAULT = "default"
 # The guard against mass changes is for people; here nobody is there to approve them.
 STORE_SETTINGS = {"expected_currency": "EUR", "guard_share_pct": 100}
+_DAGSTER = """
+storage: {postgres: {postgres_url: {env: ESL_DAGSTER_DATABASE_URL}}}
+telemetry: {enabled: false}
+"""
 _HERE = Path(__file__).resolve().parents[1]
 _RECEIVER = ("-m", "esl_pipeline.commands.cli", "receiver", "--only", "webhooks")
 _LABELS, _SHOPIFY = "esl_pipeline.sandbox.label_server.server", "esl_pipeline.sandbox.shopify.server"
@@ -223,8 +227,9 @@ def deployment(
     settings: Mapping[str, str] = {},
     beside: Mapping[str, Sequence[str]] = {},
 ) -> Iterator[Deployment]:
-    """A pipeline with these label servers; `settings` are variables of all its parts, `beside` arguments of further
-    Python processes with its environment, by name. Its data and logs are deleted at the end."""
+    """A pipeline with these label servers; without any, the receiver alone. `settings` are variables of all its parts,
+    `beside` arguments of further Python processes with its environment, by name. Data and logs are deleted at the end.
+    """
     from esl_pipeline.buffer.migrate import migrate
 
     with ExitStack() as stack:
@@ -246,7 +251,8 @@ def deployment(
             **{f"drain {name}": ("-m", "benchmarks.drain", name) for name in servers},
             **beside,
         }
-        variables = _variables(home, dsn, labels) | settings
+        postgres.create_database("dagster")
+        variables = _variables(home, dsn, labels) | _dagster(home, postgres.dsn("dagster")) | settings
         running = {
             name: stack.enter_context(process(*command, log=home / f"{name}.log", **variables))
             for name, command in commands.items()
@@ -265,24 +271,31 @@ def deployment(
 
 
 def _variables(home: Path, dsn: str, labels: Mapping[str, str]) -> dict[str, str]:
-    """The settings of every part. The first label server is `default`, the others stand in a file."""
+    """The settings of every part. The label server `default` stands in variables, the others in a file."""
     variables = {
         "ESL_DATABASE_URL": dsn,
         "ESL_HOME": str(home / "esl"),
         "SHOPIFY_WEBHOOK_SECRET": SECRET,
         "SHOPIFY_ADMIN_TOKEN": TOKEN,
-        "HIPOINK_API_BASE_URL": labels[DEFAULT],
-        "HIPOINK_API_SECRET": SIGN,
         "ESL_DRAIN_IDLE_SECONDS": "3600",
         "ESL_DRAIN_MAX_AGE_SECONDS": "86400",
         "LOG_LEVEL": "WARNING",
     }
+    if DEFAULT in labels:
+        variables |= {"HIPOINK_API_BASE_URL": labels[DEFAULT], "HIPOINK_API_SECRET": SIGN}
     if others := {name: address for name, address in labels.items() if name != DEFAULT}:
         tables = [f'[{name}]\nbase_url = "{address}"\n' for name, address in others.items()]
         (home / "servers.toml").write_text("\n".join(tables))
         variables["HIPOINK_SERVERS_FILE"] = str(home / "servers.toml")
         variables |= dict.fromkeys(map(sign_variable, others), SIGN)
     return variables
+
+
+def _dagster(home: Path, dsn: str) -> dict[str, str]:
+    """Dagster's storage in Postgres, as in production (benchmarks.instance opens it)."""
+    (home / "dagster").mkdir()
+    (home / "dagster" / "dagster.yaml").write_text(_DAGSTER)
+    return {"DAGSTER_HOME": str(home / "dagster"), "ESL_DAGSTER_DATABASE_URL": dsn}
 
 
 def _drains(deployed: Deployment) -> int:

@@ -98,7 +98,7 @@ def _first(file: str, name: str) -> str:
 
 def _line(row: Row) -> str:
     verdict = "" if row.promised is None else f"{'  ' if row.kept else 'NO'} {row.promised}"
-    return f"{row.what:24.24} {row.under:40.40} {row.found:44} {verdict}".rstrip()
+    return f"{row.what:26} {row.under:44} {row.found:66} {verdict}".rstrip()
 
 
 def _markdown(rows: Sequence[Row], about: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ class Steady:
 @dataclass(frozen=True)
 class Sizes:
     """silence: seconds before each idle sample; drain_idle: seconds of ESL_DRAIN_IDLE_SECONDS; bursts: milliseconds a
-    call; hold: seconds that a call of the hung store takes; fills: labels and milliseconds a call."""
+    call; hold: seconds that a call of the hung store takes; fills: labels and milliseconds a call;
+    receiver_cases: connections and variants."""
 
     name: str
     products: int
@@ -34,6 +35,8 @@ class Sizes:
     shops: int
     variants_of_a_shop: int
     receiver_seconds: float
+    receiver_turns: int
+    receiver_cases: tuple[tuple[int, int], ...]
 
 
 QUICK = Sizes(
@@ -53,7 +56,9 @@ QUICK = Sizes(
     servers=2,
     shops=2,
     variants_of_a_shop=300,
-    receiver_seconds=3,
+    receiver_seconds=2,
+    receiver_turns=3,
+    receiver_cases=((50, 1),),
 )
 
 _LATENCIES = (5.0, 100.0, 500.0, 2_000.0)
@@ -85,5 +90,7 @@ FULL = Sizes(
     servers=10,
     shops=20,
     variants_of_a_shop=5_000,
-    receiver_seconds=10,
+    receiver_seconds=5,
+    receiver_turns=3,
+    receiver_cases=((1, 1), (50, 1), (1, 100), (50, 100)),
 )
