@@ -265,7 +265,7 @@ def _growth(report: Report) -> None:
             Row(
                 "growth",
                 f"{one.what}, up to {one.size:,}",
-                f"exponent {one.exponent:.2f}" + ("" if one.judged else " (too short to judge)"),
+                f"exponent {one.exponent:.2f}" + ("" if one.judged else ", too short to judge"),
                 {"exponent": one.exponent},
                 f"<= {EXPONENT}" if one.judged else None,
                 one.exponent <= EXPONENT or not one.judged,

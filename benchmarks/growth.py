@@ -36,6 +36,8 @@ def exponents(rows: Sequence[Row]) -> Iterator[Growth]:
             after = {"": large.values["seconds"], **large.values.get("steps", {})}
             times = large.values["size"] / small.values["size"]
             for step, seconds in after.items():
+                judged = seconds >= JUDGED_SECONDS
+                if step and not judged:
+                    continue
                 exponent = math.log(max(seconds, 0.01) / max(before[step], 0.01)) / math.log(times)
-                name = f"{what}, {step}" if step else what
-                yield Growth(name, large.values["size"], exponent, seconds >= JUDGED_SECONDS)
+                yield Growth(f"{what}: {step}" if step else what, large.values["size"], exponent, judged)

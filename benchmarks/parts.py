@@ -175,6 +175,11 @@ class Deployment:
         with psycopg.connect(self.dsn) as connection:
             return connection.execute(query.encode(), values).fetchall()
 
+    def execute(self, statement: str) -> None:
+        """Do this in the buffer's database."""
+        with psycopg.connect(self.dsn) as connection:
+            connection.execute(statement.encode())
+
     def map_shops(self, shops: Mapping[str, str], server: str = DEFAULT, **settings: Any) -> None:
         """Map shops (name to store code) to a label server."""
         from pydantic import SecretStr
