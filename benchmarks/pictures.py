@@ -45,7 +45,7 @@ def bars(title: str, unit: str, series: Sequence[str], groups: Sequence[Bars]) -
         at = x(10**power)
         drawn += [
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{height - 26}" stroke="#ddd"/>',
-            _text(at, height - 10, f"{10.0**power:g}", anchor="middle"),
+            _text(at, height - 10, _said(10.0**power), anchor="middle"),
         ]
     top = float(_TOP)
     for group, room in zip(groups, tall, strict=True):
@@ -55,10 +55,14 @@ def bars(title: str, unit: str, series: Sequence[str], groups: Sequence[Bars]) -
                 y = top + number * _BAR
                 drawn += [
                     _box(_LEFT, y, max(x(value) - _LEFT, 1), _BAR - 2, number),
-                    _text(x(value) + 5, y + _BAR - 4, f"{value:.3g}", size=10),
+                    _text(x(value) + 5, y + _BAR - 4, _said(value), size=10),
                 ]
         top += room
     return "\n".join([*drawn, "</svg>", ""])
+
+
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _box(x: float, y: float, width: float, height: float, number: int) -> str:
