@@ -6,40 +6,50 @@ at 10 requests a second against the bound labels / (batch size x rate), then a f
 variants without that pace. Exits 1 when the fill takes longer than 1.15 x the bound, when an unchanged catalogue
 causes a call that changes labels or more than 100 bytes of WAL a variant, or when a run takes more memory than it may
 (600 MiB up to 100,000 variants, 1 GiB beyond).
+
+`python -m benchmarks.reconcile growth 1000 10000 100000`: how an unchanged night grows with the shop, at a pace that
+does not bind: of each size the faster of two, by step. Exits 1 when a step, or the whole, that takes a second or more
+grows with an exponent above 1.1 from one size to the next, when 100,000 variants take more than 30 s, when such a night
+writes, or when a process takes more than 600 MiB of its own.
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 
+from benchmarks.fair import Memory
 from esl_pipeline.local.postgres import EmbeddedPostgres
 
 SHOP, STORE, TOKEN, SIGN = "corner-market.myshopify.com", "001", "shpat_benchmark", "benchmark-sign"
 PACED_LABELS, BATCH, RATE = 10_000, 100, 10
 FILL_RATIO = 1.15
 WAL_BYTES_PER_UNCHANGED_VARIANT = 100
+EXPONENT, NIGHT_SECONDS, NIGHT_VARIANTS, GROWTH_MIB = 1.1, 30, 100_000, 600
 STEPS = ("shopify_products", "validated_variants", "hipoink_sync_results")
+SANDBOXES = "esl_pipeline.sandbox.shopify.server", "esl_pipeline.sandbox.label_server.server"
 
 
 @contextmanager
-def _part(module: str, *options: str, **variables: str) -> Iterator[str]:
-    """A sandbox in a process of its own; its address."""
+def _part(module: str, *options: str, **variables: str) -> Iterator[tuple[str, int]]:
+    """A sandbox in a process of its own; its address and process."""
     command = [sys.executable, "-m", module, "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().split()[-1]
+            yield process.stdout.readline().split()[-1], process.pid
         finally:
             process.terminate()
 
@@ -120,10 +130,10 @@ def main(variants: int) -> int:
     with tempfile.TemporaryDirectory() as home, EmbeddedPostgres.temporary() as postgres:
         os.chdir(home)
         os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
-        shopify, labels = "esl_pipeline.sandbox.shopify.server", "esl_pipeline.sandbox.label_server.server"
+        shopify, labels = SANDBOXES
         with (
-            _part(shopify, "--variants", str(PACED_LABELS), "--token", TOKEN) as shop,
-            _part(labels, "--sign", SIGN) as server,
+            _part(shopify, "--variants", str(PACED_LABELS), "--token", TOKEN) as (shop, _),
+            _part(labels, "--sign", SIGN) as (server, _),
         ):
             fill = _run(_migrated(postgres, "paced"), shop, server, RATE)
         written = fill["hipoink_sync_results"]["labels written"]
@@ -137,8 +147,8 @@ def main(variants: int) -> int:
             problems.append(f"the fill takes more than {FILL_RATIO} x its bound")
 
         with (
-            _part(shopify, "--variants", str(variants), "--token", TOKEN) as shop,
-            _part(labels, "--sign", SIGN) as server,
+            _part(shopify, "--variants", str(variants), "--token", TOKEN) as (shop, _),
+            _part(labels, "--sign", SIGN) as (server, _),
         ):
             dsn = _migrated(postgres, "large")
             first = _run(dsn, shop, server, 1000)
@@ -170,8 +180,82 @@ def _show(what: str, run: dict[str, Any], variants: int) -> None:
         print(f"  {step:22} {seconds:8.1f} s {variants / max(seconds, 0.001):12,.0f} variants/s")
 
 
+def growth(sizes: Sequence[int]) -> int:
+    """Measure unchanged nights of these sizes, print, judge."""
+    with tempfile.TemporaryDirectory() as home, EmbeddedPostgres.temporary() as postgres:
+        os.chdir(home)
+        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+        nights = {variants: _unchanged_night(postgres, variants) for variants in sorted(sizes)}
+    problems = []
+    for variants, night in nights.items():
+        if night["changing calls"]:
+            problems.append(f"{variants} unchanged variants caused {night['changing calls']} writes")
+        if night["wal"] > WAL_BYTES_PER_UNCHANGED_VARIANT * variants:
+            problems.append(f"{variants} unchanged variants wrote {night['wal'] / 2**20:.0f} MiB of WAL")
+        problems += [
+            f"{name} took {mib:.0f} MiB beside {variants} variants, more than {GROWTH_MIB}"
+            for name, mib in night["peaks"].items()
+            if mib > GROWTH_MIB
+        ]
+    if (longest := nights.get(NIGHT_VARIANTS, {}).get("seconds", 0)) > NIGHT_SECONDS:
+        problems.append(f"{NIGHT_VARIANTS} variants take {longest:.1f} s, more than {NIGHT_SECONDS}")
+    exponents = [
+        (larger, step, _exponent(step, nights[smaller], nights[larger], larger / smaller))
+        for smaller, larger in pairwise(nights)
+        for step in (*STEPS, "seconds")
+    ]
+    for variants, step, exponent in exponents:
+        judged = _seconds(step, nights[variants]) >= 1
+        print(
+            f"up to {variants:7,} {step:22} exponent {exponent:5.2f}{'' if judged else ' (too short to judge)'}"
+        )
+        if judged and exponent > EXPONENT:
+            problems.append(
+                f"{step} grows with {exponent:.2f} up to {variants} variants, more than {EXPONENT}"
+            )
+    summary = "growth: " + "; ".join(
+        f"{variants} variants {night['seconds']} s, {max(night['peaks'].values()):.0f} MiB, "
+        f"{night['changing calls']} writes"
+        for variants, night in nights.items()
+    )
+    worst = max((found for *_, found in exponents), default=0)
+    summary += f"; largest exponent {worst:.2f}"
+    print(summary + (f" - BROKEN: {'; '.join(problems)}" if problems else ", all within bounds"))
+    return 1 if problems else 0
+
+
+def _unchanged_night(postgres: EmbeddedPostgres, variants: int) -> dict[str, Any]:
+    """The faster of two, and the peak memory of each process while the shop was filled and read."""
+    shopify, labels = SANDBOXES
+    with (
+        _part(shopify, "--variants", str(variants), "--token", TOKEN) as (shop, shop_process),
+        _part(labels, "--sign", SIGN) as (server, server_process),
+    ):
+        dsn = _migrated(postgres, f"growth_{variants}")
+        memory = Memory({"Shopify sandbox": shop_process, "label server": server_process}, dsn)
+        memory.start()
+        first, *nights = (_run(dsn, shop, server, 1000) for _ in range(3))
+        memory.stop()
+        peaks = memory.peaks | {"run": max(run["MiB"] for run in (first, *nights))}
+    night = min(nights, key=lambda run: float(run["seconds"])) | {"peaks": peaks}
+    _show(f"{variants:,} variants unchanged (first fill {first['seconds']} s)", night, variants)
+    print("  " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in sorted(peaks.items())))
+    return night
+
+
+def _seconds(step: str, night: dict[str, Any]) -> float:
+    return float(night["seconds"] if step == "seconds" else night[step]["duration (s)"])
+
+
+def _exponent(step: str, smaller: dict[str, Any], larger: dict[str, Any], times: float) -> float:
+    return math.log(max(_seconds(step, larger), 0.01) / max(_seconds(step, smaller), 0.01)) / math.log(times)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--run"]:
-        run_once()
-    else:
-        raise SystemExit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000))
+    match sys.argv[1:]:
+        case ["--run"]:
+            run_once()
+        case ["growth", *sizes]:
+            raise SystemExit(growth([int(size) for size in sizes] or [1_000, 10_000, 100_000]))
+        case arguments:
+            raise SystemExit(main(int(arguments[0]) if arguments else 100_000))

@@ -321,10 +321,15 @@ class Buffer(PeopleCalls, FileCalls):
         return self._call("esl_drift_compare", store=store, since=since, codes=list(codes))
 
     def drift_ledger(
-        self, *, store: str, since: str, after: str | None = None, limit: int = MAX_ROWS_PER_CALL
-    ) -> Row:
-        """A page of ledger and queue -> {labels: those not on their way since, moving: codes of the others, next}."""
-        return self._call("esl_drift_ledger", store=store, since=since, after=after, limit=limit)
+        self, *, store: str, after: str | None = None, limit: int = MAX_ROWS_PER_CALL
+    ) -> tuple[list[str], str | None]:
+        """A page of the codes in ledger and queue -> (codes, the last one; None: there are no more)."""
+        page = self._call("esl_drift_ledger", store=store, after=after, limit=limit)
+        return page["codes"], page["next"]
+
+    def drift_unlisted(self, *, store: str, since: str, codes: Sequence[str]) -> Row:
+        """What the ledger has of codes that no list has -> {labels: not on their way since, moving: the others}."""
+        return self._call("esl_drift_unlisted", store=store, since=since, codes=list(codes))
 
     def drift_repair(self, *, store: str, run_id: str, since: str, labels: Sequence[Row]) -> Row:
         """Correct the ledger to what the label server holds, and queue what follows -> {requeued, given_up: codes}."""

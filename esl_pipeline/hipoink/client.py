@@ -1,7 +1,6 @@
 """The client of one label server: its product actions and its refresh trigger, over one kept-alive connection pool."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 from esl_pipeline.hipoink.answers import Answer, Judge, Reply
 from esl_pipeline.hipoink.errors import HipoinkError, TransientError, UnknownOutcomeError
 from esl_pipeline.hipoink.limiter import Limiter
+from esl_pipeline.hipoink.paging import Page, Turns
 from esl_pipeline.hipoink.signing import LogRedaction, SigningTransport, redactor
 from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
 
@@ -45,7 +45,6 @@ RESPONSE_FIELDS: Mapping[str, str] = {
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 10.0
 _LONGEST_PAUSE_HERE = 3.0
-_SMALLEST_PAGE = 10
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
@@ -136,7 +135,11 @@ class HipoinkClient:
 
     def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
         """One page of the store's products, with response field names (`product_code`, ...); page from 1."""
-        return self._get("product/query", store_code, {"f1": str(page), "f2": str(size)}, Judge.rows)
+        return self.query_page(store_code, page, size).rows
+
+    def query_page(self, store_code: str, page: int, size: int) -> Page:
+        """The same, with what it cost."""
+        return self._get("product/query", store_code, {"f1": str(page), "f2": str(size)}, _page)
 
     def query_count(self, store_code: str) -> int:
         """How many products the server holds for the store."""
@@ -151,28 +154,51 @@ class HipoinkClient:
         return self._tried(judge, request, Judge.rows)
 
     def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:
+        """The rows of all pages (query_pages)."""
+        return (row for rows in self.query_pages(store_code, size) for row in rows)
+
+    def query_pages(self, store_code: str, size: int = 200) -> Iterator[list[dict[str, object]]]:
         """All rows of the store, once each, as the server has them; as many as it counts, or TransientError at the end.
 
-        Neither order nor page limits are documented: the server may cap `size`, repeat pages, or shift rows while we
+        They come as the server's pages hold them, of `size` rows at first, and of more as far as it goes (Turns).
+        Neither order nor page limits are documented: the server may cap the size, repeat pages, or shift rows while we
         read. So the listing goes on until a page is empty or brings nothing new, and must then have reached the count
         asked for at the start, or the one of the end. A row may still be missing, when it slipped from one page to
-        another while we read and a new one came.
+        another while we read and a new one came. What tells rows apart is kept to the end: 100 bytes each.
         """
         expected, count = self.query_count(store_code), 0
+        turns = Turns(size, most_bytes=self._max_answer_bytes, most_seconds=self._timeout_seconds / 4)
         seen: dict[int, int] = {}
-        for page in range(1, expected + 2):
-            rows = self.query(store_code, page, size)
-            fresh = _new_rows(rows, seen)
+        left = expected + 1
+        while left:
+            turns.next(expected - count)
+            page = self._turned(store_code, turns)
+            fresh, names = _new_rows(page.rows, seen)
+            is_whole = len(fresh) == len(page.rows) == turns.size
+            is_last = len(page.rows) < turns.size and count + len(fresh) >= expected
+            if turns.is_trial and not (is_whole or is_last):
+                turns.failed()
+                continue
+            left -= 1
+            seen |= names
             count += len(fresh)
-            yield from fresh
-            if not fresh or (len(rows) < size and count >= expected):
+            yield fresh
+            if not fresh or is_last:
                 break
-            if page == 1 and _SMALLEST_PAGE <= len(rows) < size:
-                size = len(rows)  # a server that caps its pages may turn them by our size, or by its own
+            turns.read(page, is_whole=is_whole)
         if count < expected and count < (expected := self.query_count(store_code)):
             raise TransientError(
                 f"query for store {store_code}: the listing ended after {count} of {expected} products."
             )
+
+    def _turned(self, store_code: str, turns: Turns) -> Page:
+        """The page whose turn it is; a trial that fails brings nothing."""
+        try:
+            return self.query_page(store_code, turns.number, turns.size)
+        except HipoinkError:
+            if not turns.is_trial:
+                raise
+            return Page([], 0, 0)
 
     def _post(self, action: str, store_code: str, arguments: Mapping[str, object]) -> Answer:
         judge = Judge(_call(action, store_code), True, self._redact)
@@ -302,21 +328,25 @@ def _code(code: object) -> str:
     return trimmed
 
 
-def _new_rows(rows: Sequence[dict[str, object]], seen: dict[int, int]) -> list[dict[str, object]]:
-    """The rows that no earlier page had, and notes them: rows as the server counts them, whatever their codes.
+def _page(judge: Judge, reply: Reply) -> Page:
+    return Page(judge.rows(reply), reply.duration_ms / 1000, len(reply.body))
+
+
+def _new_rows(
+    rows: Sequence[dict[str, object]], seen: Mapping[int, int]
+) -> tuple[list[dict[str, object]], dict[int, int]]:
+    """The rows that no earlier page had, as the server counts them, whatever their codes; and what is seen now of them.
 
     `seen`: how often a page held what has this name; without a number of their own rows may be equal.
     """
-    here: Counter[int] = Counter()
+    here: dict[int, int] = {}
     fresh = []
     for row in rows:
         name = _name_of(row)
-        here[name] += 1
-        if here[name] > seen.get(name, 0):
+        here[name] = times = here.get(name, 0) + 1
+        if times > seen.get(name, 0):
             fresh.append(row)
-    for name, times in here.items():
-        seen[name] = max(times, seen.get(name, 0))
-    return fresh
+    return fresh, {name: max(times, seen.get(name, 0)) for name, times in here.items()}
 
 
 def _name_of(row: Mapping[str, object]) -> int:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
@@ -29,6 +30,8 @@ from esl_pipeline.stages.snapshot import read_snapshot
 
 _BATCHES_PER_PART = 50
 _LISTINGS = 3
+# Each takes two of the run's connections.
+_STORES_AT_ONCE = 3
 # A run's own bursts are two at most, and it does not wait for the gap between them.
 _REFRESH_RULES = RefreshRules(gap=0)
 
@@ -260,11 +263,19 @@ def _compared(
         if not mapping.is_dry_run
     }
     drifts, failures = list[Drift](), dict[str, Exception]()
-    for store in sorted(stores):
-        try:
-            drifts.append(_listed(buffer, client, store, run_id=context.run.run_id))
-        except Exception as error:
-            failures[store] = error
+    threads = ThreadPoolExecutor(_STORES_AT_ONCE, "compare")
+    try:
+        run_id = context.run.run_id
+        asked = {
+            store: threads.submit(_listed, buffer, client, store, run_id=run_id) for store in sorted(stores)
+        }
+        for store, answer in asked.items():
+            try:
+                drifts.append(answer.result())
+            except Exception as error:
+                failures[store] = error
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # a run that is ended waits for none
     return drifts, failures
 
 

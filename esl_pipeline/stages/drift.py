@@ -3,10 +3,12 @@
 import re
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeVar
 
+from esl_pipeline.ahead import ahead
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.hipoink.client import RESPONSE_FIELDS, HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
@@ -94,6 +96,7 @@ def compare_store(
     run_id: str,
     dry_run: bool = False,
     page_size: int = 200,
+    pages_ahead: int = 2,
 ) -> Drift:
     """Compare the label server's list of a store with the ledger, field by field where the server returns a field.
 
@@ -104,9 +107,18 @@ def compare_store(
     that nobody else keeps labels there: then they are removed, 5,000 a call, under the guard of mass changes. What did
     not hold after three repairs in 14 days is given up. dry_run: only count. Labels that are on their way, or were
     meanwhile, are not compared. A failing label server makes the Drift incomplete; raises BufferError only. The result
-    is kept in esl.comparisons.
+    is kept in esl.comparisons. page_size: rows of the list's first pages; pages_ahead: how many are read while others
+    are compared. The list's codes are kept to the end, 200 bytes each.
     """
-    comparison = _Comparison(buffer, label_client, store, run_id, dry_run=dry_run, page_size=page_size)
+    comparison = _Comparison(
+        buffer,
+        label_client,
+        store,
+        run_id,
+        dry_run=dry_run,
+        page_size=page_size,
+        pages_ahead=pages_ahead,
+    )
     comparison.look()
     return comparison.concluded()
 
@@ -123,11 +135,12 @@ class _Comparison:
         *,
         dry_run: bool,
         page_size: int,
+        pages_ahead: int,
     ) -> None:
         begun = buffer.drift_begin(store=store)
         self.drift = Drift(store, ledger=begun["ledger"])
         self._buffer, self._client, self._store, self._run_id = buffer, client, store, run_id
-        self._dry_run, self._page_size = dry_run, page_size
+        self._dry_run, self._page_size, self._pages_ahead = dry_run, page_size, pages_ahead
         self._since, self._is_owned = begun["at"], begun["owned"]
         self._listed: set[str] = set()
         self._judged: set[str] = set()
@@ -138,13 +151,14 @@ class _Comparison:
     def look(self, only: Container[str] | None = None) -> None:
         """Compare what the server lists; only: these codes of it."""
         rows: list[Mapping[str, Any]] = []
+        listed = self._client.query_pages(self._store, self._page_size)
         try:
-            for row in self._client.query_all(self._store, self._page_size):
-                if only is None or _code(row) in only:
-                    rows.append(row)
-                if len(rows) == _COMPARED_AT_ONCE:
-                    self._add(rows)
-                    rows = []
+            with closing(ahead(listed, self._pages_ahead)) as pages:
+                for page in pages:
+                    rows += page if only is None else [row for row in page if _code(row) in only]
+                    if len(rows) >= _COMPARED_AT_ONCE:
+                        self._add(rows)
+                        rows = []
         except HipoinkError as error:
             self.drift.complete, self.drift.reason = False, str(error)
         self._add(rows)
@@ -256,15 +270,13 @@ class _Comparison:
         """Labels of the ledger that the list does not have, by code; and codes of labels on their way."""
         missing: dict[str, Row] = {}
         moving: list[str] = []
-        page = self._buffer.drift_ledger(store=self._store, since=self._since)
-        while page["next"] is not None:
-            missing |= {
-                held["code"]: held
-                for held in page["labels"]
-                if held["code"] not in self._listed and _is_sendable(held["code"])
-            }
-            moving += [code for code in page["moving"] if code not in self._listed]
-            page = self._buffer.drift_ledger(store=self._store, since=self._since, after=page["next"])
+        codes, after = self._buffer.drift_ledger(store=self._store)
+        while after is not None:
+            if unlisted := [code for code in codes if code not in self._listed]:
+                found = self._buffer.drift_unlisted(store=self._store, since=self._since, codes=unlisted)
+                missing |= {held["code"]: held for held in found["labels"] if _is_sendable(held["code"])}
+                moving += found["moving"]
+            codes, after = self._buffer.drift_ledger(store=self._store, after=after)
         return missing, moving
 
     def _ask(self, codes: Sequence[str]) -> bool:
@@ -320,6 +332,8 @@ def differing_fields(label: Mapping[str, Any], row: Mapping[str, Any]) -> dict[s
     pairs: dict[str, tuple[str, str]] = {}
     for name, value in label.items():
         theirs = row.get(RESPONSE_FIELDS.get(name, ""), ...)
+        if type(theirs) is str and theirs == value:
+            continue  # nearly always
         if isinstance(value, Mapping):
             known = theirs if isinstance(theirs, Mapping) else {}
             pairs |= {
@@ -386,7 +400,8 @@ def _hashed(label: Row) -> Row:
 
 
 def _is_enabled(row: Mapping[str, Any]) -> bool:
-    return _text(row.get("enabled", "1")).lower() not in ("0", "false")
+    said = row.get("enabled", "1")
+    return said in (1, "1") or _text(said).lower() not in ("0", "false")
 
 
 def _code(row: Mapping[str, Any]) -> str | None:

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from esl_pipeline.ahead import ahead
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.model.shop import Shop
@@ -105,15 +106,17 @@ def _read_all(
     reader.remember(BufferMemory(buffer, snapshot.shop, run_id))
     merge(reader.shop())
     started, stock_started = list[datetime](), list[datetime]()
-    for facts in reader.catalogue(started.append, chunk=SNAPSHOT_ROWS):
-        snapshot.started_at = started[-1]
-        merge(facts)
+    with closing(ahead(reader.catalogue(started.append, chunk=SNAPSHOT_ROWS))) as parts:
+        for facts in parts:
+            snapshot.started_at = started[-1]
+            merge(facts)
     snapshot.started_at = started[-1]
     if reader.stock_in_catalogue:
         stock_started.append(started[-1])
     elif _shows_stock(buffer, snapshot.shop):
-        for facts in reader.stock(stock_started.append, chunk=SNAPSHOT_ROWS):
-            merge(facts)
+        with closing(ahead(reader.stock(stock_started.append, chunk=SNAPSHOT_ROWS))) as parts:
+            for facts in parts:
+                merge(facts)
     done = buffer.snapshot_finish(
         snapshot_id=snapshot.snapshot_id,
         as_of=started[-1].isoformat(),

@@ -1219,32 +1219,44 @@ def esl_drift_compare(api: Api) -> None:
     assert [row["code"] for row in found["labels"]] == ["C-2"]
 
 
-@contract
-def esl_drift_ledger(api: Api) -> None:
-    since = _on_labels(api, 3)
-    page = api("esl_drift_ledger", store=api.store, since=since, limit=2)
-    assert ([row["code"] for row in page["labels"]], page["next"]) == (["C-1", "C-2"], "C-2")
-    page = api("esl_drift_ledger", store=api.store, since=since, limit=2, after="C-2")
-    assert ([row["code"] for row in page["labels"]], page["next"]) == (["C-3"], "C-3")
-    end = {"labels": [], "moving": [], "next": None}
-    assert api("esl_drift_ledger", store=api.store, since=since, limit=2, after="C-3") == end
-    moving = {"labels": [], "moving": ["C-1", "C-2", "C-3"], "next": "C-3"}
-    assert api("esl_drift_ledger", store=api.store, since=NOW, limit=9) == moving
-    with psycopg.connect(api.dsn) as connection:  # not in the ledger yet
+def _not_in_the_ledger_yet(api: Api, code: str) -> None:
+    with psycopg.connect(api.dsn) as connection:
         connection.execute(
             "insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, priority)"
-            " select store_code, 'C-4', mapping_id, '4', 'upsert', 2 from esl.hipoink_products"
+            " select store_code, %s, mapping_id, '4', 'upsert', 2 from esl.hipoink_products"
             " where code = 'C-3' and store_code = %s",
-            [api.store],
+            [code, api.store],
         )
-    page = api("esl_drift_ledger", store=api.store, since=since, limit=9)
-    assert (len(page["labels"]), page["moving"], page["next"]) == (3, ["C-4"], "C-4")
+
+
+@contract
+def esl_drift_ledger(api: Api) -> None:
+    _on_labels(api, 3)
+    first = {"codes": ["C-1", "C-2"], "next": "C-2"}
+    assert api("esl_drift_ledger", store=api.store, limit=2) == first
+    _not_in_the_ledger_yet(api, "C-4")
+    second = {"codes": ["C-3", "C-4"], "next": "C-4"}
+    assert api("esl_drift_ledger", store=api.store, limit=2, after="C-2") == second
+    assert api("esl_drift_ledger", store=api.store, limit=2, after="C-4") == {"codes": [], "next": None}
+
+
+@contract
+def esl_drift_unlisted(api: Api) -> None:
+    since = _on_labels(api, 3)
+    _not_in_the_ledger_yet(api, "C-4")
+    codes = ["C-4", "C-3", "C-1", "X"]
+    found = api("esl_drift_unlisted", store=api.store, since=since, codes=codes)
+    assert ([row["code"] for row in found["labels"]], found["moving"]) == (["C-1", "C-3"], ["C-4", "X"])
+    assert all(row["push_id"] for row in found["labels"])
+    found = api("esl_drift_unlisted", store=api.store, since=NOW, codes=codes)
+    assert found == {"labels": [], "moving": ["C-1", "C-3", "C-4", "X"]}  # they moved since
 
 
 @contract
 def esl_drift_repair(api: Api) -> None:
     since = _on_labels(api, 3, owns_store=True)
-    ledger = api("esl_drift_ledger", store=api.store, since=since, limit=9)["labels"]
+    codes = api("esl_drift_ledger", store=api.store, limit=9)["codes"]
+    ledger = api("esl_drift_unlisted", store=api.store, since=since, codes=codes)["labels"]
     foreign = {"pc": "X", "pn": "?", "pp": None}
     drift = [
         ledger[0] | {"kind": "different", "ours": {"pp": "1.00"}, "theirs": {"pp": "0.90"}},

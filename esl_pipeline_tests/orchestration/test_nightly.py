@@ -1,6 +1,7 @@
 """The nightly promise in Dagster: no webhook at all, drift on both sides, silence, and what stops a run."""
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -290,9 +291,10 @@ def test_field_03_a_store_that_cannot_be_compared_keeps_no_other_from_it(
     gone = sorted(prices(pipeline))[0]
     with client_of(pipeline.sandbox.url) as intruder:
         intruder.del_multiple(STORE, [gone])
-    compare = assets.compare_store
+    compare, both_there = assets.compare_store, threading.Barrier(2)
 
     def compare_store(*args: Any, store: str, **rest: Any) -> Any:
+        both_there.wait(30)  # side by side
         if store == "A1":
             raise ValueError("what nobody thought of")
         return compare(*args, store=store, **rest)

@@ -27,6 +27,7 @@ from starlette.datastructures import Headers
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.hipoink.paging import Page
 from esl_pipeline.labels.lengths import MOST_PARTS, MOST_VARIANTS
 from esl_pipeline.model.push import PushRules
 from esl_pipeline.sandbox.label_server.store import LabelStore
@@ -335,11 +336,11 @@ class Slipping(HipoinkClient):
         slipping.__class__ = cls
         return slipping  # type: ignore[return-value]
 
-    def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
-        ours = super().query(store_code, 1, 1_000)
+    def query_page(self, store_code: str, page: int, size: int) -> Page:
+        ours = super().query_page(store_code, 1, 1_000).rows
         before, after = [_listed("F-went"), *ours], [*ours, _listed("F-came")]
         rows = before if page == 1 else after
-        return rows[(page - 1) * size : page * size]
+        return Page(rows[(page - 1) * size : page * size], 0, 0)
 
     def query_count(self, store_code: str) -> int:
         return super().query_count(store_code) + 1
@@ -930,7 +931,8 @@ class Machine(RuleBasedStateMachine):
 
         def job(buffer: Buffer, client: HipoinkClient) -> None:
             lists = Slipping.of(client) if slips else client
-            drift_stage.compare_store(buffer, lists, store=store, run_id="worker", page_size=2)
+            # One call after the other: a worker stands before one at a time.
+            drift_stage.compare_store(buffer, lists, store=store, run_id="worker", page_size=2, pages_ahead=0)
 
         return job
 

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.hipoink import HipoinkClient
+from esl_pipeline.hipoink.paging import Page
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.sandbox.shopify.catalogue import LOCATION_ID, Product
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN
@@ -697,13 +698,13 @@ class SlippingClient(HipoinkClient):
 
     sandbox: Sandbox
 
-    def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
-        rows = super().query(store_code, page, size)
+    def query_page(self, store_code: str, page: int, size: int) -> Page:
+        listed = super().query_page(store_code, page, size)
         if page == 1:
             self.sandbox.http.delete(f"/sandbox/labels/{STORE}/GOES").raise_for_status()
             comes = {"pn": "not ours", "pp": "1.00"}
             self.sandbox.http.put(f"/sandbox/labels/{STORE}/COMES", json=comes).raise_for_status()
-        return rows
+        return listed
 
 
 OLD_SERVERS: dict[str, dict[str, Any]] = {

@@ -1,14 +1,19 @@
 -- Drift: the label server's own list against the ledger, and how accurate the labels are.
 
+drop function if exists esl.is_moving(text, text, timestamptz);
+
 -- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only
 -- waits (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang. Of a
--- foreign label that is to be removed it is all the same what it says.
-create or replace function esl.is_moving(p_store text, p_code text, p_since timestamptz) returns boolean
+-- foreign label that is to be removed it is all the same what it says. A table of one row, because only those are
+-- inlined: as a plain function it would be planned anew for each label. One look at each table, however long the audit
+-- (offset 0: else all of it may be read, to be looked up in).
+create or replace function esl.moves(p_store text, p_code text, p_since timestamptz) returns table (moves boolean)
 language sql stable as $$  -- inlined as well
     select exists (select from esl.sync_queue q
                    where q.code = p_code and q.store_code = p_store
-                     and (q.in_doubt or q.state = 'leased' or q.variant_id = ''))
-        or exists (select from esl.sync_log l where l.code = p_code and l.store_code = p_store and l.at >= p_since)
+                     and (q.in_doubt or q.state = 'leased' or q.variant_id = '') offset 0)
+        or coalesce((select l.at from esl.sync_log l where l.code = p_code and l.store_code = p_store
+                     order by l.id desc limit 1) >= p_since, false)
 $$;
 
 -- {store} -> {at, ledger, owned}: when the comparison begins, how many labels the store should have, and whether a
@@ -50,8 +55,9 @@ begin
         with listed as materialized (
             select c.code, s.push_id, s.label
             from jsonb_array_elements_text(p -> 'codes') as c (code)
+            cross join lateral esl.moves(p ->> 'store', c.code, (p ->> 'since')::timestamptz) m
             left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
-            where not esl.is_moving(p ->> 'store', c.code, (p ->> 'since')::timestamptz)
+            where not m.moves
         ), unknown as materialized (
             select l.code, w.mapping_id is not null as is_ours, w.label
             from listed l left join lateral esl.written(p ->> 'store', l.code) w on true
@@ -68,30 +74,41 @@ begin
                             select from esl.labels b where b.code = u.code and b.store_code = p ->> 'store'))));
 end $$;
 
--- {store, since, after?, limit} -> {labels: [{code, push_id}], moving: [codes], next}: ledger and queue page by page.
--- moving: on their way, or in no ledger yet.
+-- {store, after?, limit} -> {codes, next}: the places of ledger and queue, page by page.
 create or replace function public.esl_drift_ledger(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     return (
-        with page as materialized (
-            select code, (array_agg(push_id) filter (where push_id is not null))[1] as push_id from (
-                (select s.code, s.push_id from esl.hipoink_products s
-                 where s.store_code = p ->> 'store' and s.code > coalesce(p ->> 'after', '')
-                 order by s.code limit (p ->> 'limit')::int)
-                union all
-                (select q.code, null from esl.sync_queue q
-                 where q.store_code = p ->> 'store' and q.code > coalesce(p ->> 'after', '')
-                 order by q.code limit (p ->> 'limit')::int)) known
-            group by code order by code limit (p ->> 'limit')::int
-        ), judged as materialized (
-            select g.*, esl.is_moving(p ->> 'store', g.code, (p ->> 'since')::timestamptz) as moves from page g
+        with page as (
+            (select s.code from esl.hipoink_products s
+             where s.store_code = p ->> 'store' and s.code > coalesce(p ->> 'after', '')
+             order by s.code limit (p ->> 'limit')::int)
+            union
+            (select q.code from esl.sync_queue q
+             where q.store_code = p ->> 'store' and q.code > coalesce(p ->> 'after', '')
+             order by q.code limit (p ->> 'limit')::int)
+            order by code limit (p ->> 'limit')::int
+        )
+        select jsonb_build_object('codes', coalesce(jsonb_agg(g.code order by g.code), '[]'), 'next', max(g.code))
+        from page g);
+end $$;
+
+-- {store, since, codes} -> {labels: [{code, push_id}], moving: [codes]}: what the ledger has of places that no list has.
+-- moving: on their way, or in no ledger.
+create or replace function public.esl_drift_unlisted(p jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+begin
+    return (
+        with judged as materialized (
+            select c.code, s.push_id, m.moves
+            from jsonb_array_elements_text(p -> 'codes') as c (code)
+            cross join lateral esl.moves(p ->> 'store', c.code, (p ->> 'since')::timestamptz) m
+            left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
         )
         select jsonb_build_object(
             'labels', coalesce(jsonb_agg(jsonb_build_object('code', j.code, 'push_id', j.push_id) order by j.code)
                                filter (where not j.moves and j.push_id is not null), '[]'),
-            'moving', coalesce(jsonb_agg(j.code order by j.code) filter (where j.moves or j.push_id is null), '[]'),
-            'next', max(j.code))
+            'moving', coalesce(jsonb_agg(j.code order by j.code) filter (where j.moves or j.push_id is null), '[]'))
         from judged j);
 end $$;
 
@@ -112,10 +129,11 @@ begin
                   and (d.kind <> 'different' or (x.ours, x.theirs) = (d.ours, d.theirs))
                   and x.at > now() - interval '14 days')
         from jsonb_populate_recordset(null::esl.drift_row, p -> 'labels') d
+        cross join lateral esl.moves(p ->> 'store', d.code, (p ->> 'since')::timestamptz) m
         left join esl.hipoink_products s on s.code = d.code and s.store_code = p ->> 'store'
         left join lateral esl.written(p ->> 'store', case when d.kind = 'ours' then d.code end) w on true
         where d.push_id is not distinct from s.push_id
-          and not esl.is_moving(p ->> 'store', d.code, (p ->> 'since')::timestamptz)
+          and not m.moves
           and (d.kind <> 'ours' or w.mapping_id is not null)
           and (d.kind <> 'foreign' or not exists (
               select from esl.labels b where b.code = d.code and b.store_code = p ->> 'store'));

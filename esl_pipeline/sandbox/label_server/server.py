@@ -21,6 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 import uvicorn
 from fastapi import Body, FastAPI, Request
@@ -71,6 +72,7 @@ _RESPONSE_NAMES = {
     "kc": "product_storage",
     "qty": "product_storage",
 }
+_NOTHING_SAID: dict[str, Any] = {**dict.fromkeys(_RESPONSE_NAMES.values(), ""), "extend": {}}
 _REQUIRED = ("pc", "pn", "pp")
 _PRICES = ("pp", "vp", "pop")
 
@@ -106,7 +108,7 @@ def create_app(store: LabelStore, *, client_id: str = CLIENT_ID, sign: str = SIG
 
         if fault is not None:
             return await _fail(fault, request, fields, codes, perform)
-        return JSONResponse(perform())
+        return _answer(perform())
 
     @app.get("/api/query/env")
     def env() -> dict[str, Any]:
@@ -293,18 +295,22 @@ def _price(name: str, value: Any) -> str:
 
 def _row(row: sqlite3.Row) -> Fields:
     """A label as `query` returns it: response names, every field present."""
-    record = json.loads(row["record"])
-    named = {_RESPONSE_NAMES[name]: value for name, value in record.items() if name in _RESPONSE_NAMES}
-    return {
-        "id": row["id"],
-        "store_code": row["store"],
-        **dict.fromkeys(_RESPONSE_NAMES.values(), ""),
-        "extend": {},
-        **named,
-        "enabled": 1,
-        "created_at": _server_time(row["created_at"]),
-        "updated_at": _server_time(row["updated_at"]),
-    }
+    shown = {"id": row["id"], "store_code": row["store"], **_NOTHING_SAID}
+    for name, value in json.loads(row["record"]).items():
+        if name in _RESPONSE_NAMES:
+            shown[_RESPONSE_NAMES[name]] = value
+    shown["enabled"] = 1
+    shown["created_at"] = _server_time(row["created_at"])
+    shown["updated_at"] = _server_time(row["updated_at"])
+    return shown
+
+
+def _answer(answer: Any) -> Response:
+    """The answer as JSON; lists are long."""
+    try:
+        return Response(orjson.dumps(answer), media_type="application/json")
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits, half a character
+        return JSONResponse(answer)
 
 
 def _card(row: sqlite3.Row) -> Fields:

@@ -35,6 +35,7 @@ create table if not exists label (
     record text not null, search text not null, change integer not null,
     created_at text not null, updated_at text not null, unique (store, code)
 );
+create index if not exists label_order on label (store, id);
 create table if not exists physical (
     id integer primary key autoincrement, store text not null, code text not null,
     record text, waits integer not null, search text not null, change integer not null, changed_at text not null,
@@ -188,8 +189,11 @@ class LabelStore:
 
     def page(self, store: str, offset: int, size: int) -> list[sqlite3.Row]:
         """Labels of a store in the order of their creation."""
+        # What is skipped is skipped in the index alone.
         return self._all(
-            "select * from label where store = ? order by id limit ? offset ?", [store, size, offset]
+            "select * from label where id in"
+            " (select id from label where store = ? order by id limit ? offset ?) order by id",
+            [store, size, offset],
         )
 
     def find(self, store: str, codes: Iterable[str]) -> list[sqlite3.Row]:

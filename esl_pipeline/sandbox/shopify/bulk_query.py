@@ -26,7 +26,7 @@ from graphql import (
 )
 
 from esl_pipeline.sandbox.shopify.cost import is_connection
-from esl_pipeline.sandbox.shopify.graph import Connection, value_of
+from esl_pipeline.sandbox.shopify.graph import Connection, reader_of
 
 MAX_CONNECTIONS = 5
 MAX_DEPTH = 2
@@ -48,6 +48,16 @@ class Shape:
     plain: list[tuple[str, Callable[[Any], Any]]] = field(default_factory=list)
     objects: list[tuple[str, Callable[[Any], Any], "Shape"]] = field(default_factory=list)
     connections: list[tuple[Callable[[Any], Connection], "Shape"]] = field(default_factory=list)
+    _last: tuple[Any, Line] | None = field(default=None, init=False, repr=False)
+
+    def told(self, thing: Any, children: list[tuple[Connection, "Shape"]]) -> Line:
+        """As line; what many tell one after the other (their product) is put together once."""
+        if self._last is not None and self._last[0] is thing:
+            return self._last[1]
+        before = len(children)
+        line = self.line(thing, children)
+        self._last = (thing, line) if len(children) == before else None
+        return line
 
     def line(self, thing: Any, children: list[tuple[Connection, "Shape"]]) -> Line:
         """The thing's line; the connections found in it go to `children`."""
@@ -57,7 +67,7 @@ class Shape:
             if isinstance(found, list):
                 line[key] = [shape.line(item, children) for item in found]
             else:
-                line[key] = None if found is None else shape.line(found, children)
+                line[key] = None if found is None else shape.told(found, children)
         for read, shape in self.connections:
             children.append((read(thing), shape))
         return line
@@ -150,7 +160,7 @@ def _reader(node: FieldNode) -> Callable[[Any], Any]:
         for argument in node.arguments
         if argument.name.value not in ("first", "after")
     }
-    return lambda thing: value_of(thing, name, arguments)
+    return reader_of(name, arguments)
 
 
 def blocks(shape: Shape, root: Any) -> Iterator[tuple[list[bytes], int]]:

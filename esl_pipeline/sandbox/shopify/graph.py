@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from heapq import nsmallest
 from operator import itemgetter
 from typing import Any
@@ -42,11 +42,21 @@ def attribute(field_name: str) -> str:
 
 def value_of(source: Any, field_name: str, arguments: Mapping[str, Any]) -> Any:
     """A field's value."""
-    name = attribute(field_name)
-    value = source[name] if isinstance(source, dict) else getattr(source, name)
-    return value(**{attribute(key): given for key, given in arguments.items()}) if callable(value) else value
+    return reader_of(field_name, arguments)(source)
 
 
+def reader_of(field_name: str, arguments: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Reads a field's value."""
+    name, given = attribute(field_name), {attribute(key): value for key, value in arguments.items()}
+
+    def read(source: Any) -> Any:
+        value = source[name] if isinstance(source, dict) else getattr(source, name)
+        return value(**given) if callable(value) else value
+
+    return read
+
+
+@lru_cache(4_096)
 def instant(at: datetime) -> str:
     """A time as the Admin API writes it."""
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -199,7 +209,7 @@ class ProductNode:
     def variants(self, first: int | None = None, after: str | None = None) -> Connection:
         return Connection(
             (
-                ((position, variant.id), VariantNode(self.product, variant))
+                ((position, variant.id), VariantNode(self, variant))
                 for position, variant in enumerate(self.product.variants)
             ),
             first,
@@ -209,16 +219,12 @@ class ProductNode:
 
 @dataclass(frozen=True, slots=True)
 class VariantNode:
-    owner: Product
+    product: ProductNode
     variant: Variant
 
     @property
     def id(self) -> str:
         return gid("ProductVariant", self.variant.id)
-
-    @property
-    def product(self) -> ProductNode:
-        return ProductNode(self.owner)
 
     @property
     def title(self) -> str:
@@ -247,7 +253,7 @@ class VariantNode:
 
     @property
     def selected_options(self) -> list[dict[str, str]]:
-        pairs = zip(self.owner.options, self.variant.options, strict=True)
+        pairs = zip(self.product.product.options, self.variant.options, strict=True)
         return [{"name": name, "value": value} for name, value in pairs]
 
     @property
@@ -256,7 +262,7 @@ class VariantNode:
 
     @property
     def inventory_item(self) -> "InventoryItemNode":
-        return InventoryItemNode(self.owner, self.variant)
+        return InventoryItemNode(self.product.product, self.variant)
 
     @property
     def unit_price(self) -> dict[str, str] | None:
@@ -427,5 +433,6 @@ class CatalogueRoot:
 
     def _variants(self) -> Iterator[VariantNode]:
         for product in self._products:
+            node = ProductNode(product)
             for variant in product.variants:
-                yield VariantNode(product, variant)
+                yield VariantNode(node, variant)

@@ -19,7 +19,8 @@ from esl_pipeline.sources.shopify.admin.errors import (
 Sleep = Callable[[float], None]
 OnPoll = Callable[["BulkOperation"], None]
 
-_FIRST_PAUSE = 1.0
+# So that the end is seen a fifth too late at most: a night is made of such waits.
+_FIRST_LOOK, _LATER_LOOK = 0.3, 1.25
 _LONGEST_PAUSE = 30.0
 _BUSY = frozenset({"OPERATION_IN_PROGRESS", "LIMIT_REACHED"})
 _GOING_ON = frozenset({"CREATED", "RUNNING", "CANCELING"})
@@ -127,7 +128,7 @@ def wait(
 
     Raises BulkOperationFailedError for any other end, BulkOperationUnfinishedError after `timeout_seconds`.
     """
-    pauses = _pauses()
+    pauses = _pauses(_FIRST_LOOK, _LATER_LOOK)
     deadline = time.monotonic() + timeout_seconds
     while True:
         operation = read(client, operation_id)
@@ -198,9 +199,9 @@ def _running(client: AdminClient, query: str) -> BulkOperation | None:
     return max(same, key=lambda operation: operation.created_at, default=None)
 
 
-def _pauses() -> Iterator[float]:
-    """Seconds between questions: often at first, for small shops, then seldom."""
-    pause = _FIRST_PAUSE
+def _pauses(first: float = 1.0, growth: float = 1.5) -> Iterator[float]:
+    """Seconds between questions: often at first, then seldom."""
+    pause = first
     while True:
         yield pause
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        pause = min(pause * growth, _LONGEST_PAUSE)

@@ -199,12 +199,15 @@ def facts_of_variants(nodes: Iterable[Node], *, shop: str, read_at: datetime) ->
     """
     facts = Facts()
     products: dict[str, Row] = {}
-    contents: dict[str, Row] = {}
+    told: dict[bytes, tuple[Row, Row]] = {}
     for node in nodes:
-        version = _version(node["product"], shop, read_at)
-        content = contents.get(version["body_sha256"])
-        if content is None:
-            content = contents[version["body_sha256"]] = product_content(_content_of(node["product"]))
+        said = orjson.dumps(node["product"])
+        if said not in told:
+            told[said] = (
+                _version(node["product"], shop, read_at),
+                product_content(_content_of(node["product"])),
+            )
+        version, content = told[said]
         known = products.get(version["product_id"])
         if known is None or version["version_at"] > known["version_at"]:
             products[version["product_id"]] = version | content | _PRESENT

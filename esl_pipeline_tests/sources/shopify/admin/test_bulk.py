@@ -21,14 +21,18 @@ def test_an_operation_is_asked_for_until_it_has_ended() -> None:
     slept: list[float] = []
     polled: list[str] = []
     with shop(LINES) as (admin, client):
-        admin.states = ["CREATED", *["RUNNING"] * 10, "COMPLETED"]
+        admin.states = ["CREATED", *["RUNNING"] * 25, "COMPLETED"]
         done = bulk.run(
             client, BULK_CATALOGUE, on_poll=lambda seen: polled.append(seen.status), sleep=slept.append
         )
-    assert polled == ["CREATED", *["RUNNING"] * 10, "COMPLETED"]
-    assert slept[0] == 1
+    assert polled == ["CREATED", *["RUNNING"] * 25, "COMPLETED"]
+    assert slept[0] < 1
     assert slept == sorted(slept)
     assert slept[-1] == 30
+    waited = 0.0
+    for pause in slept:
+        assert pause <= max(1, 0.35 * waited), "the end is seen late"
+        waited += pause
     assert (done.id, done.object_count, done.file_size) == (OPERATION, 2, len(LINES))
     assert done.created_at.isoformat() == "2026-11-22T02:00:00+00:00"
 
