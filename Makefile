@@ -9,10 +9,11 @@ MINUTES ?= 20
 EXAMPLES ?= 200
 HISTORY ?= 5000000
 SECONDS ?= 60
+SIZES ?= 1000 10000 100000
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
+.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench bench-validate bench-reconcile bench-growth bench-receiver bench-jit bench-status bench-fair lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -82,6 +83,14 @@ bench-validate: $(VENV)/.runtime
 
 bench-reconcile: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.reconcile $(N)
+
+# Linux. How an unchanged night grows with the shop, step by step.
+bench-growth: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.reconcile growth $(SIZES)
+
+# Linux. The receiver with its commits beside an application that does nothing.
+bench-receiver: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.receiver
 
 # Needs a Postgres of the system with JIT: apt-get install postgresql
 bench-jit: $(VENV)/.dev
