@@ -9,10 +9,11 @@ MINUTES ?= 20
 EXAMPLES ?= 200
 HISTORY ?= 5000000
 SECONDS ?= 60
+SIZES ?= 1000 10000 100000
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench-validate bench-reconcile bench-jit bench-status bench-fair lock clean
+.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench bench-validate bench-reconcile bench-growth bench-receiver bench-jit bench-status bench-fair lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
@@ -73,11 +74,23 @@ $(TOOLS)/.made: requirements-tools.lock
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
 	@touch $@
 
+# Linux. Latency, fills, nights, receiver and the baseline in one run; QUICK=1: the same bounds at smaller sizes, in four minutes.
+bench: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
+
 bench-validate: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.validate $(N)
 
 bench-reconcile: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.reconcile $(N)
+
+# Linux. How an unchanged night grows with the shop, step by step.
+bench-growth: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.reconcile growth $(SIZES)
+
+# Linux. The receiver with its commits beside an application that does nothing.
+bench-receiver: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.receiver
 
 # Needs a Postgres of the system with JIT: apt-get install postgresql
 bench-jit: $(VENV)/.dev

@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 import psycopg
 
-from benchmarks.fair import Memory
+from benchmarks.parts import Memory
 from esl_pipeline.local.postgres import EmbeddedPostgres
 
 SHOP, STORE, TOKEN, SIGN = "corner-market.myshopify.com", "001", "shpat_benchmark", "benchmark-sign"
@@ -232,7 +232,7 @@ def _unchanged_night(postgres: EmbeddedPostgres, variants: int) -> dict[str, Any
         _part(labels, "--sign", SIGN) as (server, server_process),
     ):
         dsn = _migrated(postgres, f"growth_{variants}")
-        memory = Memory({"Shopify sandbox": shop_process, "label server": server_process}, dsn)
+        memory = Memory(dsn, {"Shopify sandbox": shop_process, "label server": server_process})
         memory.start()
         first, *nights = (_run(dsn, shop, server, 1000) for _ in range(3))
         memory.stop()
