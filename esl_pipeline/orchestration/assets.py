@@ -308,7 +308,8 @@ class _Work:
         threads = ThreadPoolExecutor(_STORES_AT_ONCE, "compare")
         try:
             asked = [
-                (store, threads.submit(_listed, buffer, client, store, run_id=self.run_id)) for store in stores
+                (store, threads.submit(_listed, buffer, client, store, run_id=self.run_id))
+                for store in stores
             ]
             for store, answer in asked:
                 try:

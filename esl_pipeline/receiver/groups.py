@@ -125,9 +125,7 @@ class Groups:
 
         task.add_done_callback(ended)
 
-    async def _kept(
-        self, loop: asyncio.AbstractEventLoop, group: list[_Delivery]
-    ) -> list[list[_Delivery]]:
+    async def _kept(self, loop: asyncio.AbstractEventLoop, group: list[_Delivery]) -> list[list[_Delivery]]:
         """Keep them and tell; gives those that are to be tried again, each part apart."""
         rows = [one.row for one in group]
         try:
