@@ -37,7 +37,7 @@ def _buffer(postgres: EmbeddedPostgres, name: str, jit: str) -> Iterator[tuple[B
     with psycopg.connect(postgres.dsn(name)) as connection:
         connection.execute(f"alter database {name} set jit = {jit}".encode())
     with PsycopgTransport(SecretStr(postgres.dsn(name))) as transport:
-        yield Buffer(transport, label_server=name), postgres.dsn(name)
+        yield Buffer(transport), postgres.dsn(name)
 
 
 def main() -> None:

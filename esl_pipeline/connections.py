@@ -12,6 +12,7 @@ import stamina.instrumentation
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport, SupabaseTransport, Transport
 from esl_pipeline.environment import SettingsError
+from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,49 +45,40 @@ def open_buffer(settings: Settings, *, attempts: int = 3, pool_size: int = 4) ->
                 "`esl-pipeline up` brings a Postgres of its own"
             ]
         )
-    return Buffer(transport, label_server=settings.hipoink_api_base_url)
+    return Buffer(transport, label_servers=list(settings.label_servers) or [DEFAULT_SERVER])
 
 
-def open_label_server(settings: Settings, buffer: Buffer) -> HipoinkClient:
-    """The label server that the settings name, paced together with all other runs.
+def open_label_server(settings: Settings, buffer: Buffer, name: str = DEFAULT_SERVER) -> HipoinkClient:
+    """The label server that the settings call so, paced together with all other runs.
 
-    Raises SettingsError when HIPOINK_API_BASE_URL is not set.
+    Raises SettingsError when they name none.
     """
     from esl_pipeline.hipoink.client import HipoinkClient
     from esl_pipeline.stages.push import SharedLimiter
 
-    if settings.hipoink_api_base_url is None:
-        raise SettingsError(
-            [
-                "HIPOINK_API_BASE_URL is not set: set the label server's address; "
-                "`esl-pipeline up` brings a sandbox of its own"
-            ]
-        )
+    server = settings.label_server(name)
     return HipoinkClient(
-        settings.hipoink_api_base_url,
-        settings.hipoink_client_id,
-        settings.hipoink_sign,
-        limiter=SharedLimiter(
-            buffer,
-            server=settings.hipoink_api_base_url,
-            rate_per_second=settings.hipoink_rate_limit_per_second,
-        ),
+        server.base_url,
+        server.client_id,
+        server.sign,
+        limiter=SharedLimiter(buffer, server=name, rate_per_second=server.rate_limit_per_second),
         timeout_seconds=LABEL_SERVER_TIMEOUT_SECONDS,
         retries=LABEL_SERVER_TRIES,
-        ca_file=settings.hipoink_ca_file,
+        ca_file=server.ca_file,
     )
 
 
-def push_rules(settings: Settings) -> PushRules:
-    """How pushes are batched and repeated."""
+def push_rules(settings: Settings, name: str = DEFAULT_SERVER) -> PushRules:
+    """How pushes to a label server are batched and repeated. Raises SettingsError when there is none of this name."""
     from esl_pipeline.model.push import PushRules
     from esl_pipeline.stages.pusher import CALLS_IN_FLIGHT
 
     # Each try waits for its slot behind those of the other calls in flight and of a refresh, with its claim in hand.
     slots = LABEL_SERVER_TRIES * (CALLS_IN_FLIGHT + 1)
+    server = settings.label_server(name)
     return PushRules(
-        lease=PushRules.lease + slots / settings.hipoink_rate_limit_per_second,
-        batch_size=settings.hipoink_batch_size,
+        lease=PushRules.lease + slots / server.rate_limit_per_second,
+        batch_size=server.batch_size,
         max_attempts=settings.max_retry_attempts,
         initial_delay=settings.retry_initial_delay_seconds,
         multiplier=settings.retry_backoff_multiplier,

@@ -5,6 +5,7 @@ values.
 """
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -12,13 +13,17 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, SecretStr, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from esl_pipeline.addresses import is_loopback
 
 ENV_FILE = ".env"
+
+_PRIVATE_NETWORKS = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+)
 
 
 class SettingsError(ValueError):
@@ -57,10 +62,15 @@ class Environment(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _printable(cls, value: object) -> object:
-        # Bytes that are no UTF-8, and what slips in when copying from a web page, would only fail much later.
-        if isinstance(value, str) and not value.isprintable():
-            raise ValueError("holds a character that cannot be printed; type the value anew")
-        return value
+        return printable_text(value) if isinstance(value, str) else value
+
+
+def printable_text(value: str) -> str:
+    """The text. Raises ValueError for bytes that are no UTF-8, and what slips in when copying from a web page: that
+    would only fail much later."""
+    if not value.isprintable():
+        raise ValueError("holds a character that cannot be printed; type the value anew")
+    return value
 
 
 def _http_url(value: str) -> str:
@@ -94,14 +104,18 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 def problem(kind: type[Environment], wrong: ErrorDetails) -> str:
-    """One sentence on a value that pydantic refused."""
-    field, message = str(wrong["loc"][0]), wrong["msg"]
+    """One sentence on a variable whose value pydantic refused."""
+    return f"{str(wrong['loc'][0]).upper()}: {fault(kind, wrong)}"
+
+
+def fault(kind: type[BaseModel], wrong: ErrorDetails) -> str:
+    """What is wrong with a value that pydantic refused."""
     if wrong["type"] == "value_error":
-        return f"{field.upper()}: {message.removeprefix('Value error, ')}"
-    return f"{field.upper()}: is not {_expected(kind, field)}; correct it, or remove it for the default"
+        return wrong["msg"].removeprefix("Value error, ")
+    return f"is not {_expected(kind, str(wrong['loc'][0]))}; correct it, or remove it for the default"
 
 
-def _expected(kind: type[Environment], field: str) -> str:
+def _expected(kind: type[BaseModel], field: str) -> str:
     schema = kind.model_json_schema()["properties"][field]
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
@@ -113,9 +127,9 @@ def _expected(kind: type[Environment], field: str) -> str:
     return "text"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], fold: Callable[[str], str] = str.upper) -> str:
     """`: did you mean NAME?` for a name that is nearly one of those; else empty."""
-    close = difflib.get_close_matches(name.upper(), [other.upper() for other in known], 1, 0.8)
+    close = difflib.get_close_matches(fold(name), [fold(other) for other in known], 1, 0.8)
     return f": did you mean {close[0]}?" if close else ""
 
 
@@ -134,3 +148,12 @@ def is_unprotected(url: str) -> bool:
     """Whether what is sent to the address can be overheard: http:// to another machine."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+def is_private(url: str) -> bool:
+    """Whether the host is an IP address of a private network; a name may come to mean any machine."""
+    try:
+        address = ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return any(address in network for network in _PRIVATE_NETWORKS)

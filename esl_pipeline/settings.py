@@ -3,7 +3,6 @@
 What is allowed but worth saying comes from `Settings.warnings`.
 """
 
-import ipaddress
 import re
 import ssl
 from collections.abc import Iterable, Mapping
@@ -35,17 +34,20 @@ from esl_pipeline.environment import (
     misspelt,
     problem,
 )
+from esl_pipeline.label_servers import (
+    PUBLIC_SIGN,
+    LabelServerSettings,
+    check_protected,
+    is_sign_variable,
+    read_servers,
+    signs_given,
+)
+from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.postgres_urls import DagsterUrl, PostgresUrl, may_be_overheard, ports
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.source import Source, SourceSettings
 
-# The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
-PUBLIC_SIGN = "80805d794841f1b4"
 TRANSACTION_POOLER_PORT = "6543"
-
-_PRIVATE_NETWORKS = tuple(
-    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
-)
 
 
 def _cron(value: str) -> str:
@@ -99,6 +101,13 @@ def _home(value: Path) -> Path:
     return home
 
 
+def _expanded(value: Path) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("cannot be found; write the file's whole path") from None
+
+
 def _ca_file(value: Path) -> Path:
     try:
         ssl.create_default_context(cafile=value)
@@ -128,20 +137,34 @@ def host_names_in(value: str) -> tuple[str, ...]:
 
 
 def _misspelt_names() -> list[str]:
-    return misspelt(("ESL_", "HIPOINK_"), every_field())
+    return [
+        sentence
+        for sentence in misspelt(("ESL_", "HIPOINK_"), every_field())
+        if not is_sign_variable(sentence)  # of which the servers' file says more
+    ]
 
 
 Part = TypeVar("Part", bound=SourceSettings)
 
 
-class Settings(Environment):
-    """What the environment says. Build it with `load_settings`: it brings the sources with their own settings."""
+class _FurtherServers(Environment):
+    """What has to be known to judge the servers' file, whatever else is wrong."""
 
     allow_insecure_label_server: bool = Field(
         False,
         description="Accept http:// to a label server on another machine, by its private IP address: the sign and the "
         "prices travel unprotected.",
     )
+    hipoink_servers_file: Annotated[Path, AfterValidator(_expanded)] | None = Field(
+        None,
+        description="TOML file of further label servers, a table each: see docs/label-servers.md. Their signs are "
+        "variables of their own, e.g. HIPOINK_API_SECRET__NORTH.",
+    )
+
+
+class Settings(_FurtherServers):
+    """What the environment says. Build it with `load_settings`: it brings the sources with their own settings."""
+
     hipoink_api_base_url: HttpUrl | None = Field(
         None, description="Address of the label server, e.g. https://labels.example.com."
     )
@@ -170,6 +193,9 @@ class Settings(Environment):
     )
     hipoink_batch_size: int = Field(
         100, ge=1, le=1000, description="Labels in one request to the label server, at most."
+    )
+    hipoink_concurrency: int = Field(
+        4, ge=1, le=32, description="Requests in flight at the label server at a time, over all runs."
     )
     esl_database_url: PostgresUrl | None = Field(
         None,
@@ -277,6 +303,8 @@ class Settings(Environment):
 
     _misspelt: list[str] = PrivateAttr(default_factory=_misspelt_names)
     _sources: dict[str, Source[Any]] = PrivateAttr(default_factory=dict)
+    _further_servers: dict[str, LabelServerSettings] = PrivateAttr(default_factory=dict)
+    _servers_doubts: list[str] = PrivateAttr(default_factory=list)
 
     # The cross-checks are field validators, because a model validator would be skipped whenever a single
     # field is wrong, and the reader would meet the problems in turns. `info.data` lacks the fields that are.
@@ -284,17 +312,8 @@ class Settings(Environment):
     @field_validator("hipoink_api_base_url")
     @classmethod
     def _insecure_only_when_allowed(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url and is_unprotected(url):
-            if not info.data.get("allow_insecure_label_server", True):
-                raise ValueError(
-                    "is http:// to another machine, where the sign and the prices travel unprotected; use https://, "
-                    "or on a private network set ALLOW_INSECURE_LABEL_SERVER=true"
-                )
-            if not _is_private(url):
-                raise ValueError(
-                    "is http:// to an address that is not private; use https://, or write the label server's private "
-                    "IP address, e.g. http://192.168.1.5:8090"
-                )
+        if url:
+            check_protected(url, insecure_allowed=info.data.get("allow_insecure_label_server", True))
         return url
 
     @field_validator("supabase_service_key")
@@ -332,6 +351,44 @@ class Settings(Environment):
     def hipoink_sign(self) -> SecretStr:
         """The sign to send: HIPOINK_API_SECRET, else the documented public default."""
         return self.hipoink_api_secret or SecretStr(PUBLIC_SIGN)
+
+    @property
+    def label_servers(self) -> Mapping[str, LabelServerSettings]:
+        """Every label server by name; `default`, where there is one, comes first."""
+        if self.hipoink_api_base_url is None:
+            return self._further_servers
+        single = LabelServerSettings(
+            base_url=self.hipoink_api_base_url,
+            client_id=self.hipoink_client_id,
+            rate_limit_per_second=self.hipoink_rate_limit_per_second,
+            concurrency=self.hipoink_concurrency,
+            batch_size=self.hipoink_batch_size,
+            ca_file=self.hipoink_ca_file,
+            sign=self.hipoink_sign,
+        )
+        return {DEFAULT_SERVER: single, **self._further_servers}
+
+    def label_server(self, name: str) -> LabelServerSettings:
+        """One of them. Raises SettingsError when there is none of this name."""
+        servers = self.label_servers
+        if name in servers:
+            return servers[name]
+        if not servers:
+            says = (
+                "HIPOINK_API_BASE_URL is not set: set the label server's address; "
+                "`esl-pipeline up` brings a sandbox of its own"
+            )
+        elif name == DEFAULT_SERVER:
+            says = (
+                f"no label server is called {name}: HIPOINK_API_BASE_URL is not set, and HIPOINK_SERVERS_FILE names "
+                f"{', '.join(servers)}"
+            )
+        else:
+            says = (
+                f"no label server is called {name}: there is {', '.join(servers)}; add a table [{name}] to "
+                "HIPOINK_SERVERS_FILE"
+            )
+        raise SettingsError([says])
 
     @property
     def host_names(self) -> tuple[str, ...]:
@@ -376,8 +433,8 @@ class Settings(Environment):
 
     def warnings(self) -> list[str]:
         """Sentences about settings that work but deserve a second look; no secret in them."""
-        said = []
-        if self.uses_public_sign:
+        said = list(self._servers_doubts)
+        if self.uses_public_sign and (self.hipoink_api_base_url or not self._further_servers):
             said.append(
                 "HIPOINK_API_SECRET is not set or is the documented public default sign: anybody who reaches "
                 "the label server can change its labels. Make an app key of your own and set its sign."
@@ -426,14 +483,27 @@ def load_settings(**overrides: Any) -> Settings:
     problems = [
         f"{name.upper()}: is no setting of this program{did_you_mean(name, known) or '; remove it'}"
         for name in given
-        if name not in known
+        if name not in known and not is_sign_variable(name)
     ]
     settings = _read(Settings, given, problems)
+    further = _read(_FurtherServers, given, [])  # what is wrong with these two has been said
+    if further is not None:
+        servers = read_servers(
+            further.hipoink_servers_file,
+            signs_given(given),
+            Settings.model_fields,
+            default_sign=settings.hipoink_api_secret if settings else None,
+            has_default=settings is not None and settings.hipoink_api_base_url is not None,
+            insecure_allowed=further.allow_insecure_label_server,
+        )
+        problems += servers.problems
     sources = {system: _read(source.settings_class, given, problems) for system, source in SOURCES.items()}
     if problems:
         raise SettingsError(problems) from None
-    assert settings is not None
+    assert settings is not None and further is not None
     settings._sources.update({system: SOURCES[system](part) for system, part in sources.items()})
+    settings._further_servers.update(servers.servers)
+    settings._servers_doubts.extend(servers.warnings)
     return settings
 
 
@@ -451,12 +521,3 @@ def _read(kind: type[AnyEnvironment], given: dict[str, Any], problems: list[str]
         if unread not in problems:
             problems.append(unread)
     return None
-
-
-def _is_private(url: str) -> bool:
-    """Whether the host is an IP address of a private network; a name may come to mean any machine."""
-    try:
-        address = ipaddress.ip_address(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-    return any(address in network for network in _PRIVATE_NETWORKS)

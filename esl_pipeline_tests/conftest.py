@@ -141,7 +141,7 @@ def buffer_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
 @pytest.fixture
 def buffer(buffer_dsn: str) -> Iterator[Buffer]:
     """A fresh buffer over psycopg."""
-    found = Buffer(PsycopgTransport(SecretStr(buffer_dsn)), label_server="labels")
+    found = Buffer(PsycopgTransport(SecretStr(buffer_dsn)))
     yield found
     found.close()
 

@@ -10,7 +10,7 @@ from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.files import FileCalls
 from esl_pipeline.buffer.people import PeopleCalls
 from esl_pipeline.labels.mapping import StoreMapping
-from esl_pipeline.model.due import Due
+from esl_pipeline.model.due import Due, DueEverywhere
 from esl_pipeline.model.push import Claim, Outcome, PushRules, QueuedLabel, RefreshClaim
 
 # supabase.md 3.2: about 2.5 MB a call, and no gain from larger ones.
@@ -41,7 +41,8 @@ class Buffer(PeopleCalls, FileCalls):
         max_attempts: int = 8,
         shop: Mapping[str, str] | None = None,
     ) -> tuple[str, list[Row]]:
-        """Lease open deliveries of mapped shops, each shop's oldest, in turns -> (claim id, events)."""
+        """Lease open deliveries of one shop, or of those that this label server's drain reads, each shop's oldest, in
+        turns -> (claim id, events)."""
         claim_id = str(uuid4())
         answer = self._call(
             "esl_inbox_claim",
@@ -52,6 +53,8 @@ class Buffer(PeopleCalls, FileCalls):
             lease_seconds=lease_seconds,
             max_attempts=max_attempts,
             shop=shop,
+            label_server=self.label_server,
+            label_servers=self.label_servers,
         )
         return claim_id, answer["events"]
 
@@ -83,8 +86,16 @@ class Buffer(PeopleCalls, FileCalls):
     def variants_due(
         self, *, limit: int = MAX_ROWS_PER_CALL, shop: Mapping[str, str] | None = None, after: int = 0
     ) -> tuple[list[Row], list[StoreMapping]]:
-        """Variants (rows.VARIANTS) that are not evaluated yet, shops in turns, and their active mappings."""
-        due = self._call("esl_variants_due", limit=limit, shop=shop, after=after)
+        """Variants (rows.VARIANTS) that are not evaluated yet, of one shop or of those that this label server's drain
+        reads, in turns, and all active mappings of their shops."""
+        due = self._call(
+            "esl_variants_due",
+            limit=limit,
+            shop=shop,
+            after=after,
+            label_server=self.label_server,
+            label_servers=self.label_servers,
+        )
         return due["variants"], [StoreMapping.of(row) for row in due["mappings"]]
 
     # Labels and queue
@@ -120,8 +131,8 @@ class Buffer(PeopleCalls, FileCalls):
         shop: Mapping[str, str] | None = None,
         busy_stores: Collection[str] = (),
     ) -> Claim | None:
-        """Lease one batch for one label-server call, of none of the busy_stores, intents written; None: nothing is
-        due."""
+        """Lease one batch for one call at this label server, of none of the busy_stores, intents written; None: nothing
+        is due."""
         at = time.monotonic()
         claimed = self._call(
             "esl_push_claim",
@@ -142,9 +153,6 @@ class Buffer(PeopleCalls, FileCalls):
 
     def push_finish(self, claim: Claim, outcome: Outcome, rules: PushRules) -> Row:
         """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}."""
-        said = asdict(outcome)
-        if self.label_server is None:
-            del said["server_failed"]
         return self._call(
             "esl_push_finish",
             push_id=claim.push_id,
@@ -152,7 +160,7 @@ class Buffer(PeopleCalls, FileCalls):
             operation=claim.operation,
             rows=[{"code": row.code, "generation": row.generation} for row in claim.rows],
             label_server=self.label_server,
-            **said,
+            **asdict(outcome),
             max_attempts=rules.max_attempts,
             initial_delay_seconds=rules.initial_delay,
             multiplier=rules.multiplier,
@@ -233,8 +241,16 @@ class Buffer(PeopleCalls, FileCalls):
     # The drain run
 
     def due(self) -> Due:
-        """What there is to do now."""
-        return Due.of(self._call("esl_due", label_server=self.label_server))
+        """What there is to do now for this label server."""
+        servers = self._due([self.label_server])["servers"]
+        return Due.of(servers[self.label_server])
+
+    def due_everywhere(self) -> DueEverywhere:
+        """What there is to do now for each label server that the settings name."""
+        return DueEverywhere.of(self._due(self.label_servers), self.label_servers)
+
+    def _due(self, servers: Sequence[str]) -> Row:
+        return self._call("esl_due", servers=list(servers), label_servers=self.label_servers)
 
     def lease_take(self, *, name: str, holder: str, seconds: float) -> bool:
         """Take or renew a lease -> whether it is the holder's now."""

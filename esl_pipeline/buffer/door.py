@@ -1,6 +1,8 @@
 """The way to the buffer's functions: each is called by its name, whatever the transport."""
 
-from typing import Any
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, Self
 
 from esl_pipeline.buffer.errors import (
     BufferVersionError,
@@ -11,6 +13,7 @@ from esl_pipeline.buffer.errors import (
 )
 from esl_pipeline.buffer.migrate import code_build, functions_digest, oldest_version
 from esl_pipeline.buffer.transports import Transport
+from esl_pipeline.model.label_server import DEFAULT_SERVER
 
 Row = dict[str, Any]
 
@@ -21,12 +24,26 @@ class Door:
     Every method may raise BufferError (BufferUnavailable when the database cannot be reached). Every function
     behind them may be called again with the same arguments, so transports repeat calls whose answer was lost.
 
-    `label_server` names the one that this process pushes to: what is known of its health is shared under that name.
+    `label_server` names the one that is worked for: labels, refreshes and what is known of its health are those of its
+    stores. `label_servers`: all that the settings name; the first also reads the shops that are at none of them.
     """
 
-    def __init__(self, transport: Transport, *, label_server: str | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        label_server: str = DEFAULT_SERVER,
+        label_servers: Sequence[str] = (DEFAULT_SERVER,),
+    ) -> None:
         self.transport = transport
         self.label_server = label_server
+        self.label_servers = tuple(label_servers)
+
+    def at(self, label_server: str) -> Self:
+        """The same for another label server, over the same connections."""
+        other = copy(self)
+        other.label_server = label_server
+        return other
 
     def __repr__(self) -> str:
         return f"Buffer({self.transport.describe()})"

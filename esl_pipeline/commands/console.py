@@ -10,7 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.tree import Tree
 
+from esl_pipeline.label_servers import LabelServerSettings
 from esl_pipeline.labels.differences import differences
+from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.printable import printable
 from esl_pipeline.refused import refused_sentence
 
@@ -34,9 +36,15 @@ def print_mappings(console: Console, mappings: Sequence[Row]) -> None:
     if not mappings:
         console.print("no store is mapped yet: esl-pipeline stores add SHOP STORE")
         return
-    columns = ("id", "shop", "store", "active", "dry run", "settings")
-    keys = ("id", "source_store_id", "hipoink_store_code", "is_active", "is_dry_run", "settings")
+    columns = ["id", "shop", "store", "active", "dry run", "settings"]
+    keys = ["id", "source_store_id", "hipoink_store_code", "is_active", "is_dry_run", "settings"]
+    if any(mapping["label_server"] != DEFAULT_SERVER for mapping in mappings):
+        columns.insert(3, "server")
+        keys.insert(3, "label_server")
     console.print(table(columns, ([m[k] for k in keys] for m in mappings)))
+    for mapping in mappings:
+        if mapping.get("remark"):
+            console.print(escape(mapping["remark"]), style="yellow", soft_wrap=True)
 
 
 def print_history(console: Console, changes: Sequence[Row]) -> None:
@@ -85,10 +93,16 @@ def print_tokens(console: Console, tokens: Sequence[Row]) -> None:
     console.print(table(columns, rows))
 
 
-def print_status(console: Console, status: Row, *, not_readable: Mapping[str, str] | None = None) -> None:
-    """Inbox per shop, labels and queue per store, findings by check, and what stands in the way.
+def print_status(
+    console: Console,
+    status: Row,
+    *,
+    not_readable: Mapping[str, str] | None = None,
+    servers: Mapping[str, LabelServerSettings] | None = None,
+) -> None:
+    """Inbox per shop, labels and queue per store, label servers, findings by check, and what stands in the way.
 
-    not_readable: shops that nothing opens although others can be read, and why.
+    not_readable: shops that nothing opens although others can be read, and why. servers: those that the settings name.
     """
     counts = ("deliveries", "waiting", "done", "superseded", "unusable", "dead")
     inbox = (
@@ -110,6 +124,8 @@ def print_status(console: Console, status: Row, *, not_readable: Mapping[str, st
     )
     columns = ("store", "shop", "labels", "held back", "waiting", "failed", "dead", "accepted")
     console.print(table(columns, stores), "")
+    if servers and {*servers, *(store["label_server"] for store in status["stores"])} != {DEFAULT_SERVER}:
+        console.print(_servers(status["servers"], servers), "")
     if status["findings"]:
         findings = ([f["check_name"], f["level"], f["n"]] for f in status["findings"])
         console.print(table(("finding", "level", "variants"), findings), "")
@@ -117,8 +133,38 @@ def print_status(console: Console, status: Row, *, not_readable: Mapping[str, st
         f"{shop}: cannot be read, what its webhooks miss stays missed: {why}"
         for shop, why in (not_readable or {}).items()
     ]
-    for line in (*_obstacles(status), *unread):
+    for line in (*_obstacles(status), *_not_named(status["stores"], servers), *unread):
         console.print(escape(_text(line)), style="yellow", soft_wrap=True)
+
+
+def _servers(rows: Sequence[Row], servers: Mapping[str, LabelServerSettings]) -> Table:
+    """A line for each label server: its stores, how much of it may be used, and whether it is down."""
+    known = {row["server"]: row for row in rows}
+    columns = ("label server", "stores", "calls/s", "batch", "in flight", "state")
+    lines = []
+    for name in sorted({*servers, *(row["server"] for row in rows if row["stores"])}):
+        row, settings = known.get(name, {}), servers.get(name)
+        limits = ("rate_limit_per_second", "batch_size", "concurrency")
+        state = f"down since {_time(row['down_since'])}" if row.get("down_since") else "up"
+        lines.append(
+            [
+                name,
+                ", ".join(row.get("stores", [])),
+                *(getattr(settings, limit) if settings else None for limit in limits),
+                state if settings else "not set",
+            ]
+        )
+    return table(columns, lines)
+
+
+def _not_named(stores: Sequence[Row], servers: Mapping[str, LabelServerSettings] | None) -> Iterator[str]:
+    """What is mapped at a label server that the settings do not name; None: they were not asked."""
+    for store in stores:
+        if servers and store["is_active"] and store["label_server"] not in servers:
+            yield (
+                f"store {store['hipoink_store_code']}: its labels wait, for the settings name no label server "
+                f"{store['label_server']} (HIPOINK_SERVERS_FILE)"
+            )
 
 
 def _obstacles(status: Row) -> Iterator[str]:
@@ -306,7 +352,12 @@ def print_trace(console: Console, places: Sequence[Row]) -> None:
     """From a label back: what the server last accepted, each push with its run, request and answer, the variant,
     the webhooks."""
     for place in places:
-        console.print(Panel(_trace(place), title=f"store {escape(place['store_code'])}", title_align="left"))
+        console.print(Panel(_trace(place), title=_place(place), title_align="left"))
+
+
+def _place(place: Row) -> str:
+    server = place["label_server"]
+    return f"store {escape(place['store_code'])}" + (f" at {server}" if server != DEFAULT_SERVER else "")
 
 
 def _trace(place: Row) -> Group:

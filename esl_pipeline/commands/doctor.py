@@ -15,9 +15,11 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.connections import open_buffer, open_label_server
 from esl_pipeline.environment import ENV_FILE, SettingsError, is_unprotected
+from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.check import Check
+from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.postgres_urls import without_driver
 from esl_pipeline.settings import Settings
 
@@ -67,8 +69,7 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
         yield from _shop_checks(settings, mappings)
-        active = {mapping.store for mapping in mappings if mapping.is_active}
-        yield from _label_server_checks(settings, buffer, sorted(active))
+        yield from _label_server_checks(settings, buffer, mappings)
     finally:
         buffer.close()
 
@@ -117,17 +118,33 @@ def _login_check(settings: Settings) -> Check:
     return Check("buffer login", "ok", f"{login}, a member of {', '.join(groups) or 'none of our groups'}")
 
 
-def _label_server_checks(settings: Settings, buffer: Buffer, stores: list[str]) -> Iterator[Check]:
-    try:
-        client = open_label_server(settings, buffer)
-    except SettingsError as error:
-        yield Check("label server", "wrong", error.problems[0])
-        return
+def _label_server_checks(
+    settings: Settings, buffer: Buffer, mappings: Sequence[StoreMapping]
+) -> Iterator[Check]:
+    """Of each label server that is set, or that a store is at, whether it answers for its stores."""
+    stores: dict[str, set[str]] = {name: set() for name in settings.label_servers or [DEFAULT_SERVER]}
+    for mapping in mappings:
+        if mapping.is_active:
+            stores.setdefault(mapping.label_server, set()).add(mapping.store)
+    for name, codes in stores.items():
+        what = f"label server {name}" if len(stores) > 1 else "label server"
+        try:
+            client = open_label_server(settings, buffer, name)
+        except SettingsError as error:
+            of = (
+                f"; the labels of {', '.join(sorted(codes))} wait" if codes and settings.label_servers else ""
+            )
+            yield Check(what, "wrong", error.problems[0] + of)
+            continue
+        yield from _store_checks(what, client, sorted(codes))
+
+
+def _store_checks(server: str, client: HipoinkClient, stores: Sequence[str]) -> Iterator[Check]:
     with client:
         if not stores:
-            yield Check("label server", "warning", "not asked: no store is mapped yet")
+            yield Check(server, "warning", "not asked: no store is mapped yet")
         for store in stores:
-            what = f"label server, store {store}"
+            what = f"{server}, store {store}"
             try:
                 yield Check(what, "ok", f"holds {client.query_count(store)} labels")
             except HipoinkError as error:

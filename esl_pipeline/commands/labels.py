@@ -73,22 +73,15 @@ def reconcile(
         mappings = buffer.active_mappings(shop=named)
         if not mappings:
             raise CommandError(f"no active store is mapped to {shop}: see `esl-pipeline stores list`")
-        stores = list(dict.fromkeys(mapping.store for mapping in mappings))
+        stores = {mapping.store: mapping.label_server for mapping in mappings}
         by, run_id = f"{user()}, esl-pipeline reconcile", f"cli-{uuid4()}"
         if approve_removals and not dry_run:
             for store in stores:
                 buffer.changes_approve(store=store, by=by)
-        with open_label_server(settings, buffer) as client:
-            drifts = [
-                compare_store(
-                    buffer,
-                    client,
-                    store=store,
-                    run_id=run_id,
-                    dry_run=dry_run,
-                )
-                for store in stores
-            ]
+        drifts = []
+        for store, server in stores.items():
+            with open_label_server(settings, buffer, server) as client:
+                drifts.append(compare_store(buffer, client, store=store, run_id=run_id, dry_run=dry_run))
     found = [asdict(drift) | {"remarks": drift.remarks()} for drift in drifts]
     if as_json:
         print_json(found)
@@ -100,11 +93,12 @@ def status(as_json: AsJson = False) -> None:
     """Inbox, queue, labels and dead letters per store."""
     with buffer_here() as buffer:
         found = buffer.status()
-    not_readable = settings_here().not_readable(store for store in found["stores"] if store["is_active"])
+    settings = settings_here()
+    not_readable = settings.not_readable(store for store in found["stores"] if store["is_active"])
     if as_json:
         print_json(found | ({"not_readable": list(not_readable)} if not_readable else {}))
     else:
-        shown.print_status(out, found, not_readable=not_readable)
+        shown.print_status(out, found, not_readable=not_readable, servers=settings.label_servers)
 
 
 def trace(

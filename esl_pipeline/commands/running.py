@@ -60,7 +60,8 @@ def up(
         if json_ready is not None:
             _write_atomically(json_ready, json.dumps(urls))
         out.print(f"\nDagster UI    {urls['ui']}")
-        out.print(f"labels        {urls['labels'] or settings.hipoink_api_base_url}")
+        labels = [urls["labels"]] if urls["labels"] else [s.base_url for s in settings.label_servers.values()]
+        out.print(f"labels        {', '.join(labels)}")
         if urls["shop"]:
             out.print(f"shop          {urls['shop']}   (a sandbox: change a price there)")
         out.print(f"receiver      {urls['receiver']}   (API: {urls['receiver']}/docs)")

@@ -23,6 +23,10 @@ SourceOption = Annotated[
     typer.Option("--source", help="The shop's source; needed where several know shops of that form."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Server = Annotated[
+    str | None,
+    typer.Option("--server", help="The label server where the store is, by its name in the settings."),
+]
 Share = Annotated[bool, typer.Option("--share", help="Other shops feed this store too, and that is meant.")]
 
 MARKS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "wrong": "[red]wrong  [/]"}
@@ -107,12 +111,16 @@ def said_of_refusals() -> Iterator[None]:
 
 
 def checked_by(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The given fields of a mapping, as the store-mapping API checks them. Raises CommandError."""
     from pydantic import ValidationError
+
+    from esl_pipeline.receiver.mappings import SERVERS_KNOWN
 
     if wrong := [f"{at}: {says}" for at, says in unstorable(fields)]:
         raise CommandError("\n".join(wrong))
     try:
-        checked: dict[str, Any] = model.model_validate(fields).model_dump(exclude_unset=True)
+        context = {SERVERS_KNOWN: tuple(settings_here().label_servers)} if "label_server" in fields else None
+        checked: dict[str, Any] = model.model_validate(fields, context=context).model_dump(exclude_unset=True)
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"

@@ -9,6 +9,7 @@ from esl_pipeline.commands import console as shown
 from esl_pipeline.commands.shared import (
     AsJson,
     CommandError,
+    Server,
     Share,
     SourceOption,
     buffer_here,
@@ -41,6 +42,7 @@ def add(
     settings: Annotated[str, typer.Option(help="The store's policy as JSON.")] = "{}",
     policy: PolicyChanges = None,
     dry_run: DryRun = None,
+    server: Server = None,
     share: Share = False,
     source: SourceOption = None,
     as_json: AsJson = False,
@@ -50,7 +52,7 @@ def add(
 
     fields: dict[str, Any] = {**shop_named(shop, source), "hipoink_store_code": store}
     fields |= {"settings": _changed(_json_object(settings), policy or []), "is_dry_run": bool(dry_run)}
-    fields |= {"shared": share}
+    fields |= {"shared": share} | ({} if server is None else {"label_server": server})
     given = checked_by(NewMapping, fields)
     with buffer_here() as buffer, said_of_refusals():
         _show_mappings([buffer.mapping_create(given, by=cli_user())], as_json)
@@ -71,6 +73,7 @@ def set_(
     dry_run: DryRun = None,
     settings: Annotated[str | None, typer.Option(help="The whole policy as JSON.")] = None,
     policy: PolicyChanges = None,
+    server: Server = None,
     share: Share = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,6 +81,7 @@ def set_(
     from esl_pipeline.receiver.mappings import MappingChange
 
     changes: dict[str, Any] = {"hipoink_store_code": store, "is_active": active, "is_dry_run": dry_run}
+    changes |= {"label_server": server}
     changes = {name: value for name, value in changes.items() if value is not None}
     whole = None if settings is None else _json_object(settings)
     if not changes and whole is None and not policy:

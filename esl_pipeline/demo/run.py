@@ -27,6 +27,7 @@ from esl_pipeline.demo.shop import STORE, DemoError, ShopUnderDemo
 from esl_pipeline.demo.shopify import ShopifyDemo
 from esl_pipeline.demo.woocommerce import WooCommerceDemo
 from esl_pipeline.environment import SettingsError
+from esl_pipeline.label_servers import is_sign_variable
 from esl_pipeline.local.parts import StackError
 from esl_pipeline.local.postgres import PostgresUnavailable
 from esl_pipeline.local.stack import Ports, Stack
@@ -39,6 +40,7 @@ DEMOS: dict[str, type[ShopUnderDemo]] = {
 # Of the user's settings, those that somebody could fear for.
 _NEVER_TOUCHED = (
     "hipoink_api_base_url",
+    "hipoink_servers_file",
     "supabase_url",
     "esl_database_url",
     "esl_dagster_database_url",
@@ -149,7 +151,7 @@ def _own_settings(home: Path, of_shop: dict[str, str]) -> Iterator[None]:
     """
     kept = dict(os.environ)
     for name in kept:
-        if name.lower() in every_field():
+        if name.lower() in every_field() or is_sign_variable(name):
             del os.environ[name]
     os.environ |= {
         "ESL_HOME": str(home),

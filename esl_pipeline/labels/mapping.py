@@ -14,11 +14,13 @@ from esl_pipeline.model.shop import Shop
 
 @dataclass(frozen=True)
 class StoreMapping:
-    """settings: as kept, whatever they are. currency, taxes_included: what the shop says of its prices, where asked."""
+    """label_server: where the store is. settings: as kept, whatever they are. currency, taxes_included: what the shop
+    says of its prices, where asked."""
 
     id: str
     shop: Shop
     store: str
+    label_server: str
     is_active: bool
     is_dry_run: bool
     settings: Mapping[str, Any]
@@ -32,6 +34,7 @@ class StoreMapping:
             id=row["id"],
             shop={key: row[key] for key in ("source_system", "source_store_id")},
             store=row["hipoink_store_code"],
+            label_server=row["label_server"],
             is_active=row["is_active"],
             is_dry_run=row["is_dry_run"],
             settings=row["settings"],

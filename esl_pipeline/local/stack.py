@@ -166,7 +166,7 @@ class Stack:
     def _start(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
         receiver, ui = _port("receiver", self._ports.receiver), _port("ui", self._ports.ui)
-        own_labels = self._settings.hipoink_api_base_url is None
+        own_labels = not self._settings.label_servers
         labels = _port("labels", self._ports.labels) if own_labels else None
         # In production a shop that nobody asked for would only be in the way.
         own_shop = (
@@ -372,7 +372,7 @@ class Stack:
             missing.append("SHOPIFY_WEBHOOK_SECRET")
         if self._settings.esl_admin_token is None:
             missing.append("ESL_ADMIN_TOKEN")
-        if self._settings.hipoink_api_base_url is None and self._settings.hipoink_api_secret is None:
+        if not self._settings.label_servers and self._settings.hipoink_api_secret is None:
             missing.append("HIPOINK_API_SECRET")  # of the sandbox
         if not missing or self._settings.app_environment == "production":
             return {}

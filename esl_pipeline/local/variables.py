@@ -52,7 +52,7 @@ _GIVEN = {
     # It starts the runs, and answers for schedules and sensors.
     "code server": (
         *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
-        *("HIPOINK_API_SECRET", *_OPENING),
+        *("HIPOINK_API_SECRET", "HIPOINK_API_SECRET__*", *_OPENING),
     ),
     "Dagster webserver": _DAGSTER,
     "Dagster daemon": _DAGSTER,

@@ -1,4 +1,4 @@
-"""What is due, as the drain's sensor asks."""
+"""What is due, as the drains and their sensor ask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,9 @@ class Outage:
 
 @dataclass(frozen=True)
 class Due:
-    """What there is to do now. anything: a drain run would find work.
+    """What there is to do now for one label server. anything: a drain run would find work.
 
-    outage: while the label server is down. drain: who holds the drain's lease, if anybody does. shops: all that are
-    mapped.
+    outage: while the label server is down. drain: who holds the lease of its drain, if anybody does.
     """
 
     anything: bool
@@ -31,7 +30,6 @@ class Due:
     refresh: bool
     outage: Outage | None = None
     drain: str | None = None
-    shops: Sequence[Shop] = ()
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -44,5 +42,22 @@ class Due:
             refresh=row["refresh"],
             outage=Outage(**row["outage"]) if row["outage"] else None,
             drain=row["drain"]["holder"] if row["drain"] else None,
-            shops=row["shops"],
         )
+
+
+@dataclass(frozen=True)
+class DueEverywhere:
+    """The same for every label server, by name.
+
+    shops: all that are mapped. elsewhere: of active mappings, stores at servers that no setting names, by server.
+    """
+
+    servers: Mapping[str, Due]
+    shops: Sequence[Shop]
+    elsewhere: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], names: Sequence[str]) -> Self:
+        """As the buffer gives it, of these servers, in this order."""
+        servers = {name: Due.of(row["servers"][name]) for name in names}
+        return cls(servers=servers, shops=row["shops"], elsewhere=row["elsewhere"])

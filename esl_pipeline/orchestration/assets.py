@@ -1,8 +1,11 @@
 """The assets, partitioned by shop: what each source says, what may go on a label, what the label server accepted."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -10,14 +13,17 @@ import pandas as pd
 from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.hipoink.client import HipoinkClient
+from esl_pipeline.labels.mapping import StoreMapping
+from esl_pipeline.model.label_server import called
 from esl_pipeline.model.push import PushRules
-from esl_pipeline.model.rows import LABELS, RESULTS, VARIANTS
+from esl_pipeline.model.rows import LABELS, RESULTS, VARIANTS, Rows
 from esl_pipeline.model.shop import Shop, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, several_failed, stop_retries
 from esl_pipeline.orchestration.frames import Parts, table_schema
-from esl_pipeline.orchestration.resources import LabelServer, Sources
+from esl_pipeline.orchestration.resources import LabelServers, Sources
 from esl_pipeline.orchestration.shops import products_asset_name, shops
 from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.drift import Drift, compare_store
@@ -206,7 +212,7 @@ def hipoink_sync_results(
     context: dg.AssetExecutionContext,
     config: Push,
     buffer: dg.ResourceParam[Buffer],
-    label_server: dg.ResourceParam[LabelServer],
+    label_server: dg.ResourceParam[LabelServers],
     sources: dg.ResourceParam[Sources],
 ) -> dg.Output[Parts]:
     """What the label server accepted: every queued label of the shop is pushed in batches, once.
@@ -217,24 +223,102 @@ def hipoink_sync_results(
     drifted (esl.drift). All day long the job event_sync pushes what is due.
     """
     started = time.monotonic()
-    shop, run_id = _shop(context, sources), context.run.run_id
+    shop = _shop(context, sources)
     compares = _is_wanted(config.compare, context.run)
-    results = Parts(RESULTS)
-    report: dict[str, Any] = {}
-    with label_server.client(buffer) as client:
-        if compares:
-            buffer.push_again(shop=shop)
-        _push_all(buffer, client, label_server.rules, run_id=run_id, shop=shop, results=results)
-        report |= {"push (s)": round(time.monotonic() - started, 3)}
-        if compares:
-            drifts, failures = _compared(context, buffer, client)
-            report |= reports.drift_report(drifts)
-            _push_all(buffer, client, label_server.rules, run_id=run_id, shop=shop, results=results)
-            if failures:
-                stores = len(drifts) + len(failures)
-                raise several_failed(f"{len(failures)} of {stores} stores could not be compared", failures)
-    report |= reports.results_report(results) | reports.cost_report(started)
-    return dg.Output(results, metadata=report)
+    stores = _stores_by_server(buffer.mappings(shop=shop))
+    if compares:
+        buffer.push_again(shop=shop)
+    work = _Work(buffer, label_server, shop, context.run.run_id, _SharedParts(RESULTS))
+    with ThreadPoolExecutor(max_workers=len(stores) or 1) as beside:  # no server waits for another one
+        parts = list(beside.map(lambda name: work.at(name, stores[name], compares=compares), stores))
+    report: dict[str, Any] = {"push (s)": max((part.push_seconds for part in parts), default=0.0)}
+    if len(stores) > 1:
+        report["label servers"] = ", ".join(stores)
+    if compares:
+        report |= reports.drift_report([drift for part in parts for drift in part.drifts])
+    _check_reached(parts, compares=compares)
+    report |= reports.results_report(work.results) | reports.cost_report(started)
+    return dg.Output(work.results, metadata=report)
+
+
+def _stores_by_server(mappings: Sequence[StoreMapping]) -> dict[str, list[str]]:
+    """The label servers that these mappings' stores are at, with those that are live; in order."""
+    live: dict[str, set[str]] = {mapping.label_server: set() for mapping in mappings}
+    for mapping in mappings:
+        if mapping.is_active and not mapping.is_dry_run:
+            live[mapping.label_server].add(mapping.store)
+    return {name: sorted(live[name]) for name in sorted(live)}
+
+
+class _SharedParts(Parts):
+    """Parts that several threads add to."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows)
+        self._adding = threading.Lock()
+
+    def add(self, part: pd.DataFrame) -> None:
+        """Append the rows of a frame."""
+        with self._adding:
+            super().add(part)
+
+
+@dataclass
+class _Part:
+    """What was done at one label server. failures: the stores that were not reached or compared, and why."""
+
+    push_seconds: float = 0.0
+    drifts: list[Drift] = field(default_factory=list)
+    failures: dict[str, Exception] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Pushes and comparisons of one shop, at each of its label servers by itself."""
+
+    buffer: Buffer
+    servers: LabelServers
+    shop: Shop
+    run_id: str
+    results: Parts
+
+    def at(self, name: str, stores: Sequence[str], *, compares: bool) -> _Part:
+        """Push what is due at a server, compare these stores of it, and push what has drifted."""
+        part, started, buffer = _Part(), time.monotonic(), self.buffer.at(name)
+        try:
+            server = self.servers.of(name)
+        except SettingsError as error:
+            failure = dg.Failure(error.problems[0], allow_retries=False)
+            part.failures = {self._named(store, name): failure for store in stores}
+            return part
+        with server.client(buffer) as client:
+            self._push(buffer, client, server.rules)
+            part.push_seconds = round(time.monotonic() - started, 3)
+            if compares:
+                for store in stores:
+                    try:
+                        part.drifts.append(_listed(buffer, client, store, run_id=self.run_id))
+                    except Exception as error:
+                        part.failures[self._named(store, name)] = error
+                self._push(buffer, client, server.rules)
+        return part
+
+    def _push(self, buffer: Buffer, client: HipoinkClient, rules: PushRules) -> None:
+        _push_all(buffer, client, rules, run_id=self.run_id, shop=self.shop, results=self.results)
+
+    def _named(self, store: str, server: str) -> str:
+        """A store, with its server where there are several."""
+        servers = {server, *self.buffer.label_servers}
+        return f"{store} at {called(server, servers)}" if len(servers) > 1 else store
+
+
+def _check_reached(parts: Sequence[_Part], *, compares: bool) -> None:
+    """Raises dg.Failure when a store was not, whatever became of the others."""
+    failures = {store: error for part in parts for store, error in part.failures.items()}
+    if failures:
+        stores = len(failures) + sum(len(part.drifts) for part in parts)
+        of = f"{len(failures)} of {stores} stores" if compares else f"{len(failures)} stores"
+        raise several_failed(f"{of} could not be {'compared' if compares else 'pushed to'}", failures)
 
 
 def _shop(context: dg.AssetExecutionContext, sources: Sources) -> Shop:
@@ -248,24 +332,6 @@ def _shop(context: dg.AssetExecutionContext, sources: Sources) -> Shop:
             allow_retries=False,
         )
     return shop
-
-
-def _compared(
-    context: dg.AssetExecutionContext, buffer: Buffer, client: HipoinkClient
-) -> tuple[list[Drift], dict[str, Exception]]:
-    """Every live store of the shop, each by itself; and what kept the others from being compared."""
-    stores = {
-        mapping.store
-        for mapping in buffer.active_mappings(shop=shop_of(context.partition_key))
-        if not mapping.is_dry_run
-    }
-    drifts, failures = list[Drift](), dict[str, Exception]()
-    for store in sorted(stores):
-        try:
-            drifts.append(_listed(buffer, client, store, run_id=context.run.run_id))
-        except Exception as error:
-            failures[store] = error
-    return drifts, failures
 
 
 def _listed(buffer: Buffer, client: HipoinkClient, store: str, *, run_id: str) -> Drift:

@@ -1,7 +1,7 @@
 """Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
+from esl_pipeline.model.label_server import called
 from esl_pipeline.model.shop import Shop, shop_key, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import reason_of
@@ -179,20 +180,31 @@ def unread_files(buffer: Buffer, shop: Shop, sources: Sources) -> str | None:
     return f"{says}; see `esl-pipeline files list`" if says else None
 
 
-def backlog(status: Row, shop: str, *, now: datetime) -> dg.AssetCheckResult:
-    """How many webhooks and labels of a shop wait, how long the oldest has, and what stands in the way."""
+def backlog(status: Row, shop: str, *, servers: Collection[str], now: datetime) -> dg.AssetCheckResult:
+    """How many webhooks and labels of a shop wait, how long the oldest has, and what stands in the way.
+
+    servers: the label servers that the settings name.
+    """
 
     def seconds(since: str | None) -> float:
         return round((now - datetime.fromisoformat(since)).total_seconds(), 1) if since else 0.0
 
     inbox = [row for row in status["shops"] if shop_key(row) == shop]
-    queues = [(row["hipoink_store_code"], row["queue"]) for row in status["stores"] if shop_key(row) == shop]
+    stores = [row for row in status["stores"] if shop_key(row) == shop]
+    queues = [(row["hipoink_store_code"], row["queue"]) for row in stores]
+    at = {row["label_server"] for row in stores}
     oldest_event = max((seconds(row["oldest_waiting"]) for row in inbox), default=0.0)
     oldest_label = max((seconds(queue["oldest"]) for _, queue in queues), default=0.0)
     given_up = sum(queue["failed"] + queue["dead"] for _, queue in queues)
     says = [
-        f"the label server is down since {outage['since']}: {outage['reason']}"
+        f"{called(outage['server'], servers)} is down since {outage['since']}: {outage['reason']}"
         for outage in status["outages"]
+        if outage["server"] in at
+    ]
+    says += [
+        f"labels of {row['hipoink_store_code']} wait: the settings name no label server {row['label_server']}"
+        for row in stores
+        if row["is_active"] and row["label_server"] not in servers
     ]
     if max(oldest_event, oldest_label) > _LONG.total_seconds():
         says.append(f"the oldest change waits for {max(oldest_event, oldest_label):.0f} s")
@@ -268,7 +280,7 @@ def evaluations(
         RESULTS,
         [backlog.__name__],
         lambda: buffer.status(shops=shops),
-        lambda status, key, _: backlog(status, key, now=now),
+        lambda status, key, _: backlog(status, key, servers=buffer.label_servers, now=now),
     )
     return found
 
@@ -305,7 +317,8 @@ def _accuracy(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
 
 
 def _backlog(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
-    return backlog(buffer.status(shops=[shop_of(shop)]), shop, now=datetime.now(UTC))
+    status = buffer.status(shops=[shop_of(shop)])
+    return backlog(status, shop, servers=buffer.label_servers, now=datetime.now(UTC))
 
 
 def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:

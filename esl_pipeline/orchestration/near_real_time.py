@@ -1,10 +1,10 @@
-"""Near real time: inbox_sensor sees due work in half a second and starts event_sync, one drain run for all shops."""
+"""Near real time: inbox_sensor sees due work in half a second and starts event_sync, a drain run per label server."""
 
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,16 +12,18 @@ from uuid import uuid4
 
 import dagster as dg
 import pandas as pd
+from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.model.due import Due
+from esl_pipeline.model.due import Due, DueEverywhere
+from esl_pipeline.model.label_server import DEFAULT_SERVER, called
 from esl_pipeline.model.rows import FINDINGS, LABELS, RESULTS, VARIANTS, Rows
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration import checks, reports
 from esl_pipeline.orchestration.failures import reason_of, release_claims_of_parent, stop_retries
-from esl_pipeline.orchestration.resources import LabelServer
+from esl_pipeline.orchestration.resources import LabelServers
 from esl_pipeline.orchestration.shops import products_asset_name
-from esl_pipeline.stages.drain import LEASE, Round, drain
+from esl_pipeline.stages.drain import Round, drain, lease_of
 
 # An event costs Dagster 13-15 ms (dagster.md 1.4): rounds are reported together, a few seconds' worth at a time.
 _REPORT_SECONDS = 2.0
@@ -38,12 +40,16 @@ _POLL_SECONDS = 0.5
 # waits for a run to start (start_timeout_seconds of dagster.yaml): else each run would find the next one's lease.
 _LAUNCH_SECONDS = 130.0
 
+# Of each drain run; the run coordinator bounds how many of each label server are under way.
+SERVER_TAG = "esl/label_server"
+
 _log = logging.getLogger(__name__)
 
 
 class DrainConfig(dg.Config):
-    """Who holds the drain lease; the sensor sets it, and a retried run keeps it."""
+    """Whose drain this is and who holds its lease; the sensor sets both, and a retried run keeps them."""
 
+    label_server: str = Field(DEFAULT_SERVER, description="The label server, by its name in the settings.")
     holder: str = ""
 
 
@@ -134,25 +140,27 @@ class Journal:
 
 
 @dg.op(
-    description="Claims due events and labels of all shops in micro-batches, until idle for some seconds or old."
+    description="Claims due events and labels of all shops that feed a label server in micro-batches, until idle for "
+    "some seconds or old."
 )
 def drain_events(
     context: dg.OpExecutionContext,
     config: DrainConfig,
     buffer: dg.ResourceParam[Buffer],
-    label_server: dg.ResourceParam[LabelServer],
+    label_server: dg.ResourceParam[LabelServers],
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """One drain run; ends at once when another one is alive."""
+    """One drain run; ends at once when another one of its label server is alive."""
     buffer.check_version()
     release_claims_of_parent(context.run, buffer)
+    server, buffer = label_server.of(config.label_server), buffer.at(config.label_server)
     journal = Journal(context)
     try:
-        with label_server.client(buffer) as client:
+        with server.client(buffer) as client:
             ran = drain(
                 buffer,
                 client,
-                label_server.rules,
-                label_server.limits,
+                server.rules,
+                server.limits,
                 run_id=context.run.run_id,
                 holder=config.holder or context.run.run_id,
                 asset="hipoink_sync_results",
@@ -162,7 +170,9 @@ def drain_events(
     finally:
         journal.flush()
     if not ran:
-        context.log.info("another drain run is alive; nothing to do here")
+        context.log.info(
+            f"another drain run of {called(server.name, buffer.label_servers)} is alive; nothing to do here"
+        )
     yield from journal.checks(buffer)
     yield dg.Output(None)
 
@@ -202,25 +212,47 @@ def _shops(frame: pd.DataFrame) -> pd.Series:
     return frame["source_system"].astype(str) + ":" + frame["source_store_id"].astype(str)
 
 
-def new_shops(due: Due, known: Collection[str]) -> list[str]:
+def new_shops(due: DueEverywhere, known: Collection[str]) -> list[str]:
     """Partitions to add: mapped shops that Dagster does not know yet."""
     return [key for key in map(shop_key, due.shops) if key not in known]
 
 
 def wants_run(due: Due) -> bool:
-    """Whether to start a drain run: there is due work and no drain run is alive."""
+    """Whether to start a drain run of a label server: there is due work and no drain run of it is alive."""
     return due.anything and due.drain is None
 
 
-def why_none(due: Due) -> str:
+def why_none(everywhere: DueEverywhere) -> str:
     """Why no drain run is started, for the reader of the sensor's ticks."""
+    servers = everywhere.servers
+    says = [
+        f"{name}: {_why_none(due, name, servers)}" if len(servers) > 1 else _why_none(due, name, servers)
+        for name, due in servers.items()
+    ]
+    says += [
+        f"the settings name no label server {name}: labels of {', '.join(stores)} wait"
+        for name, stores in sorted(everywhere.elsewhere.items())
+    ]
+    return "; ".join(says)
+
+
+def _why_none(due: Due, name: str, servers: Mapping[str, Due]) -> str:
     if due.drain:
         return "the drain run is at work"
     if outage := due.outage:
-        return (
-            f"the label server is down since {outage.since}, next try at {outage.probe_at}: {outage.reason}"
-        )
+        down = f"{called(name, servers)} is down since {outage.since}"
+        return f"{down}, next try at {outage.probe_at}: {outage.reason}"
     return "nothing is due"
+
+
+def drain_request(label_server: str, holder: str) -> dg.RunRequest:
+    """The run that drains a label server, under the lease of this holder."""
+    config = {"label_server": label_server, "holder": holder}
+    return dg.RunRequest(
+        run_key=f"{label_server}:{holder}",
+        run_config={"ops": {"drain_events": {"config": config}}},
+        tags={SERVER_TAG: label_server},
+    )
 
 
 def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.SensorDefinition:
@@ -231,24 +263,27 @@ def inbox_sensor(drain_job: dg.JobDefinition, *, interval_seconds: int) -> dg.Se
         job=drain_job,
         minimum_interval_seconds=interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive while there "
-        "are any, and adds new shops as partitions.",
+        description="Long-polls the buffer for due webhooks and labels; keeps one event_sync run alive for each label "
+        "server that there are any for, and adds new shops as partitions.",
     )
     def sensor(context: dg.SensorEvaluationContext, buffer: dg.ResourceParam[Buffer]) -> dg.SensorResult:
         known = set(context.instance.get_dynamic_partitions("shops"))
         give_up = time.monotonic() + HOLD_SECONDS
         while True:
-            due = buffer.due()
+            due = buffer.due_everywhere()
             if added := new_shops(due, known):
                 # At once, not with the tick's result: the tick would have to end, and the shop's first label wait.
                 context.instance.add_dynamic_partitions("shops", added)
                 known.update(added)
-            if wants_run(due):
+            runs = []
+            for name, of_server in due.servers.items():
                 holder = str(uuid4())
-                if buffer.lease_take(name=LEASE, holder=holder, seconds=_LAUNCH_SECONDS):
-                    config = {"ops": {"drain_events": {"config": {"holder": holder}}}}
-                    run = dg.RunRequest(run_key=holder, run_config=config)
-                    return dg.SensorResult(run_requests=[run])
+                if wants_run(of_server) and buffer.lease_take(
+                    name=lease_of(name), holder=holder, seconds=_LAUNCH_SECONDS
+                ):
+                    runs.append(drain_request(name, holder))
+            if runs:
+                return dg.SensorResult(run_requests=runs)
             if time.monotonic() > give_up:
                 return dg.SensorResult(skip_reason=why_none(due))
             time.sleep(_POLL_SECONDS)

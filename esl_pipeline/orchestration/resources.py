@@ -22,25 +22,38 @@ from esl_pipeline.stages.drain import CONNECTIONS, DrainLimits
 
 @dataclass(frozen=True)
 class LabelServer:
-    """The label server and how it is used."""
+    """A label server and how it is used."""
 
     settings: Settings
+    name: str
 
     @contextmanager
     def client(self, buffer: Buffer) -> Iterator[HipoinkClient]:
         """Its client, paced together with all other runs through the buffer."""
-        with open_label_server(self.settings, buffer) as client:
+        with open_label_server(self.settings, buffer, self.name) as client:
             yield client
 
     @property
     def rules(self) -> PushRules:
         """How pushes are batched and repeated."""
-        return push_rules(self.settings)
+        return push_rules(self.settings, self.name)
 
     @property
     def limits(self) -> DrainLimits:
         """When a drain run ends."""
         return drain_limits(self.settings)
+
+
+@dataclass(frozen=True)
+class LabelServers:
+    """The label servers, by the names that the settings give them."""
+
+    settings: Settings
+
+    def of(self, name: str) -> LabelServer:
+        """One of them. Raises SettingsError when the settings name none so."""
+        self.settings.label_server(name)
+        return LabelServer(self.settings, name)
 
 
 @dataclass(frozen=True)
@@ -105,9 +118,9 @@ class BufferResource(dg.ConfigurableResource[Buffer]):
             buffer.close()
 
 
-class LabelServerResource(dg.ConfigurableResource[LabelServer]):
-    """The label server named by HIPOINK_API_BASE_URL."""
+class LabelServerResource(dg.ConfigurableResource[LabelServers]):
+    """The label servers: that of HIPOINK_API_BASE_URL, and those of HIPOINK_SERVERS_FILE."""
 
-    def create_resource(self, context: dg.InitResourceContext) -> LabelServer:
+    def create_resource(self, context: dg.InitResourceContext) -> LabelServers:
         """From the settings of this process."""
-        return LabelServer(load_settings())
+        return LabelServers(load_settings())

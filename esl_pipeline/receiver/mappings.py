@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any
 from uuid import UUID
@@ -25,6 +26,7 @@ from pydantic import (
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.printable import printable
 from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
@@ -34,6 +36,9 @@ from esl_pipeline.storable import unstorable
 
 BODY_LIMIT_BYTES = 65_536
 BODY_SECONDS = 5
+
+# In the context of a validation: the label servers that the settings name.
+SERVERS_KNOWN = "label_servers"
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,14 @@ def _shop_id(text: str, info: ValidationInfo) -> str:
     raise ValueError(f"must be the shop's id, like {' or '.join(source.example_shop for source in sources)}")
 
 
+def _label_server(text: str, info: ValidationInfo) -> str:
+    """One that the settings name (SERVERS_KNOWN of the context), or the one where every store is at first."""
+    known = {DEFAULT_SERVER, *(info.context or {}).get(SERVERS_KNOWN, ())}
+    if text not in known:
+        raise ValueError(f"must be a label server of the settings: {', '.join(sorted(known))}")
+    return text
+
+
 def _text(pattern: re.Pattern[str]) -> dict[str, Any]:
     return {"type": "string", "pattern": f"^{pattern.pattern}$"}
 
@@ -81,6 +94,9 @@ def _forms(schema: dict[str, Any]) -> None:
 SourceSystem = Annotated[str, AfterValidator(_system), Field(json_schema_extra=_known)]
 SourceStoreId = Annotated[str, AfterValidator(_shop_id), Field(json_schema_extra=_forms)]
 StoreCode = Annotated[str, AfterValidator(_store_code), WithJsonSchema(_text(_CODE))]
+ServerName = Annotated[
+    str, AfterValidator(_label_server), WithJsonSchema({"type": "string", "maxLength": 32})
+]
 
 
 class NewMapping(BaseModel):
@@ -91,6 +107,8 @@ class NewMapping(BaseModel):
     source_system: SourceSystem
     source_store_id: SourceStoreId
     hipoink_store_code: StoreCode
+    label_server: ServerName = DEFAULT_SERVER
+    """Where the store is, by its name in the settings. Left out: where it is already, or at the default."""
     is_active: StrictBool = True
     is_dry_run: StrictBool = False
     settings: Policy = Policy()
@@ -108,7 +126,8 @@ def _left_out_not_null(schema: dict[str, Any]) -> None:
 class MappingChange(BaseModel):
     """The fields of a store mapping that change; the others stay. `settings` are replaced as a whole.
 
-    shared: as of a new mapping, where the store changes.
+    shared: as of a new mapping, where the store changes. label_server: all labels of the store are pushed to the other
+    one then; what hangs at the one before stays there.
     """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_left_out_not_null)
@@ -116,6 +135,7 @@ class MappingChange(BaseModel):
     source_system: SourceSystem | None = None
     source_store_id: SourceStoreId | None = None
     hipoink_store_code: StoreCode | None = None
+    label_server: ServerName | None = None
     is_active: StrictBool | None = None
     is_dry_run: StrictBool | None = None
     settings: Policy | None = None
@@ -136,11 +156,14 @@ class StoreMapping(BaseModel):
     source_system: str
     source_store_id: str
     hipoink_store_code: str
+    label_server: str
     is_active: bool
     is_dry_run: bool
     settings: dict[str, Any]
     created_at: str | None = None
     updated_at: str | None = None
+    remark: str | None = None
+    """What a change has left behind, in a sentence."""
 
 
 _REFUSALS = refusals(
@@ -156,7 +179,8 @@ _UNFIT: Answers = {
     **refusals(
         {
             408: "The body came too slowly.",
-            409: "This shop is mapped to this store already, or others are and `shared` is not said.",
+            409: "This shop is mapped to this store already, or others are and `shared` is not said, or feed it at "
+            "another label server.",
             413: "The body is too long.",
         }
     ),
@@ -187,7 +211,7 @@ def mapping_router(gate: Gate, buffer: Buffer) -> APIRouter:
         "/", status_code=201, response_model=StoreMapping, openapi_extra=_takes(NewMapping), responses=_UNFIT
     )
     def create(by: Annotated[str, may_write], body: Annotated[bytes, Depends(_body)]) -> dict[str, Any]:
-        return buffer.mapping_create(_fields(NewMapping, body), by=by)
+        return buffer.mapping_create(_fields(NewMapping, body, buffer.label_servers), by=by)
 
     @router.get("/", response_model=list[StoreMapping], dependencies=[may_read])
     def list_all() -> list[dict[str, Any]]:
@@ -207,7 +231,7 @@ def mapping_router(gate: Gate, buffer: Buffer) -> APIRouter:
         mapping_id: str, by: Annotated[str, may_write], body: Annotated[bytes, Depends(_body)]
     ) -> dict[str, Any]:
         key = _uuid(mapping_id)
-        changes = _fields(MappingChange, body)
+        changes = _fields(MappingChange, body, buffer.label_servers)
         if not changes.keys() - {"shared"}:
             raise _unprocessable("body", "must hold at least one field to change")
         return _found(buffer.mapping_update(key, changes, by=by))
@@ -223,7 +247,7 @@ def buffer_failure(_request: Request, error: BufferError) -> JSONResponse:
             "A store mapping with this source_system, source_store_id and hipoink_store_code exists already."
         )
         return JSONResponse({"detail": detail}, 409)
-    if code == "23P01":  # another shop feeds the store
+    if code == "23P01":  # another shop feeds the store, or feeds it elsewhere
         return JSONResponse({"detail": error.message}, 409)
     if code.startswith("22"):  # SQLSTATE class 22: the data itself is refused
         return JSONResponse({"detail": [{"field": "settings", "message": error.message}]}, 422)
@@ -235,13 +259,16 @@ async def _body(request: Request) -> bytes:
     return await read_body(request, BODY_LIMIT_BYTES, BODY_SECONDS)
 
 
-def _fields(model: type[BaseModel], body: bytes) -> dict[str, Any]:
-    """The given fields of a JSON body, checked; HTTPException 422 names each wrong field, not its value."""
+def _fields(model: type[BaseModel], body: bytes, servers: Sequence[str]) -> dict[str, Any]:
+    """The given fields of a JSON body, checked; HTTPException 422 names each wrong field, not its value.
+
+    servers: the label servers of the settings.
+    """
     try:
         value = orjson.loads(body)
         if wrong := [{"field": printable(at) or "body", "message": says} for at, says in unstorable(value)]:
             raise HTTPException(422, wrong)
-        given = model.model_validate(value)
+        given = model.model_validate(value, context={SERVERS_KNOWN: servers})
     except orjson.JSONDecodeError as error:
         raise _unprocessable("body", f"is not JSON: {error.msg} at character {error.pos}") from None
     except ValidationError as error:

@@ -1,4 +1,7 @@
-"""The loop of one drain run: all shops, micro-batches, until idle or old. One at a time, by a lease in the buffer."""
+"""The loop of one drain run, for one label server: all shops that feed it, micro-batches, until idle or old.
+
+One at a time for each server, by a lease in the buffer.
+"""
 
 import logging
 import signal
@@ -26,7 +29,6 @@ from esl_pipeline.stages.refresh import DEFAULT_RULES, Refresher, RefreshRules
 
 log = logging.getLogger(__name__)
 
-LEASE = "event_sync"
 LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
 # What a drain may ask of the buffer at a time: who reads, who renews the lease, who refreshes, and who push.
@@ -40,6 +42,11 @@ _MOST_SECONDS = 1.0
 _SMALLEST_PORTION = 100
 # Of a webhook's body, about the least, so that hardly more is read than is evaluated.
 _BYTES_PER_VARIANT = 500
+
+
+def lease_of(label_server: str) -> str:
+    """The lease of a label server's drain: there is one drain for each."""
+    return f"event_sync:{label_server}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,8 @@ def drain(
     SIGTERM and SIGINT wait for the batch at hand. Returns False at once when another holder's drain is alive. Raises
     BufferError when the buffer stays away, and at the end what kept deliveries from being read.
     """
-    if not buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS):
+    lease = lease_of(buffer.label_server)
+    if not buffer.lease_take(name=lease, holder=holder, seconds=LEASE_SECONDS):
         return False
     stop, failure = threading.Event(), None
     with _signals_held_back(stop):
@@ -184,7 +192,7 @@ def drain(
                         report(Round(results=results))
                 pusher.check()
         finally:
-            buffer.lease_release(name=LEASE, holder=holder)
+            buffer.lease_release(name=lease, holder=holder)
     if failure is not None:
         raise failure
     return True
@@ -280,12 +288,12 @@ def _signals_held_back(stop: threading.Event) -> Iterator[None]:
 @contextmanager
 def _renewed(buffer: Buffer, holder: str, lost: threading.Event) -> Iterator[None]:
     """Keep the lease while a round may take long; the event is set when it could not be kept."""
-    stop = threading.Event()
+    stop, lease = threading.Event(), lease_of(buffer.label_server)
 
     def renew() -> None:
         while not stop.wait(_RENEW_SECONDS):
             try:
-                held = buffer.lease_take(name=LEASE, holder=holder, seconds=LEASE_SECONDS)
+                held = buffer.lease_take(name=lease, holder=holder, seconds=LEASE_SECONDS)
             except BufferError:
                 continue  # the rounds meet the same trouble and report it
             if not held:

@@ -549,18 +549,20 @@ def esl_lease_release(api: Api) -> None:
 
 @contract
 def esl_due(api: Api) -> None:
-    api("esl_lease_take", name="event_sync", holder="a", seconds=60)
+    api("esl_lease_take", name="event_sync:default", holder="a", seconds=60)
     api.mapping()
-    due = api("esl_due")
-    assert due["drain"]["holder"] == "a"
-    assert api.shop_key in due["shops"]
+    found = api("esl_due")
+    assert found["servers"]["default"]["drain"]["holder"] == "a"
+    assert api.shop_key in found["shops"] and found["elsewhere"] == {}
     api("esl_inbox_add", deliveries=[api.delivery()])
     api.merge([api.variant()])
     api.stage()
-    due = api("esl_due")
-    assert [due[key] for key in ("due", "inbox", "queue")] == [True] * 3
-    api("esl_lease_release", name="event_sync", holder="a")
-    assert api("esl_due")["drain"] is None
+    due = api("esl_due", servers=["default", "north"], label_servers=["north", "default"])["servers"]
+    assert [due["default"][key] for key in ("due", "inbox", "queue")] == [True] * 3
+    assert [due["north"][key] for key in ("due", "inbox", "queue", "drain")] == [False] * 3 + [None]
+    assert api.store in api("esl_due", label_servers=["north"])["elsewhere"]["default"]
+    api("esl_lease_release", name="event_sync:default", holder="a")
+    assert api("esl_due")["servers"]["default"]["drain"] is None
     api.answers.clear()  # whether anything is due depends on the other contracts' delays
 
 
@@ -572,6 +574,7 @@ def esl_mapping_create(api: Api) -> None:
         **api.shop_key,
         "id": 0,
         "hipoink_store_code": api.store,
+        "label_server": "default",
         "is_active": True,
         "is_dry_run": False,
         "settings": {"expected_currency": "EUR"},

@@ -502,6 +502,7 @@ def test_status_of_an_empty_buffer(run: Run, configured: None) -> None:
         "stores": [],
         "findings": [],
         "outages": [],
+        "servers": [],
         "refreshes": {"waiting": [], "unknown": []},
         "contested": 0,
         "contests": [],
@@ -659,6 +660,61 @@ def test_doctor_finds_no_label_server(
     monkeypatch.setenv("HIPOINK_API_BASE_URL", f"http://127.0.0.1:{port}")
     done = run("doctor", "--json")
     assert done.code == 1 and checks(done)[f"label server, store {STORE}"][0] == "wrong"
+
+
+@pytest.fixture
+def north(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    """A second label server, by the name north."""
+    with running_sandbox() as found:
+        file = tmp_path / "servers.toml"
+        file.write_text(f"[north]\nbase_url = '{found.url}'\nrate_limit_per_second = 1000\nbatch_size = 7\n")
+        monkeypatch.setenv("HIPOINK_SERVERS_FILE", str(file))
+        monkeypatch.setenv("HIPOINK_API_SECRET__NORTH", SIGN)
+        yield found
+
+
+def test_stores_are_placed_at_a_label_server_that_there_is(run: Run, north: Sandbox, buffer: Buffer) -> None:
+    refused = run("stores", "add", SHOP, "N1", "--server", "nort")
+    assert refused.code == 1
+    assert "label_server: must be a label server of the settings: default, north" in refused.err
+    run("stores", "add", SHOP, STORE)
+    assert "north" not in run("stores", "list").out
+    made = run("stores", "add", SHOP, "N1", "--server", "north")
+    assert made.code == 0 and re.search(r"N1 +north", made.out)
+    for store, server in ((STORE, "default"), ("N1", "north")):
+        assert re.search(rf"{store} +{server}", run("stores", "list").out)
+    (first, _) = run("stores", "list", "--json").json
+    assert run("stores", "set", first["id"], "--server", "north", "--json").json[0]["label_server"] == "north"
+    assert "label_server default → north" in run("stores", "history").out
+
+
+def test_moving_a_store_says_what_stays_behind(run: Run, north: Sandbox, buffer: Buffer) -> None:
+    mapping = map_shop(buffer)
+    arrive(buffer, product(1))
+    drained(buffer)
+    moved = run("stores", "set", mapping["id"], "--server", "north")
+    assert moved.code == 0 and "labels at default stay as they are" in moved.out
+
+
+def test_doctor_and_status_tell_of_each_label_server(
+    run: Run, north: Sandbox, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_shop(buffer)
+    map_shop(buffer, store="N1", label_server="north")
+    found = checks(run("doctor", "--json"))
+    assert found[f"label server default, store {STORE}"] == ("ok", "holds 0 labels")
+    assert found["label server north, store N1"] == ("ok", "holds 0 labels")
+    assert re.search(r"north +N1 +1000\.0 +7 +4 +up", run("status").out)
+
+    map_shop(buffer, store="X1", label_server="gone")
+    done = run("doctor", "--json")
+    assert done.code == 1
+    assert checks(done)["label server gone"] == (
+        "wrong",
+        "no label server is called gone: there is default, north; add a table [gone] to HIPOINK_SERVERS_FILE; the "
+        "labels of X1 wait",
+    )
+    assert "store X1: its labels wait" in run("status").out.replace("\n", " ")
 
 
 def test_doctor_finds_no_buffer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import LABEL_SERVER_TIMEOUT_SECONDS
 from esl_pipeline.model.push import PushRules
 from esl_pipeline.orchestration import near_real_time, reports
-from esl_pipeline.stages.drain import LEASE, drain
+from esl_pipeline.stages.drain import drain, lease_of
 from esl_pipeline_tests.orchestration.conftest import ASSETS, Pipeline
 from esl_pipeline_tests.orchestration.world import (
     KEY,
@@ -126,7 +126,7 @@ def test_it_is_reported_although_it_fails_later(pipeline: Pipeline, monkeypatch:
 def test_beside_a_living_drain_it_does_nothing(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
-    pipeline.buffer.lease_take(name=LEASE, holder="somebody else", seconds=60)
+    pipeline.buffer.lease_take(name=lease_of("default"), holder="somebody else", seconds=60)
 
     result = pipeline.drain()
 
@@ -137,7 +137,7 @@ def test_beside_a_living_drain_it_does_nothing(pipeline: Pipeline) -> None:
 def test_it_takes_over_the_lease_that_its_sensor_took(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
-    pipeline.buffer.lease_take(name=LEASE, holder="from the sensor", seconds=60)
+    pipeline.buffer.lease_take(name=lease_of("default"), holder="from the sensor", seconds=60)
 
     assert pipeline.drain(holder="from the sensor").success
 

@@ -409,15 +409,15 @@ def test_the_backlog_tells_how_much_waits_for_how_long_and_why(pipeline: Pipelin
     arrive(pipeline.buffer, product(1), product(2))
     later = datetime.now(UTC) + timedelta(minutes=20)
 
-    waiting = backlog(pipeline.buffer.status(), KEY, now=later)
+    waiting = backlog(pipeline.buffer.status(), KEY, servers=["default"], now=later)
 
     assert not waiting.passed and "the oldest change waits for 120" in str(waiting.description)
     assert waiting.metadata["webhooks waiting"].value == 2
-    assert backlog(pipeline.buffer.status(), KEY, now=datetime.now(UTC)).passed
+    assert backlog(pipeline.buffer.status(), KEY, servers=["default"], now=datetime.now(UTC)).passed
     pipeline.sandbox.faults({"kind": "error", "error_msg": "price out of range"})
     pipeline.drain()
     pipeline.sql("update esl.sync_queue set state = 'failed'")  # the end of hours of refusals
-    refused = backlog(pipeline.buffer.status(), KEY, now=later)
+    refused = backlog(pipeline.buffer.status(), KEY, servers=["default"], now=later)
     assert not refused.passed and "esl-pipeline redrive" in str(refused.description)
     assert (refused.metadata["labels given up"].value, refused.metadata["webhooks waiting"].value) == (2, 0)
 

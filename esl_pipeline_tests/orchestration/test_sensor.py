@@ -8,7 +8,7 @@ import pytest
 
 from esl_pipeline.model.due import Due
 from esl_pipeline.orchestration import near_real_time
-from esl_pipeline.stages.drain import LEASE
+from esl_pipeline.stages.drain import lease_of
 from esl_pipeline_tests.orchestration.conftest import Pipeline
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_SHOP, arrive, map_shop, product
 
@@ -44,7 +44,8 @@ def test_due_work_starts_one_drain_run(pipeline: Pipeline) -> None:
     (request,) = result.run_requests
     holder = request.run_config["ops"]["drain_events"]["config"]["holder"]
     drain = pipeline.buffer.due().drain
-    assert drain == holder == request.run_key
+    assert drain == holder and request.run_key == f"default:{holder}"
+    assert request.tags["esl/label_server"] == "default"
     assert dg.validate_run_config(pipeline.definitions.resolve_job_def("event_sync"), request.run_config)
     assert skipped(tick(pipeline)) == "the drain run is at work"
 
@@ -65,14 +66,14 @@ def test_labels_that_wait_are_due_too(pipeline: Pipeline) -> None:
     arrive(pipeline.buffer, product(1))
     pipeline.materialize("shopify_products")
     due = Due(anything=True, inbox=False, variants=True, queue=False, refresh=False)
-    assert replace(pipeline.buffer.due(), shops=(), drain=None) == due
+    assert replace(pipeline.buffer.due(), drain=None) == due
     assert tick(pipeline).run_requests
 
 
 def test_a_living_drain_is_left_alone(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
-    pipeline.buffer.lease_take(name=LEASE, holder="a drain run", seconds=60)
+    pipeline.buffer.lease_take(name=lease_of("default"), holder="a drain run", seconds=60)
 
     assert skipped(tick(pipeline)) == "the drain run is at work"
 
@@ -132,7 +133,7 @@ def test_f18_while_the_label_server_is_down_a_run_starts_only_to_probe_it(pipeli
         pipeline.materialize(asset)
     pipeline.sql(
         "insert into esl.label_servers (server, failures, down_since, probe_at, last_error)"
-        " values ('labels', 3, now(), now() + interval '1 hour', 'no answer')"
+        " values ('default', 3, now(), now() + interval '1 hour', 'no answer')"
     )
     said = skipped(tick(pipeline))
     assert (

@@ -316,7 +316,11 @@ def test_s15_a_store_code_cannot_leave_its_place_in_an_address(buffer: Buffer, c
 
 def test_s15_no_address_of_a_label_server_comes_from_a_request(buffer: Buffer) -> None:
     for field in ("hipoink_api_base_url", "base_url", "url", "client_id"):
-        for body in (MAPPING | {field: "https://evil.example"}, MAPPING | {"settings": {field: "x"}}):
+        for body in (
+            MAPPING | {field: "https://evil.example"},
+            MAPPING | {"settings": {field: "x"}},
+            MAPPING | {"label_server": "https://evil.example"},
+        ):
             answer = call(the_app(buffer, TOKEN), "POST", PATH, json=body, headers=bearer(TOKEN))
             assert answer.status_code == 422
 

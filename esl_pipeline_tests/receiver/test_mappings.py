@@ -288,6 +288,51 @@ def test_no_secret_is_in_an_answer(buffer: WatchedBuffer) -> None:
     assert not [text for text in texts if "canary" in text or TOKEN in text]
 
 
+# Label servers
+
+
+@pytest.fixture
+def two_servers(buffer: WatchedBuffer, monkeypatch: pytest.MonkeyPatch) -> WatchedBuffer:
+    """The API of a process whose settings name two."""
+    monkeypatch.setattr(buffer, "label_servers", ("default", "north"))
+    return buffer
+
+
+def test_a_mapping_names_the_label_server_of_its_store(two_servers: WatchedBuffer) -> None:
+    made = ask(two_servers, "POST", body=MAPPING | {"label_server": "north"}).json()
+    assert (made["label_server"], made["remark"]) == ("north", None)
+    listed = ask(two_servers, "GET").json()
+    assert [mapping["label_server"] for mapping in listed] == ["north"]
+    changed = ask(two_servers, "PUT", f"{PATH}{made['id']}", body={"label_server": "default"})
+    assert changed.json()["label_server"] == "default"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_an_unknown_label_server_is_refused_with_the_names_there_are(
+    two_servers: WatchedBuffer, method: str
+) -> None:
+    made = ask(two_servers, "POST", body=MAPPING).json()
+    for name in ("nort", "https://evil.example", "North", "", 7):
+        path = f"{PATH}{made['id']}" if method == "PUT" else PATH
+        answer = ask(two_servers, method, path, body=MAPPING | {"label_server": name})
+        assert answer.status_code == 422
+        if isinstance(name, str):
+            assert problems(answer) == {
+                "label_server": "must be a label server of the settings: default, north"
+            }
+
+
+def test_a_store_that_another_shop_feeds_elsewhere_is_409(two_servers: WatchedBuffer) -> None:
+    ask(two_servers, "POST", body=MAPPING)
+    other = MAPPING | {"source_store_id": "other.myshopify.com", "shared": True, "label_server": "north"}
+    answer = ask(two_servers, "POST", body=other)
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == (
+        f"store {MAPPING['hipoink_store_code']} is at label server default, where {MAPPING['source_store_id']} feeds "
+        "it: a store is at one server, so name that one, or none"
+    )
+
+
 # Documentation
 
 
@@ -295,7 +340,7 @@ def test_the_openapi_page_describes_the_bodies(buffer: WatchedBuffer) -> None:
     page = ask(buffer, "GET", "/openapi.json").json()
     post = page["paths"][PATH]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {*MAPPING, "settings", "is_dry_run", "shared"}
+    assert set(schema["properties"]) == {*MAPPING, "settings", "label_server", "is_dry_run", "shared"}
     assert "expected_currency" in schema["properties"]["settings"]["properties"]
     assert "$ref" not in json.dumps(post["requestBody"])
     assert post["security"]

@@ -392,7 +392,7 @@ class Fuzz:
 @contextmanager
 def _side(dsn: str, receiver: Receiver | None) -> Iterator[Side]:
     watched = Watched(PsycopgTransport(SecretStr(dsn)))
-    buffer = Buffer(watched, label_server="labels")
+    buffer = Buffer(watched)
     with (
         LabelStore() as labels,
         running_sandbox(labels) as sandbox,

@@ -45,7 +45,7 @@ def prepared(break_it: Callable[[str], object] | None = None) -> Iterator[type[M
         migrate(dsn)
         if break_it is not None:
             break_it(dsn)
-        buffer = Buffer(PsycopgTransport(SecretStr(dsn)), label_server="labels")
+        buffer = Buffer(PsycopgTransport(SecretStr(dsn)))
         try:
             with machine_parts(buffer, dsn) as parts:
                 yield type("Machine", (Machine,), {"parts": parts, "faults": Faults()})

@@ -31,7 +31,7 @@ class Worker:
     def __init__(self, transport: Transport, label_server_url: str) -> None:
         self.at: str | None = None
         self.is_late = False
-        self._buffer = Buffer(_Gated(transport, self), label_server="labels")
+        self._buffer = Buffer(_Gated(transport, self))
         self._client = client_of(label_server_url, limiter=self, retries=1, timeout_seconds=5)
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._fate: Fate = "go"

@@ -15,7 +15,7 @@ from esl_pipeline_tests.reliability.light import Light
 def _mapping(last: str, store: str, settings: dict[str, Any]) -> StoreMapping:
     shop = {"source_system": "shopify", "source_store_id": "shop-a.myshopify.com"}
     id = f"00000000-0000-4000-8000-00000000000{last}"
-    return StoreMapping(id, shop, store, is_active=True, is_dry_run=False, settings=settings)
+    return StoreMapping(id, shop, store, "default", is_active=True, is_dry_run=False, settings=settings)
 
 
 MAPPINGS = [

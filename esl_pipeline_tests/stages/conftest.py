@@ -39,4 +39,4 @@ def world_over(request: pytest.FixtureRequest, world: World) -> Iterator[World]:
         Gateway.start(world.dsn) as gateway,
         SupabaseTransport(gateway.url, SecretStr(Gateway.service_key)) as transport,
     ):
-        yield replace(world, buffer=Buffer(transport, label_server="labels"))
+        yield replace(world, buffer=Buffer(transport))

@@ -46,7 +46,7 @@ def stock_world(request: pytest.FixtureRequest, world: World) -> Iterator[World]
     if request.param != "direct":
         dsn = through(request.getfixturevalue("pooler")(request.param), dsn)
     with PsycopgTransport(SecretStr(dsn)) as transport:
-        yield replace(world, buffer=Buffer(transport, label_server="labels"), dsn=stock.dsn(name))
+        yield replace(world, buffer=Buffer(transport), dsn=stock.dsn(name))
 
 
 def test_field_37_a_short_drain_on_a_stock_postgres_and_through_its_poolers(stock_world: World) -> None:

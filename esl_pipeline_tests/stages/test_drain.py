@@ -17,10 +17,10 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline.model.due import Due
+from esl_pipeline.model.due import Due, DueEverywhere
 from esl_pipeline.model.push import PushRules
 from esl_pipeline.settings import load_settings
-from esl_pipeline.stages.drain import CONNECTIONS, LEASE, DrainLimits, Round, drain, read_round
+from esl_pipeline.stages.drain import CONNECTIONS, DrainLimits, Round, drain, lease_of, read_round
 from esl_pipeline_tests.hipoink.servers import Sandbox
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant, when
@@ -51,19 +51,19 @@ def test_a_drain_works_until_nothing_is_due_and_gives_its_lease_back(world: Worl
     assert run(world, rounds.append) is True
     assert len(world.labels()) == 5
     assert sum(len(done.events) for done in rounds) == 5
+    nothing = Due(anything=False, inbox=False, variants=False, queue=False, refresh=False)
     shop = {"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}
-    assert world.buffer.due() == Due(
-        anything=False, inbox=False, variants=False, queue=False, refresh=False, shops=[shop]
-    )
+    assert world.buffer.due() == nothing
+    assert world.buffer.due_everywhere() == DueEverywhere({"default": nothing}, [shop], {})
 
 
 def test_only_one_drain_runs_at_a_time(world: World) -> None:
-    world.buffer.lease_take(name=LEASE, holder="other", seconds=60)
+    world.buffer.lease_take(name=lease_of("default"), holder="other", seconds=60)
     rounds: list[Round] = []
     assert run(world, rounds.append) is False
     assert rounds == []
     assert world.buffer.due().drain == "other"
-    world.buffer.lease_release(name=LEASE, holder="other")
+    world.buffer.lease_release(name=lease_of("default"), holder="other")
     assert run(world, rounds.append) is True
 
 
@@ -120,7 +120,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         world.map(store=store)
     world.update(product())
     read_round(world.buffer, run_id=RUN)
-    buffer = Buffer(PsycopgTransport(SecretStr(world.dsn), pool_size=CONNECTIONS), label_server="labels")
+    buffer = Buffer(PsycopgTransport(SecretStr(world.dsn), pool_size=CONNECTIONS))
     labels = "hashtextextended('esl.labels', 0)"
     with psycopg.connect(world.dsn, autocommit=True) as somebody:
         somebody.execute(f"select pg_advisory_lock({labels})")
@@ -129,7 +129,7 @@ def test_four_pushes_that_wait_in_the_buffer_keep_nobody_else_out_of_it(world: W
         waiting = "select from pg_locks where locktype = 'advisory' and not granted"
         eventually(lambda: len(world.sql(waiting)) == 4)
         began = monotonic()
-        assert buffer.lease_take(name=LEASE, holder="h", seconds=20)
+        assert buffer.lease_take(name=lease_of("default"), holder="h", seconds=20)
         assert monotonic() - began < 3
         somebody.execute(f"select pg_advisory_unlock({labels})")
         thread.join(20)

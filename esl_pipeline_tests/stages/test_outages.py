@@ -100,7 +100,7 @@ def test_f18_every_way_of_being_down_opens_the_breaker(ready: World, fault: dict
     assert ready.calls() == 2
     assert ready.buffer.due().queue is False
     (outage,) = ready.buffer.status()["outages"]
-    assert outage["server"] == "labels" and outage["reason"]
+    assert outage["server"] == "default" and outage["reason"]
 
 
 def test_f18_the_pause_between_probes_grows_up_to_a_limit(ready: World) -> None:

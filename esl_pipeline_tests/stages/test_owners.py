@@ -130,7 +130,12 @@ def test_s31_a_conflict_is_shown_by_both_names(two: World) -> None:
     assert f"product 1 is claimed by {SHOP} and {HOSTILE} since" in said
     assert "esl-pipeline stores owner SHOP product:1" in said
     for shop, other in ((SHOP, HOSTILE), (HOSTILE, SHOP)):
-        check = backlog(two.buffer.status(shops=[key(shop)]), f"shopify:{shop}", now=datetime.now(UTC))
+        check = backlog(
+            two.buffer.status(shops=[key(shop)]),
+            f"shopify:{shop}",
+            servers=["default"],
+            now=datetime.now(UTC),
+        )
         assert not check.passed and f"claimed by {other} as well" in str(check.description)
 
 

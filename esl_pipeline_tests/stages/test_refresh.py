@@ -295,7 +295,7 @@ def test_field_41_a_server_that_does_not_know_it_is_noted_once(shelf: World, fau
     assert shelf.buffer.due().anything is False
     said = io.StringIO()
     print_status(Console(file=said, width=200), shelf.buffer.status())
-    assert "label server labels: does not know esl/bind_task" in said.getvalue()
+    assert "label server default: does not know esl/bind_task" in said.getvalue()
 
     waits = []
     for _ in range(4):  # a minute has passed, an hour, a day, and a day
@@ -331,7 +331,7 @@ def test_nothing_is_triggered_while_the_label_server_is_down(shelf: World) -> No
     push_all(shelf, product(1))
     shelf.sql(
         "insert into esl.label_servers (server, down_since, probe_at)"
-        " values ('labels', now(), now() + interval '9 s')"
+        " values ('default', now(), now() + interval '9 s')"
     )
     assert refresh(shelf) == triggers(shelf) == 0
     assert shelf.buffer.due().refresh is False

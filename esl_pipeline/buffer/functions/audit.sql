@@ -1,7 +1,8 @@
 -- What is told of the past: from a label back to its pushes, variant and webhooks; who changed which mapping.
 
--- {code, store?, limit} -> {places: [{store_code, ledger, queue, variants, log, deliveries, forgotten}]}: from a label
--- back to its pushes, runs, variant and webhooks. Newest log rows first. forgotten: how many webhooks are gone.
+-- {code, store?, limit} -> {places: [{store_code, label_server, ledger, queue, variants, log, deliveries, forgotten}]}:
+-- from a label back to its pushes, runs, variant and webhooks. Newest log rows first. forgotten: how many webhooks are
+-- gone.
 create or replace function public.esl_trace(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with places as (
@@ -19,7 +20,7 @@ language sql volatile security definer set search_path = '' as $$
             order by l.id desc limit (p ->> 'limit')::int) l
     )
     select jsonb_build_object('places', coalesce(jsonb_agg(jsonb_build_object(
-        'store_code', s.store_code,
+        'store_code', s.store_code, 'label_server', esl.server_of(s.store_code),
         'ledger', (select to_jsonb(h) from esl.hipoink_products h
                    where h.store_code = s.store_code and h.code = p ->> 'code'),
         'refresh', (select esl.refresh_after(h.store_code, h.accepted_at) from esl.hipoink_products h
@@ -55,11 +56,11 @@ language sql volatile security definer set search_path = '' as $$
 $$;
 
 -- Kept with each change of a mapping, in its transaction. A call that changes nothing leaves no row.
-create or replace function esl.note_change(p_by text, p_old esl.store_mappings, p_new esl.store_mappings) returns void
+create or replace function esl.note_change(p_by text, p_old jsonb, p_new jsonb) returns void
 language sql set search_path = '' as $$
     insert into esl.mapping_changes (by, mapping_id, old, new)
-    select coalesce(p_by, 'role:' || session_user), p_new.id, to_jsonb(p_old), to_jsonb(p_new)
-    where p_old is null or to_jsonb(p_old) - 'updated_at' <> to_jsonb(p_new) - 'updated_at'
+    select coalesce(p_by, 'role:' || session_user), (p_new ->> 'id')::uuid, p_old, p_new
+    where p_old is null or p_old - 'updated_at' <> p_new - 'updated_at'
 $$;
 
 -- {store?, limit} -> {changes: [{at, by, mapping_id, old, new}]}: who made and changed the mappings, newest first.

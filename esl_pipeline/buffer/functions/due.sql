@@ -32,9 +32,10 @@ language sql stable as $$  -- inlined as well
       and (s.label is not null or esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok')
 $$;
 
--- {limit, after, max_bytes?, shop?} -> {variants: [...], mappings: [...]}: variants that are not evaluated yet, as many
--- of one shop as of another and of each its oldest changes, max_bytes of text together or one variant, with the active
--- mappings of their shops (currency and taxes_included as the shop says).
+-- {limit, after, max_bytes?, shop?, label_server?, label_servers?} -> {variants: [...], mappings: [...]}: variants that
+-- are not evaluated yet, of one shop or of those of a server (see esl.shops_to_read), as many of one shop as of another
+-- and of each its oldest changes, max_bytes of text together or one variant, with the active mappings of their shops
+-- (currency and taxes_included as the shop says).
 -- Nothing is claimed: evaluating twice is harmless (see esl_labels_stage). after: a revision, to page through one shop.
 -- unsaid: columns with a space between, or null. As JSON text, which is how a frame holds them: stock, as
 -- unit_price_measurement; history: {mapping id: {shown, prior}}, the price on the label and, where the policy asks for
@@ -42,9 +43,7 @@ $$;
 create or replace function public.esl_variants_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as (
-        select distinct m.source_system, m.source_store_id from esl.store_mappings m
-        where m.is_active and (p -> 'shop' is null
-           or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
+        select r.source_system, r.source_store_id from esl.shops_to_read(p) r where r.is_active
     ), waiting as materialized (  -- shops where any is, and how many such shops there are
         select s.*, count(*) over () as shops from shops s
         where exists (select from esl.products o
@@ -78,7 +77,7 @@ language sql volatile security definer set search_path = '' as $$
             cross join lateral esl.history_of(d.source_system, d.source_store_id, d.variant_id, d.price,
                                               d.compare_at_price) h), '[]'),
         'mappings', coalesce((
-            select jsonb_agg(to_jsonb(m) || jsonb_build_object(
+            select jsonb_agg(esl.shown_mapping(m) || jsonb_build_object(
                        'currency', s.currency, 'taxes_included', s.taxes_included) order by m.created_at, m.id)
             from esl.store_mappings m
             left join esl.shops s

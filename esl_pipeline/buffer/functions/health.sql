@@ -90,7 +90,7 @@ end $$;
 -- Whose fault a refusal is, told of one call as esl_push_finish is: 'label', 'store' or 'server'.
 -- Blame needs evidence: it is the label's when it was alone and its neighbours pass, which means that the store
 -- accepted something since the label was refused first, or before, and little was refused since; the server's when
--- several stores are refused and nothing passes; else the store's. A store that passes nothing is paused with the
+-- several stores of it are refused and nothing passes; else the store's. A store that passes nothing is paused with the
 -- server's words, for longer each time: after five refusals, or at the first credentials if it never passed anything.
 -- p_before: when the label was refused first. p_again: it has failed before, so its refusal says nothing new.
 create or replace function esl.blame(p jsonb, p_alone boolean, p_before timestamptz, p_again boolean) returns text
@@ -107,8 +107,10 @@ begin
     -- Several stores and three refusals, this one included, since anything was accepted anywhere.
     select count(*) > 1 and sum(x.refusals) >= 2 into v_server
     from esl.store_health x
-    where x.refused_at > coalesce((select max(accepted_at) from esl.store_health), '-infinity')
-       or (x.store_code = v_store and h.pauses = 0);
+    where esl.server_of(x.store_code) = esl.server_of(v_store)
+      and (x.refused_at > coalesce((select max(a.accepted_at) from esl.store_health a
+                                    where esl.server_of(a.store_code) = esl.server_of(v_store)), '-infinity')
+           or (x.store_code = v_store and h.pauses = 0));
     v_label := p_alone and coalesce(
         h.accepted_at > p_before or (h.accepted_at is not null and h.refusals < 3 and not v_server), false);
     if v_label and p_again then

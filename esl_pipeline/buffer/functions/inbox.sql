@@ -155,9 +155,7 @@ declare v_attempts int := (p ->> 'max_attempts')::int;
 begin
     with heads as materialized (
         select s.source_system, s.source_store_id, h.id, h.attempts, t.taken_at
-        from (select distinct m.source_system, m.source_store_id from esl.store_mappings m
-              where p -> 'shop' is null or (m.source_system, m.source_store_id)
-                    = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}')) s
+        from esl.shops_to_read(p) s
         cross join lateral (
             select e.id, e.attempts from esl.webhook_inbox e
             where e.source_system = s.source_system and e.source_store_id = s.source_store_id
@@ -203,8 +201,9 @@ begin
         for update skip locked);
 end $$;
 
--- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id}}
--- -> {events: [...]}, oldest first (see esl.next_deliveries). Only shops with a mapping: the others' events wait.
+-- {claim_id, limit, max_bytes, lease_seconds, max_attempts, run_id, shop?: {source_system, source_store_id},
+-- label_server?, label_servers?} -> {events: [...]}, oldest first (see esl.next_deliveries). Only shops with a mapping
+-- (the others' events wait), one or those of a server (see esl.shops_to_read).
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$

@@ -7,27 +7,35 @@ language sql set search_path = '' as $$
     where source_system = p_source_system and source_store_id = p_source_store_id
 $$;
 
--- {source_system, source_store_id, hipoink_store_code, is_active?, is_dry_run?, settings?, shared?, by?} -> the
--- mapping. shared: it is meant that other shops feed the store as well (else 23P01). by: who makes it, for
+-- A mapping as callers see it.
+create or replace function esl.shown_mapping(m esl.store_mappings) returns jsonb
+language sql stable set search_path = '' as $$
+    select to_jsonb(m) || jsonb_build_object('label_server', esl.server_of(m.hipoink_store_code))
+$$;
+
+-- {source_system, source_store_id, hipoink_store_code, label_server?, is_active?, is_dry_run?, settings?, shared?, by?}
+-- -> the mapping, with a remark where there is something to know. label_server: where the store is (see
+-- esl.place_store). shared: it is meant that other shops feed the store as well (else 23P01). by: who makes it, for
 -- esl.mapping_changes. 23505: exists already. 22023: settings that this database cannot carry out, or no shop.
 create or replace function public.esl_mapping_create(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
-declare m esl.store_mappings;
+declare m esl.store_mappings; v_remark text;
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     perform esl.check_settings(p -> 'settings');
     perform esl.check_shop(p ->> 'source_system', p ->> 'source_store_id');
     perform esl.check_sharing(p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
                               (p ->> 'shared')::boolean);
+    v_remark := esl.place_store(p ->> 'hipoink_store_code', p ->> 'label_server', null);
     insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, is_dry_run, settings)
     values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
             coalesce((p ->> 'is_active')::boolean, true), coalesce((p ->> 'is_dry_run')::boolean, false),
             coalesce(p -> 'settings', '{}'))
     returning * into m;
-    perform esl.note_change(p ->> 'by', null, m);
+    perform esl.note_change(p ->> 'by', null, esl.shown_mapping(m));
     perform esl.contest_again(m.source_system, m.source_store_id);
     perform esl.evaluate_again(m.source_system, m.source_store_id);
-    return to_jsonb(m);
+    return esl.shown_mapping(m) || jsonb_strip_nulls(jsonb_build_object('remark', v_remark));
 end $$;
 
 -- The places of a mapping that no evaluation of its shop comes to: of foreign labels, also those that other mappings of
@@ -97,14 +105,16 @@ begin
     end if;
 end $$;
 
--- {id, source_system?, source_store_id?, hipoink_store_code?, is_active?, is_dry_run?, settings?, shared?, by?} ->
--- the mapping, or null. shared: as for esl_mapping_create, asked for where the store changes. Another store: its labels
--- are written there, then removed from the one before (see esl.guard). Another shop: it may be the same under another
--- name, so the labels stay until it has been read completely (see esl.shop_was_read). Whoever says is_active ends the
--- alarm that a message had switched it off. 22023: settings that this database cannot carry out.
+-- {id, source_system?, source_store_id?, hipoink_store_code?, label_server?, is_active?, is_dry_run?, settings?,
+-- shared?, by?} -> the mapping, with a remark where there is something to know, or null. label_server: as for
+-- esl_mapping_create, of the store that it names then. shared: as there, asked for where the store changes. Another
+-- store: its labels are written there, then removed from the one before (see esl.guard). Another shop: it may be the
+-- same under another name, so the labels stay until it has been read completely (see esl.shop_was_read). Whoever says
+-- is_active ends the alarm that a message had switched it off. 22023: settings that this database cannot carry out.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
-declare m esl.store_mappings; v_before esl.store_mappings; v_system text; v_shop text;
+declare
+    m esl.store_mappings; v_before esl.store_mappings; v_shown_before jsonb; v_system text; v_shop text; v_remark text;
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.labels', 0));
     perform esl.check_settings(p -> 'settings');
@@ -118,10 +128,13 @@ begin
     if p ->> 'hipoink_store_code' <> v_before.hipoink_store_code then
         perform esl.check_sharing(v_system, v_shop, p ->> 'hipoink_store_code', (p ->> 'shared')::boolean);
     end if;
+    v_shown_before := esl.shown_mapping(v_before);
+    v_remark := esl.place_store(coalesce(p ->> 'hipoink_store_code', v_before.hipoink_store_code), p ->> 'label_server',
+                                v_before.id);
     m := esl.patch_mapping(p);
-    perform esl.note_change(p ->> 'by', v_before, m);
+    perform esl.note_change(p ->> 'by', v_shown_before, esl.shown_mapping(m));
     perform esl.follow_mapping(v_before, m);
-    return to_jsonb(m);
+    return esl.shown_mapping(m) || jsonb_strip_nulls(jsonb_build_object('remark', v_remark));
 end $$;
 
 -- Withdraws the labels of variants that the mapping's shop does not have, and decides their places and all strays'.
@@ -179,7 +192,7 @@ end $$;
 -- {id?} -> {mappings: [...]}, with currency and taxes_included as the shop says, where that is known.
 create or replace function public.esl_mapping_list(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
-    select jsonb_build_object('mappings', coalesce(jsonb_agg(to_jsonb(m) || jsonb_build_object(
+    select jsonb_build_object('mappings', coalesce(jsonb_agg(esl.shown_mapping(m) || jsonb_build_object(
                'currency', s.currency, 'taxes_included', s.taxes_included) order by m.created_at, m.id), '[]'))
     from esl.store_mappings m
     left join esl.shops s on s.source_system = m.source_system and s.source_store_id = m.source_store_id

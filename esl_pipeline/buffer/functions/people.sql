@@ -22,9 +22,10 @@ language sql stable set search_path = '' as $$
         from esl.sync_queue where mapping_id in (select id from mappings) group by 1
     )
     select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
-        select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code, m.is_active,
-            m.activated_at, m.switched_off, esl.mapping_problem(m) as problem,
-            m.is_dry_run, coalesce(s.on_labels, 0) as on_labels, coalesce(h.held_back, 0) as held_back,
+        select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
+            esl.server_of(m.hipoink_store_code) as label_server, m.is_active, m.activated_at, m.switched_off,
+            esl.mapping_problem(m) as problem, m.is_dry_run, coalesce(s.on_labels, 0) as on_labels,
+            coalesce(h.held_back, 0) as held_back,
             coalesce(q.queue, jsonb_build_object('waiting', 0, 'guarded', 0, 'failed', 0, 'dead', 0, 'oldest', null,
                                                  'last_error', null)) as queue,
             (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_health s
@@ -88,6 +89,7 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- {shops?: [{source_system, source_store_id}]} -> {stores: [...], shops: [...], findings: [...], outages: [...],
+--  servers: [{server, stores, ...}] (see esl.server_states),
 --  contests: [{source_system, thing, shops, since}], contested, erasures: [{source_system, source_store_id,
 --  requested_at, not_before}], refreshes: {...}, refused: see esl.refused}: counts for operators, of all
 -- shops or of these.
@@ -105,6 +107,7 @@ language sql volatile security definer set search_path = '' as $$
         'outages', (select coalesce(jsonb_agg(jsonb_build_object('server', server, 'since', down_since,
                         'probe_at', probe_at, 'reason', last_error) order by server), '[]')
                     from esl.label_servers where down_since is not null),
+        'servers', esl.server_states(),
         'contests', (select coalesce(jsonb_agg(to_jsonb(t) order by t.since, t.thing), '[]') from (
             select k.source_system, k.thing, k.shops, k.since from esl.open_contests(p) k
             order by k.since, k.thing limit 20) t),

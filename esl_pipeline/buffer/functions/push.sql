@@ -66,12 +66,13 @@ end $$;
 create or replace function esl.note_turn(p_head esl.sync_queue) returns void
 language plpgsql set search_path = '' as $$
 declare
+    v_server text := esl.server_of(p_head.store_code);
     v_jumped boolean := p_head.priority = 0 and esl.has_jump(
-        (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'));
+        (select t.taken_at from esl.turns t where t.party = p_head.mapping_id::text and t.queue = 'push'), v_server);
 begin
     perform esl.take_turns('push', array[p_head.mapping_id::text]);
     if not v_jumped then
-        perform esl.take_turns('bulk', array['']);
+        perform esl.take_turns('bulk', array[v_server]);
     end if;
 end $$;
 

@@ -20,12 +20,13 @@ language sql stable set search_path = '' as $$
     from esl.store_mappings m where m.hipoink_store_code = p_store
 $$;
 
--- The marks that a trigger may be begun for now, also those whose worker was not heard of again.
+-- The marks that a trigger may be begun for now at a label server, also those whose worker was not heard of again.
 create or replace function esl.refreshable(p_server text) returns setof esl.refresh_marks
 language sql stable set search_path = '' as $$
     select r.* from esl.refresh_marks r
     where case when r.lease_until is null then r.since is not null and r.next_at <= clock_timestamp()
                else r.lease_until < clock_timestamp() end
+      and esl.server_of(r.store_code) = p_server
       and esl.wants_refresh(r.store_code)
       and not esl.is_down(p_server)
       and not exists (select from esl.label_servers s
@@ -49,7 +50,7 @@ begin
         return jsonb_build_object('store_code', v_store);
     end if;
     for r in
-        select c.* from esl.refreshable(p ->> 'label_server') c
+        select c.* from esl.refreshable(esl.server_in(p)) c
         where p -> 'shop' is null or exists (
             select from esl.store_mappings m where m.hipoink_store_code = c.store_code
               and (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
@@ -141,7 +142,7 @@ begin
             where store_code = r.store_code;
         end if;
     end if;
-    return jsonb_build_object('more', exists (select from esl.refreshable(p ->> 'label_server')));
+    return jsonb_build_object('more', exists (select from esl.refreshable(esl.server_in(p))));
 end $$;
 
 -- For esl_status: {waiting: [stores whose labels wait for their trigger], unknown: [label servers without the action]}.

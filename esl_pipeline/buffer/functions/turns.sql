@@ -35,7 +35,8 @@ begin
     return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
--- Where a label may be due, in the order of turns, of one shop or of all and of no busy store ({shop?, busy_stores?}):
+-- Where a label may be due at a label server, in the order of turns, of one shop or of all and of no busy store
+-- ({label_server?, shop?, busy_stores?}):
 -- a mapping, store and priority each (is_new: only a label that has not failed yet).
 -- Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing of a paused store. The
 -- other stores come first after a slow call, so that none waits for more than one of them; stores in doubt come last.
@@ -64,7 +65,8 @@ begin
                 order by q.mapping_id, q.store_code, q.priority, q.next_attempt_at, q.created_at, q.code collate "C"
                 limit 1) n
         ), live as (
-            select g.*, m as mapping, u.taken_at, g.priority = 0 and esl.has_jump(u.taken_at) as jumps,
+            select g.*, m as mapping, u.taken_at,
+                   g.priority = 0 and esl.has_jump(u.taken_at, esl.server_in(p)) as jumps,
                    p_alone or coalesce(esl.is_doubted(h), false) as alone,
                    coalesce(g.store_code = l.store_code and l.duration_ms > 1000, false) as slow
             from groups g
@@ -76,6 +78,7 @@ begin
             left join (select r.store_code, r.duration_ms from esl.sync_log r
                        where r.kind = 'result' order by r.id desc limit 1) l on true
             where coalesce(h.until <= now(), true) and g.next_attempt_at <= now()
+              and esl.server_of(g.store_code) = esl.server_in(p)
               and not coalesce(p -> 'busy_stores' ? g.store_code, false)
         )
         select w.mapping, w.store_code, w.priority, n.is_new
@@ -103,11 +106,12 @@ begin
     return null;
 end $$;
 
--- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had one since.
-create or replace function esl.has_jump(p_taken_at timestamptz) returns boolean
+-- Whether a mapping that had its last turn then may go before the others with its rises: not if nobody had one at its
+-- label server since.
+create or replace function esl.has_jump(p_taken_at timestamptz, p_server text) returns boolean
 language sql stable set search_path = '' as $$
     select p_taken_at is null or p_taken_at < coalesce(
-        (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = ''), '-infinity')
+        (select t.taken_at from esl.turns t where t.queue = 'bulk' and t.party = p_server), '-infinity')
 $$;
 
 -- Whether anything is on its way to a store, or may be pushed to it now.

@@ -36,35 +36,45 @@ language sql volatile security definer set search_path = '' as $$
     ) select jsonb_build_object('released', exists (select from gone))
 $$;
 
--- {label_server?} -> {due, inbox, variants, queue, refresh, outage, drain, shops}: what the sensor asks. due: a drain
--- run would find work now. outage: {since, probe_at, reason} while the label server is down.
+-- {servers?, label_servers?} -> {servers: {name: {due, inbox, variants, queue, refresh, outage, drain}}, shops,
+-- elsewhere}: what the sensor and the drains ask, of these label servers (default: `default`). due: a drain run would
+-- find work now. outage: {since, probe_at, reason} while the server is down. elsewhere: {name: [store codes]} of active
+-- mappings at servers that are not among label_servers.
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
-    with mapped as (
-        select source_system, source_store_id, bool_or(is_active) as is_active
-        from esl.store_mappings group by 1, 2
+    with shops as materialized (
+        select r.*,
+            exists (select from esl.webhook_inbox i
+                    where i.source_system = r.source_system and i.source_store_id = r.source_store_id
+                      and (i.state = 'ready' or (i.state = 'leased' and i.lease_until < now()))) as inbox,
+            r.is_active and exists (
+                select from esl.products o where o.source_system = r.source_system
+                  and o.source_store_id = r.source_store_id and o.due) as variants
+        from esl.readers(p) r
     ), found as (
-        select
-            exists (select from mapped s join esl.webhook_inbox i using (source_system, source_store_id)
-                    where i.state = 'ready' or (i.state = 'leased' and i.lease_until < now())) as inbox,
-            exists (select from mapped s join esl.products o using (source_system, source_store_id)
-                    where s.is_active and o.due) as variants,
-            not esl.is_down(p ->> 'label_server') and (
-                exists (select from esl.sync_queue q where q.state = 'leased' and q.lease_until < now())
-                or (esl.next_push(null, false)).code is not null) as queue,
-            exists (select from esl.refreshable(p ->> 'label_server')) as refresh
+        select a.name,
+            exists (select from shops s where s.inbox and a.name = any (s.servers)) as inbox,
+            exists (select from shops s where s.variants and a.name = any (s.servers)) as variants,
+            not esl.is_down(a.name) and (
+                exists (select from esl.sync_queue q where q.state = 'leased' and q.lease_until < now()
+                          and esl.server_of(q.store_code) = a.name)
+                or (esl.next_push(jsonb_build_object('label_server', a.name), false)).code is not null) as queue,
+            exists (select from esl.refreshable(a.name)) as refresh
+        from jsonb_array_elements_text(coalesce(p -> 'servers', '["default"]')) as a (name)
     )
     select jsonb_build_object(
-        'due', f.inbox or f.variants or f.queue or f.refresh,
-        'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh,
-        'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
-                   from esl.label_servers where server = p ->> 'label_server' and down_since is not null),
-        'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases
-                  where name = 'event_sync' and until > clock_timestamp()),
+        'servers', (select jsonb_object_agg(f.name, jsonb_build_object(
+            'due', f.inbox or f.variants or f.queue or f.refresh,
+            'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh,
+            'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
+                       from esl.label_servers where server = f.name and down_since is not null),
+            'drain', (select jsonb_build_object('holder', holder, 'until', until) from esl.leases
+                      where name = 'event_sync:' || f.name and until > clock_timestamp()))) from found f),
         'shops', (select coalesce(jsonb_agg(jsonb_build_object(
                       'source_system', source_system, 'source_store_id', source_store_id)
-                      order by source_system, source_store_id), '[]') from mapped))
-    from found f
+                      order by source_system, source_store_id), '[]') from shops),
+        'elsewhere', case when p -> 'label_servers' is null then '{}'
+                          else esl.stores_elsewhere(p -> 'label_servers') end)
 $$;
 
 -- For the owner of a server that has just started, when no worker can be alive: what dead ones held is due at once
