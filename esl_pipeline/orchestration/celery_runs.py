@@ -171,7 +171,9 @@ class WorkersOnPostgres(CeleryRunLauncher):
                     "notify_throttle_interval_ms": 0,
                     "visibility_timeout": _INVISIBLE_SECONDS,
                 },
+                # However long Postgres is away.
                 "broker_connection_retry_on_startup": True,
+                "broker_connection_max_retries": None,
                 # A worker takes no message that it has no free process for: acknowledged early, each would take one
                 # more and keep it waiting, while other workers have nothing to do.
                 "task_acks_late": True,
