@@ -33,9 +33,9 @@ from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN
 from esl_pipeline.sandbox.shopify.server import RunningShopify, running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline.stages.drain import LEASE
+from esl_pipeline.stages.drain import lease_of
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
-from esl_pipeline_tests.orchestration.world import arrive, map_shop, product
+from esl_pipeline_tests.orchestration.world import OTHER_STORE, arrive, map_shop, product
 from esl_pipeline_tests.processes import descendants_of, free_port, is_alive
 from esl_pipeline_tests.sandbox.shopify.support import small_shop
 from esl_pipeline_tests.waiting import eventually
@@ -48,7 +48,8 @@ pytestmark = [
 ]
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "celery"
-LABEL_SERVERS = ["default"]
+# Each label server, and the store of the one shop that is at it.
+STORES = {"default": STORE, "north": OTHER_STORE}
 NIGHT_SHOP, NIGHT_STORE = f"shopify:{DOMAIN}", "N1"
 # Of a run that inbox_sensor does not start: it sees the lease of this holder and starts none beside it.
 HOLDER = "the test"
@@ -59,9 +60,15 @@ class Deployment:
     """The processes of deploy/celery around one Postgres, and what stands outside."""
 
     def __init__(
-        self, home: Path, postgres: EmbeddedPostgres, labels: Sandbox, shopify: RunningShopify
+        self,
+        home: Path,
+        postgres: EmbeddedPostgres,
+        servers: dict[str, Sandbox],
+        shopify: RunningShopify,
     ) -> None:
-        self.home, self.labels, self.shopify = home, labels, shopify
+        self.home, self.servers, self.shopify = home, servers, shopify
+        self.labels = servers["default"]
+        (home / "servers.toml").write_text(f'[north]\nbase_url = "{servers["north"].url}"\n')
         self.dsn = postgres.dsn(DATABASE)
         self.buffer = Buffer(PsycopgTransport(SecretStr(self.dsn)), label_server="default")
         self.environment = {
@@ -73,8 +80,11 @@ class Deployment:
             "ESL_DAGSTER_DATABASE_URL": dagster_url(postgres),
             "ESL_FRAMES_URL": f"file://{home}/frames",
             "ESL_DRAIN_IDLE_SECONDS": "0.5",
-            "HIPOINK_API_BASE_URL": labels.url,
+            "ESL_DRAIN_KEEP_WARM": "false",
+            "HIPOINK_API_BASE_URL": self.labels.url,
             "HIPOINK_API_SECRET": SIGN,
+            "HIPOINK_SERVERS_FILE": str(home / "servers.toml"),
+            "HIPOINK_API_SECRET__NORTH": SIGN,
             "SHOPIFY_ADMIN_URL": shopify.url,
             "SHOPIFY_ADMIN_TOKEN": TOKEN,
         }
@@ -91,7 +101,7 @@ class Deployment:
         (self.home / "workspace.yaml").write_text(workspace)
         self.instance = self._instance()
         self.instance.add_dynamic_partitions("shops", [NIGHT_SHOP])
-        self.hold_lease()
+        self.hold_leases()
         self.worker = self._start_worker()
         served = ("--host", "127.0.0.1", "--port")
         location = ("--module-name", "esl_pipeline.definitions", "--location-name", "esl_pipeline")
@@ -124,13 +134,19 @@ class Deployment:
         self.instance.dispose()
         self.buffer.close()
 
-    def hold_lease(self) -> None:
-        assert self.buffer.lease_take(name=LEASE, holder=HOLDER, seconds=300)
+    def hold_leases(self) -> None:
+        for name in STORES:
+            assert self.buffer.lease_take(name=lease_of(name), holder=HOLDER, seconds=300)
+
+    def arrive(self, *products: dict[str, Any]) -> None:
+        self.hold_leases()
+        arrive(self.buffer, *products)
 
     def launch_drain(self, name: str = "default") -> str:
         """As inbox_sensor does it."""
-        self.hold_lease()
-        return self.webserver.launch("event_sync", config=drain_config(name))
+        self.hold_leases()
+        config = {"holder": HOLDER, "label_server": name}
+        return self.webserver.launch("event_sync", config={"ops": {"drain_events": {"config": config}}})
 
     def run(self, run_id: str) -> DagsterRun:
         found = self.instance.get_run_by_id(run_id)
@@ -156,8 +172,9 @@ class Deployment:
         assert len(found) == 1
         return found[0].run_id
 
-    def prices(self, store: str = STORE) -> dict[str, str]:
-        return {code: label["pp"] for code, label in self.labels.state()["labels"].get(store, {}).items()}
+    def prices(self, name: str = "default", store: str | None = None) -> dict[str, str]:
+        labels = self.servers[name].state()["labels"].get(store or STORES[name], {})
+        return {code: label["pp"] for code, label in labels.items()}
 
     def shown(self, code: str) -> list[str]:
         """What the label has shown, one after the other."""
@@ -207,12 +224,6 @@ class Deployment:
         return f"see {self.home / name}.log"
 
 
-def drain_config(name: str) -> dict[str, Any]:
-    """The configuration of a drain of one label server."""
-    assert name == "default"
-    return {"ops": {"drain_events": {"config": {"holder": HOLDER}}}}
-
-
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     home = tmp_path_factory.mktemp("celery")
@@ -222,10 +233,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         migrate(postgres.dsn(DATABASE))
         with psycopg.connect(postgres.dsn(DATABASE), autocommit=True) as connection:
             connection.execute("create schema pgmq authorization dagster")
-        labels = stack.enter_context(running_sandbox())
+        servers = {name: stack.enter_context(running_sandbox()) for name in STORES}
         shopify = stack.enter_context(running_shopify(small_shop(), token=TOKEN))
-        found = Deployment(home, postgres, labels, shopify)
-        map_shop(found.buffer)
+        found = Deployment(home, postgres, servers, shopify)
+        for name, store in STORES.items():
+            map_shop(found.buffer, store=store, label_server=name)
         map_shop(found.buffer, shop=DOMAIN, store=NIGHT_STORE)
         try:
             found.start()
@@ -235,19 +247,19 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", LABEL_SERVERS)
-def test_a_drain_runs_in_a_worker(deployment: Deployment, name: str) -> None:
-    arrive(deployment.buffer, product(1), product(2))
-    run_id = deployment.launch_drain(name)
-    deployment.webserver.wait(run_id, 60)
-    assert deployment.prices() == {"C-1": "1.50", "C-2": "1.50"}
-    assert deployment.process_of_run(run_id) in descendants_of(deployment.worker.pid)
+def test_the_drains_of_two_label_servers_run_in_a_worker(deployment: Deployment) -> None:
+    deployment.arrive(product(1), product(2))
+    for name in STORES:
+        run_id = deployment.launch_drain(name)
+        deployment.webserver.wait(run_id, 60)
+        assert deployment.prices(name) == {"C-1": "1.50", "C-2": "1.50"}
+        assert deployment.process_of_run(run_id) in descendants_of(deployment.worker.pid)
 
 
 def test_a_night_runs_in_a_worker(deployment: Deployment) -> None:
     run_id = deployment.webserver.launch_night(NIGHT_SHOP)
     deployment.webserver.wait(run_id, 90)
-    assert len(deployment.prices(NIGHT_STORE)) > 100
+    assert len(deployment.prices(store=NIGHT_STORE)) > 100
     assert {entry.name for entry in (deployment.home / "frames").iterdir()} >= {"validated_variants"}
 
 
@@ -255,7 +267,7 @@ def test_a_night_runs_in_a_worker(deployment: Deployment) -> None:
 def test_a_worker_that_is_killed_in_mid_push_leaves_nothing_undone(deployment: Deployment, dies: str) -> None:
     price, later = ("2.00", "2.50") if dies == "the process of the run" else ("3.00", "3.50")
     before = {code: deployment.shown(code) for code in ("C-1", "C-2")}
-    arrive(deployment.buffer, product(1, price=price), product(2, price=price))
+    deployment.arrive(product(1, price=price), product(2, price=price))
     deployment.labels.faults({"kind": "hold", "action": "create_multiple", "seconds": 120, "times": 1})
     run_id = deployment.launch_drain()
     eventually(deployment.labels_are_asked, 30, "a push")
@@ -267,17 +279,17 @@ def test_a_worker_that_is_killed_in_mid_push_leaves_nothing_undone(deployment: D
         for pid in (worker, *descendants_of(worker)):
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: not is_alive(worker), 10, "the worker's end")
-    arrive(deployment.buffer, product(2, price=later))  # nobody is there to read it
-    deployment.hold_lease()
+    deployment.arrive(product(2, price=later))  # nobody is there to read it
     deployment.labels.faults()
     if not is_alive(worker):
         deployment.start_worker()
 
     retry = deployment.retry_of(run_id)
     deployment.webserver.wait(retry, 60)
+    deployment.webserver.wait(deployment.launch_drain("north"), 60)
 
     assert deployment.run(run_id).status == DagsterRunStatus.FAILURE
-    assert deployment.prices() == {"C-1": price, "C-2": later}
+    assert deployment.prices() == deployment.prices("north") == {"C-1": price, "C-2": later}
     assert deployment.shown("C-1") == [*before["C-1"], price]
     # The delivery that came in between may have overtaken what was never pushed, but nothing older came after it.
     assert deployment.shown("C-2") in ([*before["C-2"], price, later], [*before["C-2"], later])
@@ -286,7 +298,7 @@ def test_a_worker_that_is_killed_in_mid_push_leaves_nothing_undone(deployment: D
 
 
 def test_a_run_ends_when_the_ui_says_so(deployment: Deployment) -> None:
-    arrive(deployment.buffer, product(1, price="4.00"))
+    deployment.arrive(product(1, price="4.00"))
     deployment.labels.faults({"kind": "hold", "action": "create_multiple", "seconds": 120, "times": 1})
     run_id = deployment.launch_drain()
     eventually(deployment.labels_are_asked, 30, "a push")
