@@ -75,7 +75,13 @@ def nothing() -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    options = {"http": "httptools", "ws": "none", "log_config": None, "access_log": False, "server_header": False}
+    options = {
+        "http": "httptools",
+        "ws": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+    }
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), **options)  # type: ignore[arg-type]
 
 
@@ -179,7 +185,9 @@ def _sent(port: int, connections: int, variants: int, seconds: float) -> dict[st
 
 def _median(told: list[dict[str, Any]]) -> Measured:
     rates = [one["answers"] / one["seconds"] for one in told]
-    return Measured(statistics.median(rates), *(statistics.median(one[q] for one in told) for q in ("p50", "p99")))
+    return Measured(
+        statistics.median(rates), *(statistics.median(one[q] for one in told) for q in ("p50", "p99"))
+    )
 
 
 def measure(seconds: float) -> tuple[list[Case], list[str]]:
