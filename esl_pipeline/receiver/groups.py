@@ -57,6 +57,10 @@ class Groups:
         self._under_way: dict[asyncio.Task[list[list[_Delivery]]], float] = {}
         self._is_due = self._is_watched = False
 
+    def __len__(self) -> int:
+        """How many wait for a call."""
+        return len(self._waiting)
+
     async def keep(self, row: Row, shop: str, size: int) -> Row:
         """What the buffer says of the delivery, {inserted, waiting, refused}, once it is kept; size: in bytes.
 
