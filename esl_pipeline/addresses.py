@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -55,6 +56,7 @@ def sender(peer: str, forwarded: Iterable[str], trusted: tuple[Network, ...]) ->
     return found
 
 
+@lru_cache(1_000)
 def _parsed(text: str) -> _Address | None:
     written = _WRITTEN.fullmatch(text.strip())
     if written is None:

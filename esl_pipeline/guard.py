@@ -67,7 +67,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers, path = _headers(scope), scope["path"]
         host = headers.get("host", "").lower()
-        if not (self._expects(host) or path.startswith(self._any_host)):
+        if not (path.startswith(self._any_host) or self._expects(host)):
             return _MISDIRECTED, "Not served under that name. If the name is yours, add it to ESL_HOST_NAMES."
         if (origin := headers.get("origin")) is not None and not self._is_ours(origin.lower(), host):
             return _FORBIDDEN, "A page of another origin may not ask for this."

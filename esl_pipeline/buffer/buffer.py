@@ -24,12 +24,19 @@ class Buffer(PeopleCalls, FileCalls):
     # Inbox
 
     def inbox_add(self, deliveries: Sequence[Mapping[str, Any]]) -> Row:
-        """Keep deliveries as received -> {received, inserted, waiting, refused}.
+        """Keep deliveries as received -> {received, inserted, waiting, refused, each}.
 
         waiting: {deliveries, bytes} of the delivery's shop, without a delivery no key. refused: why some were not kept
-        (no store is mapped for their shop, and too much of it waits), else no key.
+        (no store is mapped for their shop, and too much of it waits), else no key. each: of several the same for each
+        of them, in their order, else no key.
         """
         return self._call("esl_inbox_add", deliveries=list(deliveries))
+
+    def inbox_add_each(self, deliveries: Sequence[Mapping[str, Any]]) -> list[Row]:
+        """Keep deliveries as received, all or none -> {inserted, waiting, refused} of each."""
+        answer = self.inbox_add(deliveries)
+        each: list[Row] = answer["each"] if len(deliveries) > 1 else [answer]
+        return each
 
     def inbox_claim(
         self,

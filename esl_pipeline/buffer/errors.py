@@ -16,6 +16,8 @@ _REFUSED_CREDENTIALS = re.compile(r"401|28...|PGRST30[0-3]")
 _TOO_BIG = re.compile(r"57014|413")
 # Data exceptions, constraints, and limits such as the length of a jsonb: the same rows fail again.
 _OF_THE_DATA = re.compile(r"22...|23...|54...|413")
+# What one row may bring upon the call: the data, a lock or a deadlock, or a fault that the server had not foreseen.
+_OF_ONE_ROW = re.compile(r"22...|23...|54...|413|40001|40P01|55P03|P0...|XX...")
 _FEW = 10
 
 
@@ -55,6 +57,11 @@ class BufferError(Exception):
     def is_about_data(self) -> bool:
         """The buffer refused what was sent, not the call: without the row that is at fault, the others may pass."""
         return self.code is not None and _OF_THE_DATA.fullmatch(self.code) is not None
+
+    @property
+    def may_be_of_one_row(self) -> bool:
+        """Whether the other rows of the call may pass without the one that is at fault."""
+        return self.code is not None and _OF_ONE_ROW.fullmatch(self.code) is not None
 
 
 class BufferUnavailable(BufferError):  # noqa: N818 - the name says the state, as callers read it

@@ -17,7 +17,7 @@ from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.tokens import Gate
-from esl_pipeline.receiver.webhooks import webhook_routers
+from esl_pipeline.receiver.webhooks import Ways, webhook_routers, webhook_ways
 from esl_pipeline.settings import Settings
 
 Part = Literal["webhooks", "admin"]
@@ -61,7 +61,9 @@ def create_app(
             log.warning(
                 "No webhook secret is set, nor an app's: every webhook is refused with 401 until one is."
             )
-        for router in webhook_routers(settings, Intake(settings, buffer, limits or Limits(), refusals)):
+        ways = webhook_ways(settings, Intake(settings, buffer, limits or Limits(), refusals))
+        app.add_middleware(Ways, ways=ways)
+        for router in webhook_routers(settings, ways):
             app.include_router(router)
     if only != "webhooks":
         app.include_router(mapping_router(Gate(settings.esl_admin_token, buffer, Lockout()), buffer))

@@ -14,6 +14,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 VOUCH = "esl.vouch"
+WHOLE = "esl.whole"
+"""In a request's scope when all of it is here already."""
 CUTS = 50
 """At most so many at one sweep."""
 

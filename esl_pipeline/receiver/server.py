@@ -1,4 +1,4 @@
-"""The receiver's HTTP server: uvicorn on h11, which by itself waits for heads, bodies and readers for ever."""
+"""The receiver's HTTP server: uvicorn on httptools, which by itself waits for heads, bodies and readers for ever."""
 
 import asyncio
 import os
@@ -11,14 +11,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import h11
+import httptools
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from esl_pipeline.addresses import Network, sender
-from esl_pipeline.receiver.framing import HEAD_BYTES, StrictConnection
-from esl_pipeline.receiver.held import VOUCH, Holding, Phase, Table
+from esl_pipeline.receiver.framing import HEAD_BYTES, FramingError, Pieces, body_length, head_end, plain
+from esl_pipeline.receiver.held import VOUCH, WHOLE, Holding, Phase, Table
 from esl_pipeline.receiver.turns import Turns
 
 SWEEP_SECONDS = 0.1
@@ -30,7 +30,7 @@ _OTHER_FILES = 100
 _FILES = 8_192
 
 
-class HeldProtocol(H11Protocol):
+class HeldProtocol(HttpToolsProtocol):
     """A connection that is held by the rule of `held`, and says `Connection: close` when it will not read on.
 
     trusted: whose X-Forwarded-For is believed.
@@ -38,14 +38,18 @@ class HeldProtocol(H11Protocol):
 
     def __init__(self, table: Table, turns: Turns, trusted: tuple[Network, ...], **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
-        self.conn = StrictConnection(h11.SERVER, HEAD_BYTES)
         self.phase, self.since, self.known, self.verified = Phase.HEAD, self.loop.time(), False, False
         self._table, self._turns, self._trusted = table, turns, trusted
         self._application, self.app = self.app, self._answer
-        self._early: bytearray | None = bytearray()  # what came before the first turn; None: it was had
+        self._received = bytearray()  # and not given to the parser yet
+        self._left: int | None = 0  # of the body, None: as its chunks say
+        self._pieces: Pieces | None = None  # of a body in chunks
+        self._is_reading = False  # a request is begun, and has not come whole
+        self._has_had_a_turn = False
         self._waits: asyncio.Future[None] | None = None  # for a turn
         self._begun: object = None  # the request that came with it
         self._is_new, self._refused, self._resting = True, False, False
+        self._peer: tuple[str, int] | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(_Parting(transport, self._part))  # type: ignore[arg-type]
@@ -61,22 +65,81 @@ class HeldProtocol(H11Protocol):
             self._waits.set_result(None)  # so that it takes nobody's turn
 
     def data_received(self, data: bytes) -> None:
-        if self._resting:
+        if self._resting or self._refused:
             return
-        if self._early is None:
-            super().data_received(data)
-        else:
-            self._early += data
-            if len(self._early) > HEAD_BYTES:
-                self.flow.pause_reading()
-            if not self._waits:
-                self._waits = self._turns.turn(first=True)
-                self._waits.add_done_callback(self._begin)
+        self._received += data
+        if self._has_had_a_turn:
+            self._read()
+        elif not self._waits:
+            self._waits = self._turns.turn(first=True)
+            self._waits.add_done_callback(self._begin)
+        if len(self._received) > HEAD_BYTES:
+            self.flow.pause_reading()
         self.look()
+
+    def _read(self) -> None:
+        """Give the parser what it may have: a whole head, its body, and nothing more before that is answered."""
+        self._unset_keepalive_if_required()
+        try:
+            while self._received and self.parser and not self._refused:
+                if self._is_reading:
+                    self._feed(self._taken())
+                elif self.cycle and not self.cycle.response_complete:
+                    return
+                elif end := head_end(self._received):
+                    self._read_head(end)
+                else:
+                    return
+        except (FramingError, httptools.HttpParserError, httptools.HttpParserUpgrade) as wrong:
+            self.logger.warning("Invalid HTTP request received: %a", str(wrong.__context__ or wrong))
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _read_head(self, end: int) -> None:
+        head = bytes(self._received[:end])
+        self._left, self._is_reading = body_length(head), True
+        self._pieces = Pieces() if self._left is None else None
+        del self._received[:end]
+        self._feed(plain(head) + self._taken())
+
+    def _taken(self) -> bytes:
+        """What is here of the body."""
+        if self._left is None:
+            taken = bytes(self._received)
+        else:
+            taken = bytes(self._received[: self._left])
+            self._left -= len(taken)
+        del self._received[: len(taken)]
+        return taken
+
+    def _feed(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+        if self._left is not None and self._is_reading != (self._left > 0):
+            raise FramingError("the request does not end where its head says")
+
+    def on_message_begin(self) -> None:
+        if self.cycle and not self.cycle.response_complete:
+            raise FramingError("something comes behind the last chunk")
+        super().on_message_begin()
+
+    def on_chunk_header(self) -> None:
+        """The parser calls it."""
+        if self._pieces:
+            self._pieces.chunk()
+
+    def on_body(self, body: bytes) -> None:
+        if self._pieces:
+            self._pieces.grown(len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_reading = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self.verified = False
         super().on_response_complete()
+        if self._received and not self.transport.is_closing():
+            self._read()
         self.look()
 
     def pause_writing(self) -> None:
@@ -89,7 +152,11 @@ class HeldProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refused = True
-        super().send_400_response(msg)
+        self._received.clear()
+        if self.cycle and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()  # in the middle of an answer there is no place for another
+        else:
+            super().send_400_response(msg)
         if (
             self.cycle and not self.cycle.response_complete
         ):  # its body was wrong: nobody is to wait for more of it
@@ -128,12 +195,11 @@ class HeldProtocol(H11Protocol):
             await self._turn(cycle)
             if cycle.disconnected:
                 return
-        forwarded = [
-            value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"
-        ]
-        host, port = scope["client"] or ("", 0)
-        scope["client"] = (sender(host, forwarded, self._trusted), port)
-        scope["extensions"] = {VOUCH: self._vouch}
+        scope["client"] = self._sender(scope)
+        if not cycle.more_body:
+            scope["extensions"] = {VOUCH: self._vouch, WHOLE: True}
+            await self._application(scope, receive, send)
+            return
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start" and cycle.more_body:
@@ -141,15 +207,27 @@ class HeldProtocol(H11Protocol):
                 message = {**message, "headers": [*headers, (b"connection", b"close")]}
             await send(message)
 
+        scope["extensions"] = {VOUCH: self._vouch}
         await self._application(scope, receive, answer)
+
+    def _sender(self, scope: Any) -> tuple[str, int]:
+        forwarded = [
+            value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"
+        ]
+        if forwarded or self._peer is None:
+            host, port = scope["client"] or ("", 0)
+            found = sender(host, forwarded, self._trusted), port
+            if forwarded:
+                return found
+            self._peer = found
+        return self._peer
 
     def _begin(self, _: object) -> None:
         """The first turn: what has come by now is read, and if it is a whole head, that request begins."""
-        self._waits = None
-        received, self._early = bytes(self._early or b""), None
+        self._waits, self._has_had_a_turn = None, True
         if self in self.connections:
             self.flow.resume_reading()
-            super().data_received(received)
+            self._read()
             self._begun = self.cycle
         self.look()
 
@@ -157,7 +235,7 @@ class HeldProtocol(H11Protocol):
         first, self._is_new = self._is_new, False
         if cycle is self._begun:
             return
-        if len(self.conn.trailing_data[0]) <= HEAD_BYTES:
+        if len(self._received) <= HEAD_BYTES:
             self.flow.resume_reading()  # of who is not read from nobody learns that he has gone
         self._waits = self._turns.turn(first=first)
         self.look()
@@ -187,6 +265,7 @@ class _Parting:
 
     def __init__(self, transport: Transport, close: Callable[[Transport], None]) -> None:
         self._transport, self._close, self._closing = transport, close, False
+        self.write, self.get_write_buffer_size = transport.write, transport.get_write_buffer_size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -1,12 +1,14 @@
 """The webhook routes of every source: one address for all topics, one for each, and a line in the log per delivery."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import APIKeyHeader
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
 from esl_pipeline.receiver.intake import Intake
@@ -16,43 +18,113 @@ from esl_pipeline.sources.source import Source, Webhooks
 log = logging.getLogger(__name__)
 
 
-def webhook_routers(settings: Settings, intake: Intake) -> Iterator[APIRouter]:
+Way = Callable[[Request], Awaitable[Response]]
+
+_KEPT = {outcome: JSONResponse({"status": outcome}) for outcome in ("accepted", "duplicate", "greeted")}
+
+
+class Ways:
+    """All addresses of webhooks, each by its path: past the application's routing, which takes longer than all that is
+    done here. What is no webhook goes on to the application, which knows the same addresses.
+    """
+
+    def __init__(self, app: ASGIApp, ways: dict[str, Way]) -> None:
+        self._app, self._ways = app, ways
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as the application would."""
+        way = self._ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if way is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            answer = await way(_Request(scope, receive))
+        except HTTPException as refused:
+            answer = JSONResponse({"detail": refused.detail}, refused.status_code, refused.headers)
+        await answer(scope, receive, send)
+
+
+class _Headers(Headers):
+    """Each found at once: a delivery's are looked up a dozen times."""
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(raw=list(raw))
+        self._values: dict[bytes, list[bytes]] = {}
+        for name, value in raw:
+            self._values.setdefault(name, []).append(value)
+
+    def getlist(self, key: str) -> list[str]:
+        """All values of the header."""
+        return [value.decode("latin-1") for value in self._values.get(key.lower().encode("latin-1"), ())]
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key.lower().encode("latin-1")][0].decode("latin-1")
+
+
+class _Request(Request):
+    @property
+    def headers(self) -> Headers:
+        """Of names in lower case, as a server gives them."""
+        if not hasattr(self, "_headers"):
+            self._headers = _Headers(self.scope["headers"])
+        return self._headers
+
+
+def webhook_ways(settings: Settings, intake: Intake) -> dict[str, Way]:
     """Of each source that sends webhooks, `POST <its path>` for all topics and `POST <its path>/<topic>` for each."""
+    return {
+        _path(hooks, topic): _way(source, hooks, topic, intake)
+        for source in settings.sources.values()
+        if (hooks := source.webhooks())
+        for topic in (None, *hooks.topics)
+    }
+
+
+def webhook_routers(settings: Settings, ways: dict[str, Way]) -> Iterator[APIRouter]:
+    """The same for the application: its page says what they are, and other methods are refused."""
     for source in settings.sources.values():
         if hooks := source.webhooks():
-            yield _router(source, hooks, intake)
+            yield _router(source, hooks, ways)
 
 
-def _router(source: Source[Any], hooks: Webhooks, intake: Intake) -> APIRouter:
-    def route(topic: str | None) -> Callable[[Request], Awaitable[JSONResponse]]:
-        async def receive(request: Request) -> JSONResponse:
-            try:
-                outcome = await intake.keep(source, hooks, topic, request)
-            except HTTPException as refused:
-                log.warning(
-                    "webhook %s, outcome %d %s",
-                    _described(hooks, topic, request),
-                    refused.status_code,
-                    refused.detail,
-                )
-                raise
+def _path(hooks: Webhooks, topic: str | None) -> str:
+    return f"{hooks.path}/{topic}" if topic else hooks.path
+
+
+def _way(source: Source[Any], hooks: Webhooks, topic: str | None, intake: Intake) -> Way:
+    async def receive(request: Request) -> Response:
+        try:
+            outcome = await intake.keep(source, hooks, topic, request)
+        except HTTPException as refused:
+            log.warning(
+                "webhook %s, outcome %d %s",
+                _described(hooks, topic, request),
+                refused.status_code,
+                refused.detail,
+            )
+            raise
+        if log.isEnabledFor(logging.INFO):
             log.info("webhook %s, outcome %s", _described(hooks, topic, request), outcome)
-            return JSONResponse({"status": outcome})
+        return _KEPT[outcome]
 
-        return receive
+    return receive
 
+
+def _router(source: Source[Any], hooks: Webhooks, ways: dict[str, Way]) -> APIRouter:
     # For the OpenAPI page only: who signed is decided in `Intake`, from the raw body.
     signed = APIKeyHeader(
         name=hooks.signature_header, scheme_name=f"{source.system} signature", auto_error=False
     )
-    router = APIRouter(prefix=hooks.path, tags=[f"{source.name} webhooks"], dependencies=[Depends(signed)])
+    router = APIRouter(tags=[f"{source.name} webhooks"], dependencies=[Depends(signed)])
     for topic in (None, *hooks.topics):
         router.add_api_route(
-            f"/{topic}" if topic else "",
-            route(topic),
+            _path(hooks, topic),
+            ways[_path(hooks, topic)],
             methods=["POST"],
             name=topic or "any topic",
             summary=f"Receive {topic or 'any of the topics below'}",
+            response_class=JSONResponse,
+            response_model=None,
             responses=_ANSWERS,
             openapi_extra=_takes(hooks, *([topic] if topic else hooks.topics)),
         )

@@ -175,18 +175,22 @@ def esl_version(api: Api) -> None:
 
 @contract
 def esl_inbox_add(api: Api) -> None:
-    def answer(received: int, inserted: int, deliveries: int, bytes_: int) -> dict[str, Any]:
+    def answer(received: int, inserted: int, deliveries: int, bytes_: int, each: str = "") -> dict[str, Any]:
+        """each: of several deliveries, "+" for those that are kept now."""
         waiting = {"deliveries": deliveries, "bytes": bytes_}
-        return {"received": received, "inserted": inserted, "waiting": waiting}
+        of_each = [{"inserted": int(one == "+"), "waiting": waiting} for one in each]
+        return {"received": received, "inserted": inserted, "waiting": waiting} | (
+            {"each": of_each} if each else {}
+        )
 
     first, bad = api.delivery(b'{"a":"\\u0000"}'), api.delivery(b"\xff", state="unusable", reason="not JSON")
-    assert api("esl_inbox_add", deliveries=[first, bad]) == answer(2, 2, 1, 14)
+    assert api("esl_inbox_add", deliveries=[first, bad]) == answer(2, 2, 1, 14, "++")
     same_id, same_body = api.delivery(b"{}", webhook_id=first["webhook_id"]), first | {"webhook_id": "other"}
-    assert api("esl_inbox_add", deliveries=[first, same_id, same_body]) == answer(3, 0, 1, 14)
+    assert api("esl_inbox_add", deliveries=[first, same_id, same_body]) == answer(3, 0, 1, 14, "---")
     later = same_body | {"triggered_at": LATER}  # the same body, said once more
-    assert api("esl_inbox_add", deliveries=[later, later]) == answer(2, 1, 2, 28)
+    assert api("esl_inbox_add", deliveries=[later, later]) == answer(2, 1, 2, 28, "+-")
     untimed = [api.delivery(b"1", webhook_id=name, triggered_at=None) for name in "ab"]
-    assert api("esl_inbox_add", deliveries=untimed) == answer(2, 1, 3, 29)
+    assert api("esl_inbox_add", deliveries=untimed) == answer(2, 1, 3, 29, "+-")
     assert api("esl_inbox_add", deliveries=[]) == {"received": 0, "inserted": 0}
     # No store is mapped, and no more than this may wait: what is kept already is no refusal, when it comes again.
     refused = {
@@ -195,8 +199,11 @@ def esl_inbox_add(api: Api) -> None:
     few = {"unmapped_bytes": 29, "unmapped_deliveries": 3}
     assert api("esl_inbox_add", deliveries=[api.delivery(b"2")], **few) == answer(1, 0, 3, 29) | refused
     assert api("esl_inbox_add", deliveries=[first], **few) == answer(1, 0, 3, 29)
+    both = api("esl_inbox_add", deliveries=[first, api.delivery(b"2")], **few)
+    alone = {"inserted": 0, "waiting": {"deliveries": 3, "bytes": 29}}
+    assert both == answer(2, 0, 3, 29) | refused | {"each": [alone, alone | refused]}
     (shop,) = [s for s in api("esl_status")["shops"] if s["source_store_id"] == api.shop]
-    assert (shop["waiting"], shop["waiting_bytes"], shop["not_kept"]) == (3, 29, 1)
+    assert (shop["waiting"], shop["waiting_bytes"], shop["not_kept"]) == (3, 29, 2)
     api.mapping()
     assert api("esl_inbox_add", deliveries=[api.delivery(b"2")], **few) == answer(1, 1, 4, 30)
 

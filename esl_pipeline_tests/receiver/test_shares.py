@@ -159,7 +159,7 @@ def test_s34_a_shop_whose_calls_hang_leaves_places_to_another(buffer: WatchedBuf
         hanging = [pool.submit(post, url, b'{"id":%d}' % n) for n in range(6)]
         eventually(lambda: sum(one.done() for one in hanging) == 2)
         other = pool.submit(post, url, b'{"id":1}', OTHER)
-        eventually(lambda: len(buffer.calls) == 5)
+        eventually(lambda: len(buffer.calls) == 2)  # no shop is in two calls at a time
         release.set()
         assert other.result().status_code == 200
         assert sorted(one.result().status_code for one in hanging) == [200] * 4 + [503] * 2

@@ -111,7 +111,7 @@ def test_f01_fifty_copies_at_once_make_one_row(buffer: WatchedBuffer) -> None:
         )
     assert {answer.status_code for answer in answers} == {200}
     assert sorted(answer.json()["status"] for answer in answers) == ["accepted"] + ["duplicate"] * 49
-    assert (len(buffer.calls), len(buffer.rows)) == (50, 1)
+    assert len(buffer.calls) < 25 and len(buffer.rows) == 1
 
 
 def test_a_delivery_without_webhook_id_is_kept_once(buffer: WatchedBuffer) -> None:
@@ -366,8 +366,9 @@ def test_a_slow_buffer_blocks_neither_health_nor_the_next_sender(buffer: Watched
             return httpx.post(path, content=raw, headers=headers, timeout=20)
 
         waiting = [pool.submit(send, number) for number in range(2)]
-        eventually(lambda: len(buffer.calls) == 2)
+        eventually(lambda: len(buffer.calls) == 1)
         assert httpx.get(f"{url}/health").status_code == 200
+        eventually(lambda: (refusal := send(2)).status_code == 503)
         refusal = send(2)
         assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
         assert not any(sender.done() for sender in waiting)

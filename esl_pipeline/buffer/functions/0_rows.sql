@@ -10,6 +10,12 @@ create type esl.delivery_row as (
     api_version text, said_at timestamptz, body_base64 text, body_sha256 text, state text, reason text, proven boolean
 );
 
+-- A delivery that a call has kept: its row, and which it is.
+drop type if exists esl.kept_row cascade;
+create type esl.kept_row as (
+    id bigint, source_system text, source_store_id text, topic text, webhook_id text
+);
+
 -- An event of a claim, as esl_variants_merge ends it: what it told of, in which version.
 drop type if exists esl.event_row cascade;
 create type esl.event_row as (

@@ -1,5 +1,8 @@
 -- The inbox: one insert per delivery, leased claims, completion.
 
+-- Of earlier builds.
+drop function if exists esl.keepable(jsonb, bigint, bigint), esl.add_deliveries(jsonb), esl.take_over_deliveries(jsonb);
+
 -- Of the deliveries those that may not wait: no store is mapped for their shop, and with them more would wait than
 -- p_bytes or p_deliveries. A mapping that is made later begins with a complete read, so nothing is missed. What is kept
 -- already is not among them, so that the same call again has the same answer.
@@ -22,14 +25,15 @@ language sql stable set search_path = '' as $$
     where w.bytes + f.bytes > p_bytes or w.deliveries + f.n > p_deliveries
 $$;
 
--- The deliveries without those that may not wait, which are counted.
-create or replace function esl.keepable(p_deliveries jsonb, p_bytes bigint, p_most bigint) returns jsonb
+-- Of the deliveries those that may not wait, by shop and webhook id; they are counted.
+create or replace function esl.not_kept(p_deliveries jsonb, p_bytes bigint, p_most bigint) returns text[]
 language plpgsql volatile set search_path = '' as $$
 declare v_not_kept text[];
 begin
-    if not exists (select from jsonb_array_elements(p_deliveries) d
-                   where not esl.is_mapped(d ->> 'source_system', d ->> 'source_store_id')) then
-        return p_deliveries;
+    if not exists (select from (select distinct d ->> 'source_system' as system, d ->> 'source_store_id' as shop
+                                from jsonb_array_elements(p_deliveries) d) s
+                   where not esl.is_mapped(s.system, s.shop)) then
+        return '{}';
     end if;
     with not_kept as (
         select * from esl.not_to_keep(p_deliveries, p_bytes, p_most)
@@ -39,21 +43,18 @@ begin
         on conflict (source_store_id, source_system) do update
         set not_kept = o.not_kept + excluded.not_kept, last_not_kept_at = excluded.last_not_kept_at
     )
-    select array_agg(concat_ws(' ', n.source_system, n.source_store_id, w.id)) into v_not_kept
+    select coalesce(array_agg(concat_ws(' ', n.source_system, n.source_store_id, w.id)), '{}') into v_not_kept
     from not_kept n cross join lateral unnest(n.webhook_ids) w (id);
-    if v_not_kept is null then
-        return p_deliveries;
-    end if;
-    return (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(p_deliveries) d
-            where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', d ->> 'webhook_id')
-                  <> all (v_not_kept));
+    return v_not_kept;
 end $$;
 
--- Keeps deliveries that are not there yet, and says which rows these are. A copy has the webhook id of another
--- delivery, or its body and trigger time; of a body that is there already, none is kept as unusable.
-create or replace function esl.add_deliveries(p_deliveries jsonb) returns bigint[]
+-- Keeps deliveries that are not there yet, and says which these are. A copy has the webhook id of another delivery, or
+-- its body and trigger time; of a body that is there already, none is kept as unusable. In the order
+-- in which they came: two calls with the same copies in another order may wait for each other, and one of them fails
+-- with 40P01; a receiver has no shop in two calls at a time.
+create or replace function esl.keep_deliveries(p_deliveries jsonb) returns esl.kept_row[]
 language plpgsql volatile set search_path = '' as $$
-declare v_ids bigint[];
+declare v_kept esl.kept_row[];
 begin
     with added as (
         insert into esl.webhook_inbox (source_system, source_store_id, topic, webhook_id, event_id, triggered_at,
@@ -70,16 +71,16 @@ begin
             where i.body_sha256 = d.body_sha256 and i.topic = d.topic and i.source_store_id = d.source_store_id
               and i.source_system = d.source_system)
         on conflict do nothing
-        returning id
+        returning id, source_system, source_store_id, topic, webhook_id
     )
-    select coalesce(array_agg(id), '{}') into v_ids from added;
-    return v_ids;
+    select coalesce(array_agg(added::esl.kept_row), '{}') into v_kept from added;
+    return v_kept;
 end $$;
 
--- What was kept as unusable only because of its unsigned headers gives way to a good copy; which rows these are.
-create or replace function esl.take_over_deliveries(p_deliveries jsonb) returns bigint[]
+-- What was kept as unusable only because of its unsigned headers gives way to a good copy; which copies these are.
+create or replace function esl.take_over_unusable(p_deliveries jsonb) returns esl.kept_row[]
 language plpgsql volatile set search_path = '' as $$
-declare v_ids bigint[];
+declare v_kept esl.kept_row[];
 begin
     with again as (
         update esl.webhook_inbox i
@@ -96,44 +97,79 @@ begin
               where o.body_sha256 = d.body_sha256 and o.topic = d.topic and o.source_store_id = d.source_store_id
                 and o.source_system = d.source_system and o.triggered_at is not distinct from d.triggered_at
                 and o.id <> i.id)
-        returning i.id
+        returning i.id, d.source_system, d.source_store_id, d.topic, d.webhook_id
     )
-    select coalesce(array_agg(id), '{}') into v_ids from again;
-    return v_ids;
+    select coalesce(array_agg(again::esl.kept_row), '{}') into v_kept from again;
+    return v_kept;
 end $$;
 
+-- What has become of each delivery, in their order: {inserted, waiting, refused?} as if it had come alone. Of copies in
+-- one call the first is the one that was kept.
+create or replace function esl.told_of_each(p_deliveries jsonb, p_kept esl.kept_row[], p_not_kept text[], p_why text)
+returns jsonb
+language sql stable set search_path = '' as $$
+    with each as materialized (
+        select n, d ->> 'source_system' as system, d ->> 'source_store_id' as shop, d ->> 'topic' as topic,
+               d ->> 'webhook_id' as id
+        from jsonb_array_elements(p_deliveries) with ordinality as e (d, n)
+    ), waiting as materialized (
+        select s.system, s.shop, to_jsonb(w) as waiting
+        from (select distinct system, shop from each) s cross join lateral esl.waiting(s.system, s.shop) w
+    ), kept as materialized (
+        select distinct source_system as system, source_store_id as shop, topic, webhook_id as id from unnest(p_kept)
+    )
+    select jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+               'inserted', (k.id is not null and e.copy = 1)::int, 'waiting', w.waiting,
+               'refused', case when concat_ws(' ', e.system, e.shop, e.id) = any (p_not_kept) then p_why end))
+           order by e.n)
+    from (select *, row_number() over (partition by system, shop, topic, id order by n) as copy from each) e
+    join waiting w using (system, shop)
+    left join kept k using (system, shop, topic, id)
+$$;
+
 -- {deliveries: [...], unmapped_bytes?, unmapped_deliveries?} -> {received, inserted, waiting: {deliveries, bytes},
--- refused?}. A delivery that is already there is not an error; 22023: none that a receiver sends
+-- refused?, each?}. A delivery that is already there is not an error; 22023: none that a receiver sends
 -- (esl.check_deliveries). waiting: how much of the (first) delivery's shop waits now. refused: why some were not kept
--- (esl.not_to_keep).
+-- (esl.not_to_keep). each, of several: the same of each of them, in their order (esl.told_of_each).
 -- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say
 -- that a shop has left come without their body and take effect here, in the same transaction (see esl.shop_left).
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
-    v_deliveries jsonb := p -> 'deliveries'; v_received int := jsonb_array_length(v_deliveries); v_ids bigint[];
+    v_received jsonb := p -> 'deliveries'; v_number int := jsonb_array_length(v_received); v_deliveries jsonb;
     v_bytes bigint := coalesce((p ->> 'unmapped_bytes')::bigint, 64000000);
     v_most bigint := coalesce((p ->> 'unmapped_deliveries')::bigint, 20000);
-    v_kept int; v_waiting jsonb;
+    v_not_kept text[]; v_kept esl.kept_row[]; v_why text; v_each jsonb; v_waiting jsonb;
 begin
-    perform esl.check_deliveries(v_deliveries);
-    v_deliveries := esl.keepable(v_deliveries, v_bytes, v_most);
-    v_kept := jsonb_array_length(v_deliveries);
-    v_ids := esl.add_deliveries(v_deliveries);
-    if cardinality(v_ids) < v_kept then
-        v_ids := v_ids || esl.take_over_deliveries(v_deliveries);
+    if v_number > 1 and jsonb_path_exists(v_received, '$[*].source_store_id ? (@ != $first)',
+                                          jsonb_build_object('first', v_received #> '{0,source_store_id}')) then
+        -- Of several shops: what one of them waits for holds the others up no longer. They come again, each alone.
+        perform set_config('lock_timeout', '500', true);
     end if;
-    perform esl.shops_left(v_deliveries, v_ids);
+    perform esl.check_deliveries(v_received);
+    v_not_kept := esl.not_kept(v_received, v_bytes, v_most);
+    v_deliveries := v_received;
+    if v_not_kept <> '{}' then
+        v_why := format('no store is mapped for the shop, and no more than %s MB or %s deliveries of it may wait',
+                        v_bytes / 1000000, v_most);
+        select coalesce(jsonb_agg(d), '[]') into v_deliveries from jsonb_array_elements(v_received) d
+        where concat_ws(' ', d ->> 'source_system', d ->> 'source_store_id', d ->> 'webhook_id') <> all (v_not_kept);
+    end if;
+    v_kept := esl.keep_deliveries(v_deliveries);
+    if cardinality(v_kept) < jsonb_array_length(v_deliveries) then
+        v_kept := v_kept || esl.take_over_unusable(v_deliveries);
+    end if;
+    perform esl.shops_left(v_deliveries, array(select k.id from unnest(v_kept) k));
 
-    if v_received > 0 then
-        v_waiting := to_jsonb(esl.waiting(p #>> '{deliveries,0,source_system}',
-                                          p #>> '{deliveries,0,source_store_id}'));
+    if v_number > 1 then
+        v_each := esl.told_of_each(v_received, v_kept, v_not_kept, v_why);
+        v_waiting := v_each #> '{0,waiting}';
+    elsif v_number = 1 then
+        v_waiting := to_jsonb(esl.waiting(v_received #>> '{0,source_system}', v_received #>> '{0,source_store_id}'));
     end if;
     return jsonb_strip_nulls(jsonb_build_object(
-        'received', v_received, 'inserted', cardinality(v_ids), 'waiting', v_waiting,
-        'refused', case when v_kept < v_received then format(
-            'no store is mapped for the shop, and no more than %s MB or %s deliveries of it may wait',
-            v_bytes / 1000000, v_most) end));
+        'received', v_number, 'inserted', cardinality(v_kept), 'waiting', v_waiting, 'refused', v_why,
+        'each', v_each));
 end $$;
 
 -- Notes that parties have had their turn now. In one order, so that no two wait for each other in a circle.

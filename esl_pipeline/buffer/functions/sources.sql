@@ -35,6 +35,11 @@ create or replace function esl.check_deliveries(p_deliveries jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare v_wrong text;
 begin
+    with d as materialized (
+        select * from jsonb_populate_recordset(null::esl.delivery_row, p_deliveries)
+    ), s as materialized (
+        select s.* from (select distinct source_system from d) named cross join lateral esl.source(source_system) s
+    )
     select case
         when s.system is null then format('source_system: no source is called %L', d.source_system)
         when d.source_store_id ~ s.shop is not true
@@ -50,8 +55,7 @@ begin
         when d.said_at > clock_timestamp() + interval '15 minutes' then 'said_at: is ahead of the clock'
         end
     into v_wrong
-    from jsonb_populate_recordset(null::esl.delivery_row, p_deliveries) d
-    left join lateral esl.source(d.source_system) s on true
+    from d left join s on s.system = d.source_system
     order by 1 limit 1;  -- nulls, where nothing is wrong, come last
     if v_wrong is not null then
         raise exception '%', left(v_wrong, 500) using errcode = '22023';
