@@ -96,7 +96,7 @@ def _run(dsn: str, shopify: str, labels: str, rate: int) -> dict[str, Any]:
 
 
 def _changing_calls(labels: str) -> int:
-    calls: dict[str, int] = httpx.get(f"{labels}/sandbox/state", timeout=120).json()["calls"]
+    calls: dict[str, int] = httpx.get(f"{labels}/sandbox/calls", timeout=120).json()
     return sum(count for action, count in calls.items() if not action.startswith("query"))
 
 

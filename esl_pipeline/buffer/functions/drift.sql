@@ -93,8 +93,8 @@ begin
         from page g);
 end $$;
 
--- {store, since, codes} -> {labels: [{code, push_id}], moving: [codes]}: what the ledger has of places that no list has.
--- moving: on their way, or in no ledger.
+-- {store, since, codes} -> {labels: [{code, push_id}], moving: [codes]}: what the ledger has of places that are in no
+-- list. moving: on their way, or in no ledger.
 create or replace function public.esl_drift_unlisted(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin

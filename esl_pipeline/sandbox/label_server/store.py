@@ -238,6 +238,10 @@ class LabelStore:
         )
         return dict(row)
 
+    def calls(self) -> dict[str, int]:
+        """The calls received, by action."""
+        return {row["action"]: row["times"] for row in self._all("select action, times from call")}
+
     def state(self) -> dict[str, Any]:
         """Everything, as plain data.
 
@@ -255,7 +259,7 @@ class LabelStore:
             )
             refreshes = self._all("select store, at from change where action = ? order by id", [_REFRESH])
             pushes = self._all("select store, code, times from push")
-            calls = self._all("select action, times from call")
+            calls = self.calls()
         history: dict[str, dict[str, list[Record]]] = {}
         for row in changes:
             record = json.loads(row["record"]) if row["record"] else None
@@ -264,7 +268,7 @@ class LabelStore:
         return {
             "labels": _by_label((row["store"], row["code"], json.loads(row["record"])) for row in labels),
             "shown": _by_label((row["store"], row["code"], json.loads(row["record"])) for row in shown),
-            "calls": {row["action"]: row["times"] for row in calls},
+            "calls": calls,
             "pushes": _by_label((row["store"], row["code"], row["times"]) for row in pushes),
             "history": history,
             "refreshes": {

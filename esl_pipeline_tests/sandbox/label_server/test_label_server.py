@@ -217,7 +217,7 @@ def test_state_tells_calls_pushes_and_history(sandbox: Sandbox):
     post(sandbox, "del_multiple", f1=["4006"])
     post(sandbox, "create", sign="guess", **product(price="4"))
     state = sandbox.state()
-    assert state["calls"] == {"create": 4, "del_multiple": 1}
+    assert state["calls"] == {"create": 4, "del_multiple": 1} == sandbox.http.get("/sandbox/calls").json()
     assert state["pushes"] == {"001": {"4006": 5}}
     history = state["history"]["001"]["4006"]
     assert [entry["record"] and entry["record"]["pp"] for entry in history] == ["1.00", "2.00", "3.00", None]
