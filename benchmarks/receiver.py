@@ -20,7 +20,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.parts import SECRET, Deployment, answers, deployment, eventually, free_port, process, told
+from benchmarks.parts import (
+    SECRET,
+    STORE_SETTINGS,
+    Deployment,
+    answers,
+    deployment,
+    eventually,
+    free_port,
+    process,
+    told,
+)
 from benchmarks.webhooks import PATH, body, shop_name
 from esl_pipeline.sandbox.shopify.webhooks import sign
 
@@ -139,7 +149,7 @@ def _running() -> Iterator[tuple[Deployment, dict[str, int]]]:
     with deployment(
         (), beside={"nothing": ("-m", "benchmarks.receiver", "--nothing", str(port))}
     ) as deployed:
-        deployed.map_shops({shop_name(number): f"S{number}" for number in range(SHOPS)})
+        deployed.map_shops({shop_name(number): f"S{number}" for number in range(SHOPS)}, STORE_SETTINGS)
         eventually("the application", lambda: answers(f"http://127.0.0.1:{port}/health"), 60)
         yield deployed, {"receiver": int(deployed.receiver.rpartition(":")[2]), "nothing": port}
 
