@@ -155,7 +155,7 @@ def main(seconds: float) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     with deployment(durable=False) as deployed:
         labels, address = deployed.labels[DEFAULT], deployed.receiver
-        deployed.map_shops({shop_name(number): f"S{number}" for number in range(SHOPS)}, **STORE_SETTINGS)
+        deployed.map_shops({shop_name(number): f"S{number}" for number in range(SHOPS)}, STORE_SETTINGS)
         small = Small(address)
         small.open()
         with httpx.Client(timeout=10) as http:

@@ -10,7 +10,7 @@ import httpx
 
 from benchmarks.latency import sent
 from benchmarks.night import Night, nights
-from benchmarks.parts import STORE_SETTINGS, Deployment, eventually
+from benchmarks.parts import STORE_SETTINGS, UNGUARDED, Deployment, eventually
 from benchmarks.webhooks import Change, shop_name
 
 # The product's own defaults.
@@ -56,7 +56,7 @@ def bound(labels: int, milliseconds: float) -> float:
 def by_webhook(deployed: Deployment, number: int, labels: int, milliseconds: float) -> Fill:
     """A new shop tells of all its products, 100 variants a body. From the first acknowledgement on."""
     deployed.take(milliseconds)
-    deployed.map_shops({shop_name(number): f"S{number}"}, **STORE_SETTINGS)
+    deployed.map_shops({shop_name(number): f"S{number}"}, STORE_SETTINGS)
     bodies = [Change(0, number, product, 1_000, variants=VARIANTS) for product in range(labels // VARIANTS)]
     began = min(one.acked for one in sent(deployed, bodies, connections=SENDERS))
     return _filled(deployed, f"S{number}", labels, milliseconds, began)
@@ -66,7 +66,7 @@ def by_night(deployed: Deployment, number: int, shopify: str, milliseconds: floa
     """The night of a new shop. The fill is from the first push on: before that it reads the shop, which is no label
     server's matter."""
     deployed.take(milliseconds)
-    deployed.map_shops({shop_name(number): f"S{number}"}, guard_share_pct=100)
+    deployed.map_shops({shop_name(number): f"S{number}"}, UNGUARDED)
     night = nights(deployed, [shop_name(number)], shopify)
     return _filled(deployed, f"S{number}", 0, milliseconds, None), night
 

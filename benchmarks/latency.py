@@ -70,7 +70,7 @@ class Shop:
         self.number, self.products, self.store = number, products, f"S{number}"
         self._cents = [FIRST_CENTS] * products
         self._next = count()
-        deployed.map_shops({shop_name(number): self.store}, server, **STORE_SETTINGS)
+        deployed.map_shops({shop_name(number): self.store}, STORE_SETTINGS, server=server)
 
     def all_new(self) -> list[Change]:
         """Every product at its first price, at once."""

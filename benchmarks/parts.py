@@ -27,7 +27,8 @@ from esl_pipeline.local.postgres import EmbeddedPostgres
 SECRET, SIGN, TOKEN = "benchmark-webhook-secret", "benchmark-sign", "shpat_benchmark"
 DEFAULT = "default"
 # The guard against mass changes is for people; here nobody is there to approve them.
-STORE_SETTINGS = {"expected_currency": "EUR", "guard_share_pct": 100}
+UNGUARDED = {"guard_share_pct": 100}
+STORE_SETTINGS = UNGUARDED | {"expected_currency": "EUR"}
 _DAGSTER = """
 storage: {postgres: {postgres_url: {env: ESL_DAGSTER_DATABASE_URL}}}
 telemetry: {enabled: false}
@@ -137,7 +138,7 @@ class Busy:
     """Prints how much of a processor each process had, and how busy the machine was with all else."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
-        self._pids = pids
+        self._pids, self._at, self._used = pids, 0.0, dict[str, float]()
         self.tell()
 
     def tell(self, when: str = "") -> None:
@@ -180,8 +181,10 @@ class Deployment:
         with psycopg.connect(self.dsn) as connection:
             connection.execute(statement.encode())
 
-    def map_shops(self, shops: Mapping[str, str], server: str = DEFAULT, **settings: Any) -> None:
-        """Map shops (name to store code) to a label server."""
+    def map_shops(
+        self, shops: Mapping[str, str], settings: Mapping[str, object], *, server: str = DEFAULT
+    ) -> None:
+        """Map shops (name to store code) to a label server, with these settings of the stores."""
         from pydantic import SecretStr
 
         from esl_pipeline.buffer.buffer import Buffer
@@ -191,7 +194,7 @@ class Deployment:
         with PsycopgTransport(SecretStr(self.dsn)) as transport:
             for shop, store in shops.items():
                 fields = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store}
-                Buffer(transport).mapping_create(fields | {"settings": settings} | at)
+                Buffer(transport).mapping_create(fields | {"settings": dict(settings)} | at)
 
     def faults(self, server: str, *rules: Mapping[str, Any]) -> None:
         """What goes wrong at a label server from now on, and nothing else."""
@@ -257,7 +260,7 @@ def deployment(
             **beside,
         }
         postgres.create_database("dagster")
-        variables = _variables(home, dsn, labels) | _dagster(home, postgres.dsn("dagster")) | settings
+        variables = _variables(home, dsn, labels) | _dagster(home, postgres.dsn("dagster")) | dict(settings)
         running = {
             name: stack.enter_context(process(*command, log=home / f"{name}.log", **variables))
             for name, command in commands.items()

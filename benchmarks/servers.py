@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.fill import change_some
 from benchmarks.night import WORKERS, Night, nights
-from benchmarks.parts import Deployment
+from benchmarks.parts import UNGUARDED, Deployment
 
 _FIRST_SHOP = 500
 
@@ -33,7 +33,7 @@ def measure(deployed: Deployment, *, shops: int, variants: int, share: float = 0
     at = {server: list(stores)[place :: len(servers)] for place, server in enumerate(servers)}
     deployed.take(0)
     for server, its in at.items():
-        deployed.map_shops({shop: stores[shop] for shop in its}, server, guard_share_pct=100)
+        deployed.map_shops({shop: stores[shop] for shop in its}, UNGUARDED, server=server)
     up = [shop for server in servers[:-1] for shop in at[server]]
     with deployed.shopify(variants) as shopify:
         every = list(stores)
