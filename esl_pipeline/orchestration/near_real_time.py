@@ -258,7 +258,7 @@ def new_shops(due: DueEverywhere, known: Collection[str]) -> list[str]:
 
 
 def wants_run(due: Due, *, keep_warm: bool) -> bool:
-    """Whether to start a drain run of a label server: there is due work, or one is to be kept warm, and none is alive; or
+    """Whether to start a drain run of a label server: work is due, or one is to be kept warm, and none is alive; or
     the one that is alive shall be relieved."""
     if due.drain is not None:
         return keep_warm and due.wants_relief
