@@ -43,12 +43,13 @@ begin
     return '{}';
 end $$;
 
--- Whether other stores have had a turn lately: then one keeps a call free for them.
+-- Whether other stores of its label server have had a turn lately: then one keeps a call free for them.
 create or replace function esl.has_company(p_store text) returns boolean
 language sql stable set search_path = '' as $$
     select exists (select from esl.turns t join esl.store_mappings m on m.id::text = t.party
                    where t.queue = 'push' and t.taken_at > now() - interval '30 seconds'
-                     and m.hipoink_store_code <> p_store)
+                     and m.hipoink_store_code <> p_store
+                     and esl.server_of(m.hipoink_store_code) = esl.server_of(p_store))
 $$;
 
 -- What is under way of a store keeps it from another batch, and how much. p: as for esl_push_claim; without concurrency
