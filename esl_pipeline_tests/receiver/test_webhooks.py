@@ -368,7 +368,7 @@ def test_a_slow_buffer_blocks_neither_health_nor_the_next_sender(buffer: Watched
         waiting = [pool.submit(send, number) for number in range(2)]
         eventually(lambda: len(buffer.calls) == 1)
         assert httpx.get(f"{url}/health").status_code == 200
-        eventually(lambda: (refusal := send(2)).status_code == 503)
+        eventually(lambda: send(2).status_code == 503)
         refusal = send(2)
         assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
         assert not any(sender.done() for sender in waiting)
