@@ -18,9 +18,9 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.errors import BufferError
 
-AT_ONCE = 2
-"""So many calls are under way at a time: while one commits, the next is made ready."""
-SLOW_SECONDS = 0.5
+AT_ONCE = 1
+"""So many calls are under way at a time: of two, each is half as large, and costs nearly as much (measured)."""
+SLOW_SECONDS = 0.25
 """A call that takes longer is no longer counted as one of those."""
 ROWS, BYTES = 100, 1_000_000
 """Of a group; one delivery goes however large."""
