@@ -43,7 +43,7 @@ class _Delivery:
 
     @property
     def goes_alone(self) -> bool:
-        return self.row["state"] == "done"
+        return str(self.row["state"]) == "done"
 
 
 class Groups:
@@ -120,8 +120,10 @@ class Groups:
         def ended(task: asyncio.Task[list[list[_Delivery]]]) -> None:
             del self._under_way[task]
             self._busy -= shops
-            if task.cancelled() or (error := task.exception()):
-                _fail(group, asyncio.CancelledError() if task.cancelled() else error)
+            if task.cancelled():
+                _fail(group, asyncio.CancelledError())
+            elif error := task.exception():
+                _fail(group, error)
             else:
                 for part in task.result():
                     self._start(loop, part)

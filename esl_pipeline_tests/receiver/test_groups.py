@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,17 +51,10 @@ def held_up(buffer: WatchedBuffer, url: str, pool: ThreadPoolExecutor) -> Iterat
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> list[Groups]:
-    """No call is slow, so that one stays one for as long as a test needs. The groups of the application that is made."""
-    made, make = list[Groups](), Groups.__init__
-
-    def remember(self: Groups, *given: Any) -> None:
-        make(self, *given)
-        made.append(self)
-
-    monkeypatch.setattr(Groups, "__init__", remember)
+def patient(monkeypatch: pytest.MonkeyPatch, made_groups: list[Groups]) -> list[Groups]:
+    """No call is slow, so that one stays one for as long as a test needs; the groups of each application."""
     monkeypatch.setattr(groups, "SLOW_SECONDS", 60.0)
-    return made
+    return made_groups
 
 
 def sizes(buffer: WatchedBuffer) -> list[int]:
@@ -193,8 +187,6 @@ def test_groups_are_bounded_and_a_shop_is_in_one_call_at_a_time() -> None:
             self.under_way, self.seen = Counter[str](), list[list[dict[str, Any]]]()
 
         def inbox_add_each(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            import time
-
             shops = {row["shop"] for row in rows}
             self.under_way.update(shops)
             assert max(self.under_way.values()) == 1 and self.under_way.total() <= 2 * 3

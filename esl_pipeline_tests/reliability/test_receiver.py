@@ -434,7 +434,7 @@ def test_g1_every_200_is_a_row_whoever_is_killed_while_groups_are_under_way(tmp_
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esl-pg-data-", dir="/tmp")))
         home.chmod(0o755)
         postgres = EmbeddedPostgres.start(home / "data", durable=True)
-        stack.callback(lambda: postgres.stop())
+        stack.callback(lambda: postgres.stop())  # noqa: PLW0108 - whichever it is by then
         postgres.create_database("esl")
         migrate(postgres.dsn("esl"))
         current = [stack.enter_context(running(postgres.dsn("esl"), tmp_path))]
