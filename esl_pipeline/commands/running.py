@@ -89,6 +89,8 @@ def receiver(
 
     settings = load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # Not in the format, and looked up for each line all the same.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
     for warning in settings.warnings():
         if not warning.startswith("HIPOINK_"):  # it knows no label server, and need not have its sign
             logging.getLogger(__name__).warning(warning)

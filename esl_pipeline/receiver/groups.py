@@ -18,9 +18,9 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.errors import BufferError
 
-AT_ONCE = 2
-"""So many calls are under way at a time: while one commits, the next is made ready."""
-SLOW_SECONDS = 0.5
+AT_ONCE = 1
+"""So many calls are under way at a time: of two, each is half as large, and costs nearly as much (measured)."""
+SLOW_SECONDS = 0.25
 """A call that takes longer is no longer counted as one of those."""
 ROWS, BYTES = 100, 1_000_000
 """Of a group; one delivery goes however large."""
@@ -56,6 +56,10 @@ class Groups:
         self._busy: set[str] = set()
         self._under_way: dict[asyncio.Task[list[list[_Delivery]]], float] = {}
         self._is_due = self._is_watched = False
+
+    def __len__(self) -> int:
+        """How many wait for a call."""
+        return len(self._waiting)
 
     async def keep(self, row: Row, shop: str, size: int) -> Row:
         """What the buffer says of the delivery, {inserted, waiting, refused}, once it is kept; size: in bytes.
@@ -125,9 +129,7 @@ class Groups:
 
         task.add_done_callback(ended)
 
-    async def _kept(
-        self, loop: asyncio.AbstractEventLoop, group: list[_Delivery]
-    ) -> list[list[_Delivery]]:
+    async def _kept(self, loop: asyncio.AbstractEventLoop, group: list[_Delivery]) -> list[list[_Delivery]]:
         """Keep them and tell; gives those that are to be tried again, each part apart."""
         rows = [one.row for one in group]
         try:

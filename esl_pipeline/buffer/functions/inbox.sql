@@ -32,7 +32,8 @@ declare v_not_kept text[];
 begin
     if not exists (select from (select distinct d ->> 'source_system' as system, d ->> 'source_store_id' as shop
                                 from jsonb_array_elements(p_deliveries) d) s
-                   where not esl.is_mapped(s.system, s.shop)) then
+                   left join esl.store_mappings m on m.source_system = s.system and m.source_store_id = s.shop
+                   where m.id is null) then  -- esl.is_mapped, of all at once
         return '{}';
     end if;
     with not_kept as (
@@ -113,8 +114,12 @@ language sql stable set search_path = '' as $$
                d ->> 'webhook_id' as id
         from jsonb_array_elements(p_deliveries) with ordinality as e (d, n)
     ), waiting as materialized (
-        select s.system, s.shop, to_jsonb(w) as waiting
-        from (select distinct system, shop from each) s cross join lateral esl.waiting(s.system, s.shop) w
+        -- esl.waiting, of all at once
+        select s.system, s.shop, jsonb_build_object('deliveries', coalesce(sum(w.deliveries), 0),
+                                                    'bytes', coalesce(sum(w.bytes), 0)) as waiting
+        from (select distinct system, shop from each) s
+        left join esl.shop_waiting w on w.source_system = s.system and w.source_store_id = s.shop
+        group by s.system, s.shop
     ), kept as materialized (
         select distinct source_system as system, source_store_id as shop, topic, webhook_id as id from unnest(p_kept)
     )
