@@ -10,30 +10,33 @@ anything but 200 is answered, or when the inbox holds other than as many rows as
 """
 
 import json
-import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg
-
-from benchmarks.fair import SECRET, _answers, _body, _eventually, _port, _process, _shop
-from esl_pipeline.local.postgres import EmbeddedPostgres
+from benchmarks.parts import (
+    SECRET,
+    STORE_SETTINGS,
+    Deployment,
+    answers,
+    deployment,
+    eventually,
+    free_port,
+    process,
+    told,
+)
+from benchmarks.webhooks import PATH, body, shop_name
 from esl_pipeline.sandbox.shopify.webhooks import sign
 
 RATIO, SHOPS, TURNS = 0.4, 20, 3
 CASES = ((1, 1), (50, 1), (1, 100), (50, 100))
 """Connections, variants."""
-PATH = "/webhooks/shopify/products/update"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def send(port: int, connections: int, variants: int, seconds: float) -> None:
     import uvloop
 
     first = time.time_ns() % 10**9
-    made = _requests(first, variants, int(seconds * (6_000 if variants == 1 else 3_000)) + 100)
+    made = _requests(first, variants, int(seconds * (4_000 if variants == 1 else 1_200)) + 100)
     took, wrong = list[float](), list[bytes]()
 
     async def connection(until: float) -> None:
@@ -103,10 +106,10 @@ def send(port: int, connections: int, variants: int, seconds: float) -> None:
         while (began := time.perf_counter()) < until and (request := next(made, None)):
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
-            body = await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
+            said = await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
             took.append(time.perf_counter() - began)
-            if not head.startswith(b"HTTP/1.1 200 ") or b'"accepted"' not in body:
-                wrong.append(head.split(b"\r\n")[0] + b" " + body)
+            if not head.startswith(b"HTTP/1.1 200 ") or b'"accepted"' not in said:
+                wrong.append(head.split(b"\r\n")[0] + b" " + said)
         writer.close()
 
     async def go() -> float:
@@ -117,13 +120,13 @@ def send(port: int, connections: int, variants: int, seconds: float) -> None:
     went = uvloop.run(go())
     ended = next(made, None) is None
     quantiles = statistics.quantiles(took, n=100, method="inclusive")
-    told = {"seconds": went, "answers": len(took), "p50": quantiles[49] * 1000, "p99": quantiles[98] * 1000}
-    print(json.dumps(told | {"wrong": [text.decode() for text in wrong[:3]], "ended": ended}))
+    came = {"seconds": went, "answers": len(took), "p50": quantiles[49] * 1000, "p99": quantiles[98] * 1000}
+    print(json.dumps(came | {"wrong": [text.decode() for text in wrong[:3]], "ended": ended}))
 
 
 def _requests(first: int, variants: int, number: int) -> Iterator[bytes]:
     """Each another product's, of one shop after the other."""
-    bodies = [_body(shop, 0, variants, 1_000) for shop in range(SHOPS)]
+    bodies = [body(shop, 0, variants, 1_000) for shop in range(SHOPS)]
     made = []
     for n in range(number):
         shop = n % SHOPS
@@ -131,7 +134,7 @@ def _requests(first: int, variants: int, number: int) -> Iterator[bytes]:
         head = (
             f"POST {PATH} HTTP/1.1\r\nHost: receiver\r\nUser-Agent: Shopify-Captain-Hook\r\nAccept: */*\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\nX-Shopify-Topic: products/update\r\n"
-            f"X-Shopify-Shop-Domain: {_shop(shop)}\r\nX-Shopify-Webhook-Id: {uuid4()}\r\n"
+            f"X-Shopify-Shop-Domain: {shop_name(shop)}\r\nX-Shopify-Webhook-Id: {uuid4()}\r\n"
             f"X-Shopify-Event-Id: {uuid4()}\r\nX-Shopify-Api-Version: 2026-04\r\n"
             f"X-Shopify-Hmac-Sha256: {sign(raw, SECRET)}\r\n\r\n"
         )
@@ -140,90 +143,68 @@ def _requests(first: int, variants: int, number: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _running(home: Path) -> Iterator[tuple[dict[str, int], str]]:
-    """Ports of the receiver and of the application that does nothing, and the database."""
-    from pydantic import SecretStr
-
-    from esl_pipeline.buffer.buffer import Buffer
-    from esl_pipeline.buffer.migrate import migrate
-    from esl_pipeline.buffer.transports import PsycopgTransport
-
-    with ExitStack() as stack:
-        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
-        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esl-bench-", dir="/tmp")))
-        data.chmod(0o755)
-        postgres = stack.enter_context(EmbeddedPostgres.start(data / "data", durable=True))
-        postgres.create_database("buffer")
-        dsn = postgres.dsn("buffer")
-        migrate(dsn)
-        with PsycopgTransport(SecretStr(dsn)) as transport:
-            for number in range(SHOPS):
-                mapping = {"source_system": "shopify", "source_store_id": _shop(number)}
-                Buffer(transport).mapping_create(mapping | {"hipoink_store_code": f"S{number}"})
-        ports = {"receiver": _port(), "nothing": _port()}
-        commands = {
-            "receiver": (
-                *("-m", "esl_pipeline.commands.cli", "receiver"),
-                *("--only", "webhooks", "--port", str(ports["receiver"])),
-            ),
-            "nothing": ("-m", "benchmarks.receiver", "--nothing", str(ports["nothing"])),
-        }
-        for name, command in commands.items():
-            variables = {"ESL_DATABASE_URL": dsn, "SHOPIFY_WEBHOOK_SECRET": SECRET, "ESL_HOME": str(home)}
-            stack.enter_context(_process(*command, log=home / f"{name}.log", **variables))
-            url = f"http://127.0.0.1:{ports[name]}/health"
-            _eventually(f"the {name}", lambda url=url: _answers(url), 60)  # type: ignore[misc]
-        yield ports, dsn
+def _running() -> Iterator[tuple[Deployment, dict[str, int]]]:
+    """A receiver and the application that does nothing, and the ports of the two."""
+    port = free_port()
+    with deployment(
+        (), beside={"nothing": ("-m", "benchmarks.receiver", "--nothing", str(port))}
+    ) as deployed:
+        deployed.map_shops({shop_name(number): f"S{number}" for number in range(SHOPS)}, STORE_SETTINGS)
+        eventually("the application", lambda: answers(f"http://127.0.0.1:{port}/health"), 60)
+        yield deployed, {"receiver": int(deployed.receiver.rpartition(":")[2]), "nothing": port}
 
 
-def _sent(port: int, connections: int, variants: int, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.receiver", "--send"]
-    command += [str(given) for given in (port, connections, variants, seconds)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True)
-    return dict(json.loads(told.stdout))
+def _sent(deployed: Deployment, port: int, *given: float) -> dict[str, Any]:
+    """What came of connections, variants and seconds."""
+    options = [str(one) for one in (port, *given)]
+    with process("-m", "benchmarks.receiver", "--send", *options, log=deployed.home / "sender.log") as child:
+        return dict(told(child))
 
 
-def _median(told: list[dict[str, Any]]) -> Measured:
-    rates = [one["answers"] / one["seconds"] for one in told]
+def _median(came: list[dict[str, Any]]) -> Measured:
+    rates = [one["answers"] / one["seconds"] for one in came]
     return Measured(
-        statistics.median(rates), *(statistics.median(one[q] for one in told) for q in ("p50", "p99"))
+        statistics.median(rates), *(statistics.median(one[q] for one in came) for q in ("p50", "p99"))
     )
 
 
-def measure(seconds: float) -> tuple[list[Case], list[str]]:
+def measure(
+    seconds: float, *, cases: Sequence[tuple[int, int]] = CASES, turns: int = TURNS
+) -> tuple[list[Case], list[str]]:
     """Each case in turns of so many seconds; and what is wrong."""
-    cases, wrong = list[Case](), list[str]()
-    with tempfile.TemporaryDirectory() as home, _running(Path(home)) as (ports, dsn):
+    found, wrong = list[Case](), list[str]()
+    with _running() as (deployed, ports):
         for port in ports.values():
-            _sent(port, 8, 1, 1)  # what is compiled and opened at first
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            for connections, variants in CASES:
-                told: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
-                for _ in range(TURNS):
-                    connection.execute("truncate esl.webhook_inbox")
-                    for name, port in ports.items():
-                        told[name].append(one := _sent(port, connections, variants, seconds))
-                        wrong += [f"{name}: {text}" for text in one["wrong"]]
-                        if one["ended"]:
-                            wrong.append(f"{name}: the sender had no more requests")
-                    (rows,) = connection.execute("select count(*) from esl.webhook_inbox").fetchone() or (0,)
-                    if rows != (answers := told["receiver"][-1]["answers"]):
-                        wrong.append(f"{answers} answers and {rows} rows")
-                case = Case(connections, variants, *(_median(told[name]) for name in ("receiver", "nothing")))
-                cases.append(case)
-                print(
-                    f"{connections:3} connections, {variants:3} variants: receiver {case.receiver.per_second:6,.0f}/s, "
-                    f"p50 {case.receiver.p50:5.1f} ms, p99 {case.receiver.p99:5.1f} ms; does nothing "
-                    f"{case.nothing.per_second:6,.0f}/s, p99 {case.nothing.p99:5.1f} ms; ratio {case.ratio:.2f}",
-                    flush=True,
-                )
-    return cases, wrong
+            _sent(deployed, port, 8, 1, 1)  # what is compiled and opened at first
+        for connections, variants in cases:
+            came: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
+            for _ in range(turns):
+                deployed.execute("truncate esl.webhook_inbox")
+                for name, port in ports.items():
+                    came[name].append(one := _sent(deployed, port, connections, variants, seconds))
+                    wrong += [f"{name}: {text}" for text in one["wrong"]]
+                    if one["ended"]:
+                        wrong.append(f"{name}: the sender had no more requests")
+                ((rows,),) = deployed.rows("select count(*) from esl.webhook_inbox")
+                if rows != (count := came["receiver"][-1]["answers"]):
+                    wrong.append(f"{count} answers and {rows} rows")
+            found.append(Case(connections, variants, _median(came["receiver"]), _median(came["nothing"])))
+    return found, wrong
+
+
+def _line(case: Case) -> str:
+    return (
+        f"{case.connections:3} connections, {case.variants:3} variants: receiver {case.receiver.per_second:6,.0f}/s, "
+        f"p50 {case.receiver.p50:5.1f} ms, p99 {case.receiver.p99:5.1f} ms; does nothing "
+        f"{case.nothing.per_second:6,.0f}/s, p99 {case.nothing.p99:5.1f} ms; ratio {case.ratio:.2f}"
+    )
 
 
 def main(seconds: float) -> int:
     """Measure, print, judge."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     cases, problems = measure(seconds)
+    print("\n".join(map(_line, cases)))
     judged = next(case for case in cases if (case.connections, case.variants) == (50, 1))
     if judged.ratio < RATIO:
         problems.append(f"{judged.ratio:.2f} of the application that does nothing, less than {RATIO}")
