@@ -43,11 +43,7 @@ class _Delivery:
 
     @property
     def goes_alone(self) -> bool:
-<<<<<<< HEAD
         return bool(self.row["state"] == "done")
-=======
-        return str(self.row["state"]) == "done"
->>>>>>> w/receiver
 
 
 class Groups:
@@ -124,14 +120,8 @@ class Groups:
         def ended(task: asyncio.Task[list[list[_Delivery]]]) -> None:
             del self._under_way[task]
             self._busy -= shops
-<<<<<<< HEAD
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is not None:
-=======
-            if task.cancelled():
-                _fail(group, asyncio.CancelledError())
-            elif error := task.exception():
->>>>>>> w/receiver
                 _fail(group, error)
             else:
                 for part in task.result():

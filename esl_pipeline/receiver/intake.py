@@ -37,19 +37,13 @@ log = logging.getLogger(__name__)
 class Limits:
     """What one receiver process carries at a time; beyond it, deliveries are answered 503 or 429 and come again.
 
-        Bodies take room in bytes (`room_bytes`), from their first byte to the answer. `reading` of them may be unfinished
-    <<<<<<< HEAD
+    Bodies take room in bytes (`room_bytes`), from their first byte to the answer. `reading` of them may be unfinished
         at a time; `storing` signed ones may queue for the buffer (kept in groups, by `threads` calls at most, large ones
-        each alone by `large`), so that a burst or a short stall of the database costs time and not a failed delivery. How
-        they are shared is in `places` and `groups`.
-    =======
-        at a time; `storing` signed ones may queue for the buffer (kept in groups, by `threads` calls at most, the large
-        ones each alone by `large`), so that a burst or a short stall of the database costs time and not a failed delivery.
-        How they are shared is in `places` and `groups`.
-    >>>>>>> w/receiver
+    each alone by `large`), so that a burst or a short stall of the database costs time and not a failed delivery. How
+    they are shared is in `places` and `groups`.
 
-        One shop may send `per_second` and `bytes_per_second`, and `burst` and `burst_bytes` at once, while no more of it
-        than `waiting` and `waiting_bytes` is still to be worked off. What is more is answered 429.
+    One shop may send `per_second` and `bytes_per_second`, and `burst` and `burst_bytes` at once, while no more of it
+    than `waiting` and `waiting_bytes` is still to be worked off. What is more is answered 429.
     """
 
     body_seconds: float = 5  # senders give up: Shopify on the whole request after 5 s

@@ -371,10 +371,7 @@ def test_a_slow_buffer_blocks_neither_health_nor_the_next_sender(
         waiting = [pool.submit(send, number) for number in range(2)]
         eventually(lambda: len(buffer.calls) == len(made_groups[0]) == 1)  # no shop is in two calls at a time
         assert httpx.get(f"{url}/health").status_code == 200
-<<<<<<< HEAD
         eventually(lambda: send(2).status_code == 503)
-=======
->>>>>>> w/receiver
         refusal = send(2)
         assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
         assert not any(sender.done() for sender in waiting)
