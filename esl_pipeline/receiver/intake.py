@@ -38,7 +38,7 @@ class Limits:
     """What one receiver process carries at a time; beyond it, deliveries are answered 503 or 429 and come again.
 
     Bodies take room in bytes (`room_bytes`), from their first byte to the answer. `reading` of them may be unfinished
-        at a time; `storing` signed ones may queue for the buffer (kept in groups, by `threads` calls at most, large ones
+    at a time; `storing` signed ones may queue for the buffer (kept in groups, by `threads` calls at most, large ones
     each alone by `large`), so that a burst or a short stall of the database costs time and not a failed delivery. How
     they are shared is in `places` and `groups`.
 
