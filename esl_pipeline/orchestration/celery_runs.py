@@ -24,6 +24,7 @@ from dagster_celery.launcher import CeleryRunLauncher
 from kombu.transport import TRANSPORT_ALIASES, pgmq
 from pgmq import PGMQueue
 from pgmq.install import get_embedded_install_sql
+from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 from esl_pipeline.environment import SettingsError
@@ -125,7 +126,7 @@ class Presence:
         connection = psycopg.connect(database(), autocommit=True, keepalives_idle=10, connect_timeout=10)
         connection.execute(_QUICK)
         connection.execute("select pg_try_advisory_lock(%s, hashtext(%s))", [_PRESENT, self._run_id])
-        connection.execute(f"listen {_ENDS}".encode())
+        connection.execute(sql.SQL("listen {}").format(sql.Identifier(_ENDS)))
         return connection
 
     def _stay(self) -> None:

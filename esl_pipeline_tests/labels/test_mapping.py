@@ -11,7 +11,8 @@ SHOP = {"source_system": "shopify", "source_store_id": "corner-shop.myshopify.co
 
 
 def mapping(settings: Any) -> StoreMapping:
-    kept = {"id": "m", "hipoink_store_code": "001", "is_active": True, "is_dry_run": False}
+    kept = {"id": "m", "hipoink_store_code": "001", "label_server": "default"}
+    kept |= {"is_active": True, "is_dry_run": False}
     return StoreMapping.of(SHOP | kept | {"settings": settings, "created_at": "2026-03-01"})
 
 

@@ -114,7 +114,7 @@ def test_jobs_sensors_and_schedules(
         ("hipoink_sync_results", "backlog"),
     }
     assert dict(repository.get_job("event_sync").tags) == {
-        "dagster/max_runtime": "900",
+        "dagster/max_runtime": "4080",
         "dagster/max_retries": "2",
         "esl/role": "drain",
     }

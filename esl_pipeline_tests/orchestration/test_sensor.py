@@ -65,7 +65,7 @@ def test_labels_that_wait_are_due_too(pipeline: Pipeline) -> None:
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
     pipeline.materialize("shopify_products")
-    due = Due(anything=True, inbox=False, variants=True, queue=False, refresh=False)
+    due = Due(anything=True, inbox=False, variants=True, queue=False, refresh=False, is_fed=True)
     assert replace(pipeline.buffer.due(), drain=None) == due
     assert tick(pipeline).run_requests
 

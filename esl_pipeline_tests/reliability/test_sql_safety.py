@@ -40,6 +40,7 @@ WITHOUT_SEARCH_PATH = {
     "moves",
     "plain_price",
     "policy_bounds",
+    "server_in",
     "policy_defaults",
     "policy_number",
     "policy_text",

@@ -30,7 +30,7 @@ FOUR = replace(RULES, concurrency=4, batch_size=5)
 
 def limiter_of(buffer: Buffer, *, concurrency: int, rate: float = 1000) -> SharedLimiter:
     return SharedLimiter(
-        buffer, server="labels", rate_per_second=rate, concurrency=concurrency, call_seconds=20
+        buffer, server="default", rate_per_second=rate, concurrency=concurrency, call_seconds=20
     )
 
 
@@ -41,7 +41,7 @@ def open_world(world: World) -> Iterator[Callable[[], World]]:
 
         def open_another(concurrency: int = 4, timeout_seconds: float = 5) -> World:
             transport = opened.enter_context(PsycopgTransport(SecretStr(world.dsn), pool_size=12))
-            buffer = Buffer(transport, label_server="labels")
+            buffer = Buffer(transport)
             client = opened.enter_context(
                 client_of(
                     world.sandbox.url,
@@ -175,7 +175,7 @@ def test_a_call_that_is_not_to_be_made_after_all_leaves_the_line_at_once(world: 
 def test_who_waits_and_dies_or_dies_in_a_call_keeps_its_place_for_its_time_only(world: World) -> None:
     def take(call: str, seconds: float = 20) -> float | None:
         return world.buffer.rate_take(
-            server="labels", rate_per_second=1000, concurrency=1, call_id=call, seconds=seconds
+            server="default", rate_per_second=1000, concurrency=1, call_id=call, seconds=seconds
         )
 
     first, second, third = (str(uuid.uuid4()) for _ in range(3))

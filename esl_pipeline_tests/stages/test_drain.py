@@ -56,7 +56,7 @@ def test_a_drain_works_until_nothing_is_due_and_gives_its_lease_back(world: Worl
     assert run(world, rounds.append) is True
     assert len(world.labels()) == 5
     assert sum(len(done.events) for done in rounds) == 5
-    nothing = Due(anything=False, inbox=False, variants=False, queue=False, refresh=False)
+    nothing = Due(anything=False, inbox=False, variants=False, queue=False, refresh=False, is_fed=True)
     shop = {"source_system": "shopify", "source_store_id": "corner-shop.myshopify.com"}
     assert world.buffer.due() == nothing
     assert world.buffer.due_everywhere() == DueEverywhere({"default": nothing}, [shop], {})

@@ -218,7 +218,9 @@ def test_the_drains_of_both_run_side_by_side(two: Two) -> None:
         thread.join(20)
     assert sum(len(done.events) for of_one in rounds.values() for done in of_one) == 5, "each read once"
     assert len(two.default.labels("S1")) == len(two.north.labels("N1")) == 5
-    assert not two.default.buffer.lease_release(name=lease_of("north"), holder="north")["released"]
+    assert not two.default.buffer.lease_release(name=lease_of("north"), holder="north", seconds=20)[
+        "released"
+    ]
 
 
 def test_a_rise_has_its_jump_whatever_the_other_server_did(two: Two) -> None:

@@ -35,14 +35,15 @@ begin
     return not q.is_rise or q.in_doubt or esl.window_is_open(m.settings -> 'raise_window');
 end $$;
 
--- Where a label may be due at a label server, in the order of turns, of one shop or of all (p: as for esl_push_claim): a
--- mapping, store and priority each (is_new: only a label that has not failed yet; is_held: what is under way of the
--- store keeps it back). Nothing of a mapping that is paused, in dry run or not evaluated for its settings, and nothing
--- of a paused store. The other stores come first after a slow call, so that none waits for more than one of them, and
--- before one that has much under way (see esl.crowded); stores in doubt come last. Among the rest mappings take turns,
--- whoever waited longest for its turn first, and of each what is most urgent. Rises and corrections go before all turns,
--- of each mapping once between two turns (see esl.has_jump): so a rise waits for one call of each other mapping with
--- rises at most, and what is no rise for as many, however many one of them has.
+-- Where a label may be due at a label server, in the order of turns, of one shop or of all (p: as for
+-- esl_push_claim): a mapping, store and priority each (is_new: only a label that has not failed yet; is_held: what
+-- is under way of the store keeps it back). Nothing of a mapping that is paused, in dry run or not evaluated for its
+-- settings, and nothing of a paused store. The other stores come first after a slow call, so that none waits for
+-- more than one of them, and before one that has much under way (see esl.crowded); stores in doubt come last. Among
+-- the rest mappings take turns, whoever waited longest for its turn first, and of each what is most urgent. Rises
+-- and corrections go before all turns, of each mapping once between two turns (see esl.has_jump): so a rise waits
+-- for one call of each other mapping with rises at most, and what is no rise for as many, however many one of them
+-- has.
 -- Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed yet is.
 -- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
 create or replace function esl.turns_to_push(p jsonb, p_alone boolean)

@@ -1,9 +1,9 @@
 -- Work shared by many runs: what is due, and the claims of runs that have ended.
 
--- {servers?, label_servers?, build?} -> {servers: {name: {due, inbox, variants, queue, refresh, is_fed, outage, drain}},
--- shops, elsewhere}: what the sensor and the drains ask, of these label servers (default: `default`). due: a drain run
--- would find work now. is_fed: it has a shop. outage: {since, probe_at, reason} while the server is down. elsewhere:
--- {name: [store codes]} of active mappings at servers that are not among label_servers.
+-- {servers?, label_servers?, build?} -> {servers: {name: {due, inbox, variants, queue, refresh, is_fed, outage,
+-- drain}}, shops, elsewhere}: what the sensor and the drains ask, of these label servers (default: `default`). due:
+-- a drain run would find work now. is_fed: it has a shop. outage: {since, probe_at, reason} while the server is
+-- down. elsewhere: {name: [store codes]} of active mappings at servers that are not among label_servers.
 create or replace function public.esl_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as materialized (

@@ -56,7 +56,7 @@ def test_no_address_is_in_what_is_said() -> None:
     said = [repr(settings), repr(source.settings), str(source.settings.model_dump())]
     said += [repr(source), problem(files_folders=f"north={CANARY},bad={CANARY}::x")]
     with pytest.raises(SourceError) as unread:
-        Folder("north", "s3://canary-bucket/canary").files()  # its package is not installed here
+        Folder("north", "abfs://canary-bucket/canary").files()  # its package is not installed here
     said.append(str(unread.value))
     with pytest.raises(SourceError) as missing:
         Folder("north", "/canary/out").files()
