@@ -1,14 +1,16 @@
 -- Which label server a store is at, and which of their drains reads what a shop tells.
 
 -- A store that nobody has placed is at the server `default`.
+-- Not SQL: that would be planned anew for each row.
 create or replace function esl.server_of(p_store text) returns text
-language sql stable as $$  -- inlined
-    select coalesce((select s.label_server from esl.stores s where s.store_code = p_store), 'default')
-$$;
+language plpgsql stable set search_path = '' set plan_cache_mode = force_generic_plan as $$
+begin
+    return coalesce((select s.label_server from esl.stores s where s.store_code = p_store), 'default');
+end $$;
 
 -- The server that a caller means: {label_server?}.
 create or replace function esl.server_in(p jsonb) returns text
-language sql immutable as $$  -- inlined as well
+language sql immutable as $$  -- inlined
     select coalesce(p ->> 'label_server', 'default')
 $$;
 
