@@ -46,6 +46,7 @@ POLICIES: Mapping[str, Policy] = {
             "title_template": "[{vendor} ]{title}[ - {variant_title}]",
             "title_max_length": 60,
             "send_images": True,
+            "image_hosts": ["cdn.shopify.com"],
             "exclude": {"tags": ["hidden"], "vendors": ["nobody"]},
             "stock_field": "kc",
             "location_id": "7",
