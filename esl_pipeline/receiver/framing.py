@@ -89,4 +89,6 @@ def plain(head: bytes) -> bytes:
     """The head without what the parser would take for more than it is: blanks that end a line, and the wish to speak
     something else, which nobody here does.
     """
-    return _NOT_PLAIN.sub(b"", head)
+    if b" \r\n" in head or b"\t\r\n" in head or b"\nupgrade:" in head.lower():
+        return _NOT_PLAIN.sub(b"", head)
+    return head

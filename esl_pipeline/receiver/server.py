@@ -1,6 +1,7 @@
 """The receiver's HTTP server: uvicorn on httptools, which by itself waits for heads, bodies and readers for ever."""
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -22,6 +23,7 @@ from esl_pipeline.receiver.held import VOUCH, WHOLE, Holding, Phase, Table
 from esl_pipeline.receiver.turns import Turns
 
 SWEEP_SECONDS = 0.1
+SWITCH_SECONDS = 0.0005
 UNREAD_BYTES = 65_536
 # Connections that asyncio lets in at one round of the event loop (uvloop: all), and that may wait for it.
 LET_IN, WAITING = 16, 2_048
@@ -326,6 +328,11 @@ def serve(app: FastAPI, host: str, port: int, trusted: tuple[Network, ...] = ())
 
     trusted: the proxies whose X-Forwarded-For is believed.
     """
+    # A thread that has the database's answer waits no longer than this for the event loop's, and what was made at the
+    # start is not looked at for garbage again and again.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()
     holding = Holding(connections=min(Holding.connections, _files() - _OTHER_FILES))
     server = Server(configured(app, host, port, trusted, holding))
     with suppress(KeyboardInterrupt):
