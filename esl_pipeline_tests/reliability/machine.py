@@ -1,4 +1,4 @@
-"""The state machine: a model of two shops and three stores against the real functions, stages and label server.
+"""The state machine: a model of two shops and five stores against the real functions, stages and two label servers.
 
 test_state_machine.py runs it briefly, long_machine.py for as long as you like, breaks.py against broken code.
 """
@@ -10,8 +10,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,13 +38,14 @@ from esl_pipeline.sources.shopify.facts import read_deliveries
 from esl_pipeline.sources.source import OnStart, Reader, SourceError
 from esl_pipeline.stages import drift as drift_stage
 from esl_pipeline.stages import snapshot as snapshot_stage
-from esl_pipeline.stages.drain import Portion
+from esl_pipeline.stages.drain import Portion, read_round
 from esl_pipeline.stages.inbox import read_inbox
+from esl_pipeline.stages.push import push_batch
 from esl_pipeline_tests.hipoink.servers import client_of, running_sandbox
 from esl_pipeline_tests.reliability import model
 from esl_pipeline_tests.reliability.light import light_evaluation
 from esl_pipeline_tests.reliability.model import MappingModel, Place, Shown, Told, Verdict
-from esl_pipeline_tests.reliability.stepping import LABEL_SERVER, Fate, Job, Worker
+from esl_pipeline_tests.reliability.stepping import LABEL_SERVER, SLOT, Fate, Job, Worker
 from esl_pipeline_tests.whole import whole
 from esl_pipeline_tests.world import ASSET, RULES, World, drain_round, product, variant, when
 
@@ -74,6 +76,7 @@ class Faults:
     leaving: bool = True  # on_delete and on_unpublish other than remove
     guards: bool = True  # guard_labels and max_change_pct change at any time; changes wait unapproved
     two_stores: bool = True  # a second mapping of a shop
+    two_servers: bool = True  # some stores are at another label server, and stores move from one to the other
     dry_runs: bool = True  # a mapping in dry run with a wrong template
     held_claims: bool = True  # a variant with an error keeps its claim
     left_stores: bool = True  # what a mapping has left behind in another store goes, whatever it was
@@ -104,7 +107,9 @@ FAULTS = Faults()
 SLOTS = (1, 2, 3)
 TAKEN = 4  # the slot whose products have the ids of the other shop's first slot
 ALL_SLOTS = st.sampled_from((*SLOTS, TAKEN))
-WORKERS = (0, 1)
+WORKERS = (0, 1, 2, 3)
+SERVERS = ("default", "north")
+STORES = ("A1", "A2", "A3", "B1", "B2")
 SHOPS = st.sampled_from("AB")
 CODES = st.sampled_from(["own"] * 5 + ["X", None])
 PRICES = st.sampled_from(["new"] * 4 + ["old"] * 2 + ["zero", None])
@@ -131,6 +136,7 @@ POLICIES = [
     *("bad", "absurd", "mend", "mend", "dry", "live"),
 ]
 FOREIGN = "FOREIGN"
+WITH_A_BATCH = (SLOT, LABEL_SERVER, "esl_push_finish")
 PREFIX = "New: "
 WRONG = "WRONG "  # of a policy that was never live: on no label, ever
 LIFECYCLE = ("app/uninstalled", "shop/redact")
@@ -168,13 +174,28 @@ ABSURD: list[Any] = [
 
 
 @dataclass
-class Parts:
-    """What is real: one buffer and one label server for all examples, emptied before each."""
+class Site:
+    """One label server, and the world as its drain sees it."""
 
-    world: World
     labels: LabelStore
+    world: World
+
+
+@dataclass
+class Parts:
+    """What is real: one buffer and two label servers for all examples, emptied before each."""
+
+    sites: Mapping[str, Site]
     connection: psycopg.Connection[dict[str, Any]]
     workers: list[Worker]
+
+    @property
+    def world(self) -> World:
+        return self.sites[SERVERS[0]].world
+
+    @property
+    def labels(self) -> LabelStore:
+        return self.sites[SERVERS[0]].labels
 
     def empty(self) -> None:
         """Forget the last example."""
@@ -183,18 +204,21 @@ class Parts:
             " string_agg(format('esl.%I', relname), ',') from pg_class where relkind = 'r'"
             " and relnamespace = 'esl'::regnamespace and relname <> 'schema_migrations'); end $$"
         )
-        self.labels.clear()
+        for site in self.sites.values():
+            site.labels.clear()
 
     def sql(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Look (or tamper) behind the functions."""
         cursor = self.connection.execute(query.encode(), values or None)
         return cursor.fetchall() if cursor.description else []
 
-    def shelves(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The records that hang, by store and code."""
+    def shelves(self, placed: Mapping[str, str]) -> dict[str, dict[str, dict[str, Any]]]:
+        """The records that hang, by store and code, at the label server where each store is."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
-        for row in self.labels._all("select store, code, record from label"):
-            found.setdefault(row["store"], {})[row["code"]] = json.loads(row["record"])
+        for name, site in self.sites.items():
+            for row in site.labels._all("select store, code, record from label"):
+                if placed[row["store"]] == name:
+                    found.setdefault(row["store"], {})[row["code"]] = json.loads(row["record"])
         return found
 
 
@@ -378,28 +402,46 @@ class Machine(RuleBasedStateMachine):
         self.acknowledged: set[tuple[str, str, str]] = set()
         self.to_compare: set[str] = set()  # stores of whose labels somebody else has changed one
         self.was_late = False
-        self.standing: list[dict[str, Any]] = []  # faults of the label server that stay until they are lifted
+        # Faults of the label servers that stay until they are lifted.
+        self.standing: dict[str, list[dict[str, Any]]] = {name: [] for name in SERVERS}
+        self.placed = dict.fromkeys(STORES, SERVERS[0])  # the label server of each store
+        self.was_at = {store: {SERVERS[0]} for store in STORES}
+        self.push_rules = SLOW
         self.blamed: set[str] = {"own-11"}  # codes that the label server has ever refused by themselves
         self.started = False
         self.own_secrets = False
-        self.parts.world.sandbox.faults()
+        for name, site in self.parts.sites.items():
+            site.world.sandbox.faults()
+            self._rules[name] = []
 
     @property
     def mappings(self) -> list[MappingModel]:
         return [mapping for shop in self.shops.values() for mapping in shop.mappings]
 
-    @initialize(guard=st.sampled_from([1, 1000]), own_secrets=st.booleans())
-    def stock(self, guard: int, own_secrets: bool) -> None:
+    @initialize(
+        guard=st.sampled_from([1, 1000]),
+        own_secrets=st.booleans(),
+        north=st.sets(st.sampled_from(STORES)),
+        concurrency=st.sampled_from([1, 2, 4, 4]),
+    )
+    def stock(self, guard: int, own_secrets: bool, north: set[str], concurrency: int) -> None:
         self.started, self.own_secrets = True, own_secrets and self.faults.taken
+        self.push_rules = replace(SLOW, concurrency=concurrency)
+        for site in self.parts.sites.values():
+            site.world.rules = self.push_rules
+        for worker in self.workers:
+            worker.concurrency = concurrency
         for letter, shop in self.shops.items():
             for mapping in shop.mappings:
                 mapping.guard = guard
                 mapping.id = self.world.map(shop.domain, mapping.store, settings=self._settings(mapping))
+                if mapping.store in north and self.faults.two_servers:
+                    self._move_to(mapping, SERVERS[1])
             self._date_activation(shop, 0)
             for slot in SLOTS[:2]:
                 self._edit(letter, slot, [("own", "new")])
         self._deliver_all()
-        self.world.round()
+        self._round()
 
     def teardown(self) -> None:
         is_well = sys.exc_info()[1] is self.trouble_before  # else a step has failed
@@ -760,16 +802,25 @@ class Machine(RuleBasedStateMachine):
 
     # --- workers
 
-    @rule(fault=ONCE_OR_NOT, busy=st.sampled_from([0, 0, 0, 1, 3]))
-    def drain(self, fault: dict[str, Any] | None, busy: int) -> None:
-        """One whole round; whatever label it changes, it changes to what the shop has told."""
+    @rule(
+        fault=ONCE_OR_NOT,
+        busy=st.sampled_from([0, 0, 0, 1, 3]),
+        servers=st.sampled_from([SERVERS, SERVERS, SERVERS[::-1], SERVERS[:1], SERVERS[1:]]),
+    )
+    def drain(self, fault: dict[str, Any] | None, busy: int, servers: Sequence[str] = SERVERS) -> None:
+        """One whole round of some servers, with a fault at the first of them.
+
+        Whatever label it changes, it changes to what the shop has told.
+        """
         if busy and self.faults.busy:
             fault = BUSY | {"times": busy}
-        self._fail_with(fault)
+        self._fail_with(fault, servers[0])
         can_tell = self._can_tell()
         before = self._places() if can_tell else {}
         verdicts = self._verdicts(before, set()) if can_tell else {}
-        drain_round(self.world.buffer, self.world.client, SLOW, run_id="drain", portion=replace(AT_ONCE))
+        for name in servers:
+            world = self.parts.sites[name].world
+            drain_round(world.buffer, world.client, self.push_rules, run_id="drain", portion=replace(AT_ONCE))
         self._fail_with(None)
         if can_tell:
             self._check_changes(before, verdicts)
@@ -799,7 +850,7 @@ class Machine(RuleBasedStateMachine):
                 self._told_at_once(letter, first, [("own", price)])
                 self._end_back_off()
             case "slip":  # a list that lacks what hangs; then it must go
-                self._run(self._list_job(self.shops[letter], slips=self.faults.page_slips))
+                self._run(*self._list_job(self.shops[letter], slips=self.faults.page_slips))
                 if other:
                     self._delete(letter, first)
                     self._deliver_all(letter)
@@ -842,7 +893,7 @@ class Machine(RuleBasedStateMachine):
     def _check_changes(
         self, before: dict[tuple[str, str], Place], verdicts: dict[tuple[str, str], Verdict]
     ) -> None:
-        shelves = self.parts.shelves()
+        shelves = self.parts.shelves(self.placed)
         guards = {store: mapping.guard for mapping in self.mappings for store in mapping.stores}
         for (store, code), verdict in verdicts.items():
             now = Shown.of(shelves.get(store, {}).get(code))
@@ -859,8 +910,8 @@ class Machine(RuleBasedStateMachine):
     @rule(
         number=st.sampled_from(WORKERS),
         letter=SHOPS,
-        kind=st.sampled_from(["drain"] * 4 + ["read", "list"]),
-        until=st.sampled_from([LABEL_SERVER, LABEL_SERVER, "esl_push_finish", "its end", 1, 2, 3, 4]),
+        kind=st.sampled_from(["drain"] * 4 + ["push", "push", "read", "list"]),
+        until=st.sampled_from([SLOT, LABEL_SERVER, LABEL_SERVER, "esl_push_finish", "its end", 1, 2, 3, 4]),
         fate=FATES,
         fault=ONCE_OR_NOT,
     )
@@ -879,14 +930,73 @@ class Machine(RuleBasedStateMachine):
         self._go_on(worker, until, fault)
 
     def _start(self, worker: Worker, letter: str, kind: str) -> None:
-        job = {"drain": self._drain_job, "read": self._read_job, "list": self._list_job}[kind]
-        worker.start(job(self.shops[letter]))
+        job = {
+            "drain": self._drain_job,
+            "push": self._push_job,
+            "read": self._read_job,
+            "list": self._list_job,
+        }[kind]
+        worker.start(*job(self.shops[letter]))
+
+    @rule(
+        letter=SHOPS,
+        order=st.permutations(WORKERS),
+        again=st.booleans(),
+        fates=st.lists(FATES, min_size=len(WORKERS), max_size=len(WORKERS)),
+        fault=ONCE_OR_NOT,
+        stays=st.integers(0, 2),
+    )
+    def push_at_once(
+        self,
+        letter: str,
+        order: list[int],
+        again: bool,
+        fates: list[Fate],
+        fault: dict[str, Any] | None,
+        stays: int,
+    ) -> None:
+        """Of a shop several batches of a label each are claimed, and a newer version may come meanwhile.
+
+        Then the workers go on in any order, each to its fate, and some not yet.
+        """
+        shop = self.shops[letter]
+        for slot in SLOTS[:2]:
+            self._edit(letter, slot, [("own", "new")] * 2, title="new")
+            self._deliver(self.messages[-1])
+        self._evaluate()
+        self._approve(shop)
+        for worker in self.workers:
+            if worker.at is None:
+                self._hold_the_clock()
+                self._start(worker, letter, "push")
+                self._go_on(worker, LABEL_SERVER)
+        self._see_what_is_in_flight()
+        if again:
+            self._change_price(letter, SLOTS[0])
+            self._evaluate()
+        for number, fate in zip(order[stays:], fates, strict=False):
+            worker = self.workers[number]
+            if worker.at is not None:
+                self._step(worker, fate, fault)
+                self._go_on(worker, "its end")
+                self._see_what_is_in_flight()
+
+    def _hold_the_clock(self) -> None:
+        """However long this takes: no call that is in flight is overdue."""
+        self.parts.sql("update esl.flights set begun_at = clock_timestamp() where begun_at is not null")
+
+    def _evaluate(self) -> None:
+        for site in self.parts.sites.values():
+            read_round(site.world.buffer, run_id="read", portion=replace(AT_ONCE))
 
     def _go_on(self, worker: Worker, until: str | int, fault: dict[str, Any] | None = None) -> None:
         calls = until if isinstance(until, int) else 50
         while worker.at not in (None, until) and calls:
+            was_at = worker.at
             self._step(worker, "go", fault)
             calls -= 1
+            if was_at == worker.at == SLOT:  # it waits for the slot of another
+                return
 
     @rule(number=st.sampled_from(WORKERS), letter=SHOPS)
     def overtake(self, number: int, letter: str) -> None:
@@ -896,16 +1006,33 @@ class Machine(RuleBasedStateMachine):
             self._go_on(self.workers[number], LABEL_SERVER)
         self._expire_leases()
         self._change_price(letter, SLOTS[0])
-        self.world.round()
+        self._round()
 
     def _change_price(self, letter: str, slot: int) -> None:
         self._edit(letter, slot, [("own", "new")])
         self._deliver(self.messages[-1])
 
-    def _drain_job(self, _: ShopModel) -> Job:
-        return lambda buffer, client: drain_round(buffer, client, SLOW, run_id="worker", asset=ASSET)
+    def _drain_job(self, shop: ShopModel) -> tuple[Job, str]:
+        def job(buffer: Buffer, client: HipoinkClient) -> None:
+            drain_round(buffer, client, self.push_rules, run_id="worker", asset=ASSET)
 
-    def _read_job(self, shop: ShopModel, parts: int | None = None) -> Job:
+        return job, self._server_of(shop)
+
+    def _push_job(self, shop: ShopModel) -> tuple[Job, str]:
+        """A batch of one label."""
+        one = replace(self.push_rules, batch_size=1)
+
+        def job(buffer: Buffer, client: HipoinkClient) -> None:
+            push_batch(buffer, client, one, run_id="worker", asset=ASSET)
+
+        return job, self._server_of(shop)
+
+    def _server_of(self, shop: ShopModel) -> str:
+        """Of a shop that feeds both, now the one, now the other."""
+        mapping = shop.mappings[self.version % len(shop.mappings)]
+        return self.placed[mapping.store]
+
+    def _read_job(self, shop: ShopModel, parts: int | None = None) -> tuple[Job, str]:
         self._tick()
         catalogue = Catalogue(shop, self.second, parts)
         shop.reading = catalogue if shop.is_certain else None
@@ -922,9 +1049,9 @@ class Machine(RuleBasedStateMachine):
             # Of several reads at once nobody knows which of them told what.
             shop.is_certain = catalogue is shop.reading
 
-        return job
+        return job, SERVERS[0]
 
-    def _list_job(self, shop: ShopModel, slips: bool | None = None) -> Job:
+    def _list_job(self, shop: ShopModel, slips: bool | None = None) -> tuple[Job, str]:
         store = shop.mappings[0].store
         if slips is None:
             slips = self.faults.page_slips and self.version % 2 == 0
@@ -934,35 +1061,66 @@ class Machine(RuleBasedStateMachine):
             # One call after the other: a worker stands before one at a time.
             drift_stage.compare_store(buffer, lists, store=store, run_id="worker", page_size=2, pages_ahead=0)
 
-        return job
+        return job, self.placed[store]
 
     def _step(self, worker: Worker, fate: Fate, fault: dict[str, Any] | None) -> None:
+        was_at = worker.at
+        if was_at == LABEL_SERVER and fate != "kill":
+            fate = "go"
+            self.was_late |= worker.is_late
+            self._fail_with(fault, worker.server)
         if fate in ("fail", "kill"):
             self._forget(worker)
-        elif worker.at == LABEL_SERVER:
-            self.was_late |= worker.is_late
-            self._fail_with(fault)
         worker.step(fate)
         self._fail_with(None)
-        if worker.at not in (LABEL_SERVER, "esl_push_finish"):
+        if worker.at not in WITH_A_BATCH:
             worker.is_late = False
+        if was_at == "esl_push_claim" and worker.at == SLOT:
+            self._check_claim(worker)
+
+    def _check_claim(self, worker: Worker) -> None:
+        """A removal is never claimed before its variant's new label is accepted."""
+        too_early = self.parts.sql(
+            "select q.* from esl.sync_queue q where q.push_id = %s::uuid and q.state = 'leased'"
+            " and q.operation = 'delete' and q.variant_id <> '' and ("
+            "  exists (select from esl.sync_queue u where u.mapping_id = q.mapping_id"
+            "          and u.variant_id = q.variant_id and u.operation = 'upsert')"
+            "  or exists (select from esl.labels l where l.mapping_id = q.mapping_id and l.variant_id = q.variant_id"
+            "             and l.state = 'publish' and not l.collides and not exists ("
+            "               select from esl.hipoink_products s where s.store_code = l.store_code and s.code = l.code"
+            "                 and s.variant_id = l.variant_id)))",
+            worker.push,
+        )
+        assert not too_early, ("removed before its new label is accepted", too_early)
 
     def _forget(self, worker: Worker) -> None:
         """Nobody learns what a late worker has pushed when it dies before it could say so: the nightly list does."""
         if worker.is_late and worker.at == "esl_push_finish":
             self.to_compare.update(store for mapping in self.mappings for store in mapping.stores)
 
-    def _run(self, job: Job) -> None:
-        job(self.world.buffer, self.world.client)
+    def _run(self, job: Job, server: str) -> None:
+        world = self.parts.sites[server].world
+        job(world.buffer, world.client)
 
-    def _fail_with(self, fault: dict[str, Any] | None) -> None:
-        rules = [{"times": 1} | fault] if fault else []
-        rules += self.standing
-        if rules != self._rules:
-            self.world.sandbox.faults(*rules)
-            self._rules = rules
+    def _round(self) -> bool:
+        """A round of each server's drain; whether any did something."""
+        rounds = [site.world.round() for site in self.parts.sites.values()]
+        return any(done.did_something for done in rounds)
 
-    _rules: list[dict[str, Any]] = []  # noqa: RUF012
+    def _fail_with(self, fault: dict[str, Any] | None, server: str = SERVERS[0]) -> None:
+        """The next call of a server meets this fault, beside what stands at each."""
+        for name, site in self.parts.sites.items():
+            rules = [{"times": 1} | fault] if fault and name == server else []
+            rules += self.standing[name]
+            if rules != self._rules[name]:
+                site.world.sandbox.faults(*rules)
+                self._rules[name] = rules
+
+    @property
+    def _is_anything_standing(self) -> bool:
+        return any(self.standing.values())
+
+    _rules: dict[str, list[dict[str, Any]]] = {}  # noqa: RUF012
 
     # --- time, people, machines
 
@@ -973,6 +1131,7 @@ class Machine(RuleBasedStateMachine):
             + ["back-off ends"] * 2
             + ["connections break", "redrive", "approve", "off", "on", "on", "move"]
             + ["label edited", "label taken away", "foreign label", "read", "read in part", "list"]
+            + ["to another server"] * 3
         ),
         which=st.integers(0, 1),
     )
@@ -1000,15 +1159,30 @@ class Machine(RuleBasedStateMachine):
                 mapping.stores.reverse()
                 self._map(mapping, hipoink_store_code=mapping.store)
             case "read":
-                self._run(self._read_job(shop))
+                self._run(*self._read_job(shop))
             case "read in part":
                 self._read_in_part(shop)
             case "list":
-                self._run(self._list_job(shop))
-            case "move":
+                self._run(*self._list_job(shop))
+            case "to another server" if self.faults.two_servers:
+                self._move_to(mapping, SERVERS[self.placed[mapping.store] == SERVERS[0]])
+            case "move" | "to another server":
                 pass
             case _:
                 self._change_a_label(mapping.store, what)
+
+    def _move_to(self, mapping: MappingModel, server: str) -> None:
+        """A store moves to a label server, where its people begin afresh; at the other nobody changes anything more."""
+        store = mapping.store
+        for code in self._codes_at(server, store):
+            self.parts.sites[server].labels.take_away(store, code)
+        self._map(mapping, label_server=server)
+        self.placed[store] = server
+        self.was_at[store].add(server)
+
+    def _codes_at(self, server: str, store: str) -> list[str]:
+        rows = self.parts.sites[server].labels._all("select code from label where store = ?", [store])
+        return sorted(row["code"] for row in rows)
 
     def _switch_on(self, shop: ShopModel, mapping: MappingModel) -> None:
         self._map(mapping, is_active=True)
@@ -1082,30 +1256,36 @@ class Machine(RuleBasedStateMachine):
         mapping.unsure = True
 
     @rule(
-        what=st.sampled_from(["refused", "forbidden", "crashes", "store", "lifted", "lifted"]),
+        what=st.sampled_from(["refused", "forbidden", "crashes", "store", "down", "lifted", "lifted"]),
+        server=st.sampled_from(SERVERS),
         code=st.sampled_from(["own-11", "own-21", "X"]),
         store=st.sampled_from(["A1", "A3", "B1"]),
         applies=st.booleans(),
     )
-    def label_server(self, what: str, code: str, store: str, applies: bool) -> None:
-        """The label server will have none of a label, or of a store, until the fault is lifted."""
+    def label_server(self, what: str, server: str, code: str, store: str, applies: bool) -> None:
+        """A label server will have none of a label, of a store, or of anything, until the fault is lifted."""
         match what:
             case "refused" if self.faults.label_refused:
-                self.standing = [{"kind": "bad_codes", "codes": [code], "apply": applies}]
+                self.standing[server] = [{"kind": "bad_codes", "codes": [code], "apply": applies}]
                 self.blamed.add(code)
             case "forbidden" if self.faults.label_forbidden:
-                self.standing = [{"kind": "status", "status": 403, "codes": [code]}]
+                self.standing[server] = [{"kind": "status", "status": 403, "codes": [code]}]
                 self.blamed.add(code)
             case "crashes" if self.faults.label_crashes:
-                self.standing = [{"kind": "status", "status": 500, "codes": [code]}]
+                self.standing[server] = [{"kind": "status", "status": 500, "codes": [code]}]
                 self.blamed.add(code)
             case "store" if self.faults.store_refuses:
-                self.standing = [
+                self.standing[self.placed[store]] = [
                     {"kind": "error", "store": store, "error_msg": "store does not exist", "action": action}
                     for action in ("create_multiple", "del_multiple")
                 ]
+            case "down" if self.faults.two_servers:
+                self.standing[server] = [
+                    {"kind": "status", "status": 503, "action": action}
+                    for action in ("create_multiple", "del_multiple")
+                ]
             case "lifted":
-                self.standing = []
+                self.standing[server] = []
             case _:
                 return
         self._fail_with(None)
@@ -1116,8 +1296,10 @@ class Machine(RuleBasedStateMachine):
             self.parts.sql(
                 f"update esl.{table} set lease_until = now() - interval '1 s' where state = 'leased'"
             )
+        for table in ("calls", "flights"):
+            self.parts.sql(f"update esl.{table} set until = now() - interval '1 s'")
         for worker in self.workers:
-            worker.is_late = worker.at in (LABEL_SERVER, "esl_push_finish")
+            worker.is_late = worker.at in WITH_A_BATCH
 
     def _end_back_off(self) -> None:
         self.parts.sql("update esl.sync_queue set next_attempt_at = now() where next_attempt_at > now()")
@@ -1163,21 +1345,22 @@ class Machine(RuleBasedStateMachine):
         """A catalogue that breaks off removes nothing."""
         removed = "select variant_id from esl.products where removed and source_store_id = %s"
         before = self.parts.sql(removed, shop.domain)
-        self._run(self._read_job(shop, parts=1))
+        self._run(*self._read_job(shop, parts=1))
         assert len(self.parts.sql(removed, shop.domain)) <= len(before)
 
     def _change_a_label(self, store: str, what: str) -> None:
         """Behind our back."""
-        codes = sorted(set(self.parts.shelves().get(store, {})) - {FOREIGN})
+        labels = self.parts.sites[self.placed[store]].labels
+        codes = sorted(set(self._codes_at(self.placed[store], store)) - {FOREIGN})
         if what == "foreign label":
-            self.parts.labels.edit(store, FOREIGN, {"pn": "not ours", "pp": "1.00"})
+            labels.edit(store, FOREIGN, {"pn": "not ours", "pp": "1.00"})
         elif codes:
             self.to_compare.add(store)
             self.version += 1
             if what == "label edited":
-                self.parts.labels.edit(store, codes[0], {"pp": f"0.{self.version % 100:02}"})
+                labels.edit(store, codes[0], {"pp": f"0.{self.version % 100:02}"})
             else:
-                self.parts.labels.take_away(store, codes[0])
+                labels.take_away(store, codes[0])
 
     # --- a quiet point
 
@@ -1191,35 +1374,46 @@ class Machine(RuleBasedStateMachine):
         """No worker is under way, time has passed: every label is what was told, or is accounted for."""
         self._end_workers(fate)
         if lift:
-            self.standing = []
-            self._fail_with(None)
+            self._lift()
         for letter, shop in self.shops.items():
             if deliver or not shop.is_certain:
                 self._deliver_all(letter)
                 shop.is_certain = True
         self._settle_and_check(approve=approve)
 
+    def _lift(self) -> None:
+        self.standing = {name: [] for name in SERVERS}
+        self._fail_with(None)
+
     def _end_workers(self, fate: Fate = "go") -> None:
-        for worker in self.workers:
-            while worker.at is not None:
-                self._step(worker, fate, None)
+        """In turns: one may wait for another's slot, and for those of the dead until their time is over."""
+        self._end_dead_calls()
+        while any(worker.at for worker in self.workers):
+            for worker in self.workers:
+                if worker.at is not None:
+                    self._step(worker, fate, None)
+            self._end_dead_calls()
+
+    def _end_dead_calls(self) -> None:
+        alive = [worker.call for worker in self.workers if worker.call]
+        self.parts.sql("delete from esl.calls where not call_id = any(%s::uuid[])", alive)
 
     def _settle_and_check(self, *, approve: bool) -> None:
         self._expire_leases()
         self._end_back_off()
         for _ in range(30):
-            if not read_inbox(self.world.buffer, run_id="quiet"):
+            read = [read_inbox(site.world.buffer, run_id="quiet") for site in self.parts.sites.values()]
+            if not any(read):
                 break
         before = self._places()
         edited = set(self.to_compare)
         verdicts = self._verdicts(before, edited)
         self._settle(approve=approve)
-        if edited and not self.standing:
+        if edited and not self._is_anything_standing:
             for store in sorted(edited):
+                world = self.parts.sites[self.placed[store]].world
                 for _ in range(2):  # a doubt may need a second look
-                    drift_stage.compare_store(
-                        self.world.buffer, self.world.client, store=store, run_id="quiet"
-                    )
+                    drift_stage.compare_store(world.buffer, world.client, store=store, run_id="quiet")
                     self._settle(approve=approve)
             # What a mapping does not write, nobody puts right.
             writing = [mapping for mapping in self.mappings if not mapping.is_frozen and not mapping.unsure]
@@ -1231,16 +1425,16 @@ class Machine(RuleBasedStateMachine):
         accepted, fruitless = -1, 0
         for _ in range(200):
             self._end_back_off()
-            did = self.world.round().did_something
+            did = self._round()
             if approve:
                 for shop in self.shops.values():
                     did |= self._approve(shop)
             if not did:
-                did = bool(self._night()) and not self.standing
+                did = bool(self._night()) and not self._is_anything_standing
             if not did:
                 return
             now = self.parts.sql("select count(*) as n from esl.sync_log where outcome = 'accepted'")[0]["n"]
-            fruitless = fruitless + 1 if now == accepted and self.standing else 0
+            fruitless = fruitless + 1 if now == accepted and self._is_anything_standing else 0
             accepted = now
             if fruitless > 12:  # what the label server will not have
                 return
@@ -1253,7 +1447,7 @@ class Machine(RuleBasedStateMachine):
 
     def _places(self) -> dict[tuple[str, str], Place]:
         """What hangs where, as the label server and the ledger have it."""
-        shelves = self.parts.shelves()
+        shelves = self.parts.shelves(self.placed)
         known = self.parts.sql(
             "select store_code, code, s.label, coalesce(s.variant_id, q.variant_id) as owner,"
             " coalesce(q.in_doubt or q.state = 'leased', false) as in_doubt, q.label as pending,"
@@ -1336,13 +1530,11 @@ class Machine(RuleBasedStateMachine):
 
     def _excused(self, before: dict[tuple[str, str], Place], *, approve: bool) -> set[tuple[str, str]]:
         """Places whose change cannot go out: the label server refuses it, or nobody has approved it."""
-        codes = {code for rule in self.standing for code in rule.get("codes", ())}
-        stores = {rule["store"] for rule in self.standing if "store" in rule}
-        blocked = {key for key in before if key[0] in stores or key[1] in codes}
+        blocked = {key for key in before if self._is_refused(*key)}
         if not approve:
             guarded = self.parts.sql("select store_code, code from esl.sync_queue where state = 'guarded'")
             blocked |= {(row["store_code"], row["code"]) for row in guarded}
-        if self.standing and self.to_compare:
+        if self._is_anything_standing and self.to_compare:
             blocked |= {key for key in before if key[0] in self.to_compare}
         for mapping in self.mappings:
             told = self.shops[mapping.shop].told
@@ -1351,6 +1543,13 @@ class Machine(RuleBasedStateMachine):
                 if store in mapping.stores and model.owners_waiting(told, mapping, waiting, place.owners):
                     blocked.add((store, code))
         return blocked
+
+    def _is_refused(self, store: str, code: str) -> bool:
+        """Whether the label server of a store will have none of this label for now."""
+        return any(
+            rule.get("store", store) == store and code in rule.get("codes", [code])
+            for rule in self.standing[self.placed[store]]
+        )
 
     def _check_queue(self, excused: set[tuple[str, str]]) -> None:
         """What waits, waits for a reason."""
@@ -1468,19 +1667,42 @@ class Machine(RuleBasedStateMachine):
             # One or two that are alone in a store that refuses everything cannot be told from ones at fault.
             assert set(row["failed"]) <= self.blamed, ("a label is blamed without evidence", row["failed"])
         intents = {(store, code): n for store, code, n in row["intents"]}
-        for pushed in self.parts.labels._all("select store, code, times from push"):
-            assert intents.get((pushed["store"], pushed["code"]), 0) >= pushed["times"], "G6: no intent"
+        times: Counter[tuple[str, str]] = Counter()
+        for name, site in self.parts.sites.items():
+            for pushed in site.labels._all("select store, code, times from push"):
+                times[pushed["store"], pushed["code"]] += pushed["times"]
+                assert name in self.was_at[pushed["store"]], ("at a server where the store never was", pushed)
+        for place, count in times.items():
+            assert intents.get(place, 0) >= count, "G6: no intent"
+
+    @invariant()
+    def what_is_in_flight(self) -> None:
+        self._see_what_is_in_flight()
+
+    def _see_what_is_in_flight(self) -> None:
+        """Of workers that are not late: no more calls than may be, and no label in two batches at once."""
+        at_work = [worker for worker in self.workers if not worker.is_late]
+        calls = Counter(worker.server for worker in at_work if worker.call)
+        assert all(n <= self.push_rules.concurrency for n in calls.values()), ("too many calls", calls)
+        pushes = [worker.push for worker in at_work if worker.is_in_hand]
+        twice = self.parts.sql(
+            "select store_code, code from esl.sync_log where kind = 'intent' and push_id = any(%s::uuid[])"
+            " group by 1, 2 having count(*) > 1",
+            pushes,
+        )
+        assert not twice, ("in two batches at once", twice)
 
     @invariant()
     def what_hangs(self) -> None:
-        state = self.parts.labels.state()
-        for store, by_code in state["labels"].items():
-            for code, label in by_code.items():
-                assert code == FOREIGN or not label["pi"] or label["pi"][0] == store[0], "G8: wrong store"
-        for shop in self.shops.values():
-            for store in [store for mapping in shop.mappings for store in mapping.stores]:
-                for code, changes in state["history"].get(store, {}).items():
-                    if self._went_back(shop, changes):
+        for name, site in self.parts.sites.items():
+            state = site.labels.state()
+            for store, by_code in state["labels"].items():
+                for code, label in by_code.items():
+                    assert code == FOREIGN or not label["pi"] or label["pi"][0] == store[0], "G8: wrong store"
+            for store, by_code in state["history"].items():
+                shop = self.shops[store[0]]
+                for code, changes in by_code.items():
+                    if self._went_back(shop, changes) and self.placed[store] == name:
                         assert self.was_late
                         assert store in self.to_compare or self._is_being_corrected(store, code), (
                             store,
@@ -1514,8 +1736,7 @@ class Machine(RuleBasedStateMachine):
     # --- G3, when all is over
 
     def _converge(self) -> None:
-        self.standing = []
-        self._fail_with(None)
+        self._lift()
         self._end_workers()
         for mapping in self.mappings:
             mapping.on_delete = mapping.on_unpublish = "remove"
@@ -1527,7 +1748,7 @@ class Machine(RuleBasedStateMachine):
                 message for message in self.messages if message.shop == letter and not message.delivered
             ]
             if under_way and letter == "A":
-                self._run(self._read_job(shop))  # they are lost for good
+                self._run(*self._read_job(shop))  # they are lost for good
             else:
                 for message in reversed(under_way):
                     self._deliver(message)
@@ -1554,7 +1775,7 @@ class Machine(RuleBasedStateMachine):
 
     def _is_exact(self) -> bool:
         """Whether the labels of all stores are what their shops say, and no others."""
-        shelves = self.parts.shelves()
+        shelves = self.parts.shelves(self.placed)
         for mapping in self.mappings:
             claims = model.claims(self.shops[mapping.shop].truth(), mapping)
             wanted = {claim.code: claim.label for claim in claims.values() if claim.state == "publish"}
@@ -1604,21 +1825,27 @@ def machine_parts(buffer: Buffer, dsn: str) -> Iterator[Parts]:
     """The real things that a Machine works on: set Machine.parts to them."""
     stamina.set_testing(True, attempts=3, cap=True)  # repeats without their pauses
     try:
-        with (
-            LabelStore() as labels,
-            running_sandbox(labels) as sandbox,
-            client_of(sandbox.url, retries=1, timeout_seconds=5) as client,
-            psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection,
-            light_evaluation(),
-        ):
-            workers = [Worker(buffer.transport, sandbox.url) for _ in WORKERS]
-            try:
-                yield Parts(World(buffer, dsn, sandbox, client, SLOW), labels, connection, workers)
-            finally:
-                for worker in workers:
-                    worker.close()
+        both = Buffer(buffer.transport, label_servers=SERVERS)
+        with ExitStack() as stack:
+            sites = {name: _site(both.at(name), dsn, stack) for name in SERVERS}
+            connection = stack.enter_context(
+                psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row)
+            )
+            stack.enter_context(light_evaluation())
+            urls = {name: site.world.sandbox.url for name, site in sites.items()}
+            workers = [Worker(both, urls) for _ in WORKERS]
+            for worker in workers:
+                stack.callback(worker.close)
+            yield Parts(sites, connection, workers)
     finally:
         stamina.set_testing(False)
+
+
+def _site(buffer: Buffer, dsn: str, stack: ExitStack) -> Site:
+    labels = stack.enter_context(LabelStore())
+    sandbox = stack.enter_context(running_sandbox(labels))
+    client = stack.enter_context(client_of(sandbox.url, retries=1, timeout_seconds=5))
+    return Site(labels, World(buffer, dsn, sandbox, client, SLOW))
 
 
 def machine_settings(examples: int, steps: int, *, fixed: bool, shrink: bool) -> settings:

@@ -32,6 +32,7 @@ from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.waiting import eventually
 
 STORE = "001"
+NORTH, NORTHERN_STORE = "north", "003"
 NEIGHBOUR, NEIGHBOURS_STORE = "neighbour.myshopify.com", "002"
 WEBHOOK_SECRET, SIGN = "webhook-secret-of-tests", "sign-of-tests"
 ADMIN_TOKEN = "admin-token-of-tests-0123456789abcdef"
@@ -55,10 +56,10 @@ def scratch_home(prefix: str) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def map_shop(dsn: str) -> None:
-    """Let the shop feed the store."""
+def map_shop(dsn: str, **fields: Any) -> None:
+    """Let the shop feed the store, or another one (fields of the mapping)."""
     with psycopg.connect(dsn) as connection:
-        connection.execute("select public.esl_mapping_create(%s)", [Jsonb(MAPPING)])
+        connection.execute("select public.esl_mapping_create(%s)", [Jsonb(MAPPING | fields)])
 
 
 def open_shop(seed: int) -> Shop:
@@ -71,9 +72,13 @@ def open_shop(seed: int) -> Shop:
 
 
 class LabelServer:
-    """The label-server sandbox, a process that may refuse connections for a while. A context manager."""
+    """The label-server sandbox, a process that may refuse connections for a while. A context manager.
 
-    def __init__(self, folder: Path) -> None:
+    name: as the settings call it. store: the one there that the shop feeds.
+    """
+
+    def __init__(self, folder: Path, name: str = "default", store: str = STORE) -> None:
+        self.name, self.store = name, store
         self._folder, self._port = folder, free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._running: Leashed | None = None
@@ -129,7 +134,7 @@ class LabelServer:
             "only changes that can be on a label, or what it must show depends on the past"
         )
         others = {store: found for store, found in self.state()[what].items() if store != NEIGHBOURS_STORE}
-        return compare(shelf.labels, STORE, others)
+        return compare(shelf.labels, self.store, others)
 
     def _answers(self) -> bool:
         try:
@@ -235,6 +240,13 @@ def pipeline_settings(labels: str, shopify: str) -> dict[str, str]:
     }
 
 
+def further_server(labels: LabelServer, folder: Path) -> dict[str, str]:
+    """The variables that name a label server beside the first, and the file that they name."""
+    file = folder / "servers.toml"
+    file.write_text(f'[{labels.name}]\nbase_url = "{labels.url}"\n')
+    return {"HIPOINK_SERVERS_FILE": str(file), f"HIPOINK_API_SECRET__{labels.name.upper()}": SIGN}
+
+
 def fixed_ports() -> Ports:
     """Free ports that stay the same when a pipeline is started again."""
     return Ports(receiver=free_port(), ui=free_port(), labels=0, shop=0)
@@ -245,9 +257,9 @@ def body_hash(delivery: Delivery) -> str:
     return hashlib.sha256(delivery.body).hexdigest()
 
 
-def applied(state: Row) -> Iterator[tuple[str, Row]]:
-    """Every change of a label at the label server -> (code, entry), per label in order."""
-    for code, history in state["history"].get(STORE, {}).items():
+def applied(state: Row, store: str) -> Iterator[tuple[str, Row]]:
+    """Every change of a label of a store at the label server -> (code, entry), per label in order."""
+    for code, history in state["history"].get(store, {}).items():
         for entry in history:
             yield code, entry
 

@@ -1,14 +1,17 @@
 """The soak: `make soak MINUTES=20`, or `python -m esl_pipeline_tests.reliability.soak 20 --seed 7`.
 
-A shop changes all the time while the pipeline is killed in parts and as a whole, the label server fails, and messages
-and settings that say nothing of the shop's prices come between (unrest.py). When the time is up, the faults end,
-everything drains, a full_reconciliation reads what webhooks did not tell, and every label is compared with the shop.
-Exits 1 on any wrong label, lost event, hole in the audit, or fewer kills than minutes.
+A shop that feeds a store at each of two label servers changes all the time while the pipeline is killed in parts and as
+a whole, now the one label server fails and now the other, and messages and settings that say nothing of the shop's
+prices come between (unrest.py). Drains hand over every few seconds, and some are killed while they do (handover.py).
+When the time is up, the faults end, everything drains, a full_reconciliation reads what webhooks did not tell, and
+every label of both servers is compared with the shop. Exits 1 on any wrong label, lost event, hole in the audit, fewer
+kills than minutes, or when no drain was killed during a handover.
 """
 
 import random
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,7 +29,10 @@ from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN, Shop, real_time
+from esl_pipeline_tests.reliability.handover import Handovers
 from esl_pipeline_tests.reliability.outside import (
+    NORTH,
+    NORTHERN_STORE,
     WEBHOOK_SECRET,
     LabelServer,
     Row,
@@ -35,6 +41,7 @@ from esl_pipeline_tests.reliability.outside import (
     applied,
     as_text,
     body_hash,
+    further_server,
     map_shop,
     open_shop,
     pipeline_settings,
@@ -51,6 +58,9 @@ TRICKS = Switches(drop=0.02, duplicate=0.03, delay=0.1, delay_seconds=3)
 RETRY_HOURS = 4 / 60
 CONNECTIONS = 8
 DRAIN_SECONDS = 300.0
+# So that drains hand over all the time.
+OFTEN = {"ESL_DRAIN_KEEP_WARM": "true", "ESL_DRAIN_MAX_AGE_SECONDS": "20", "ESL_DRAIN_IDLE_SECONDS": "10"}
+_HANDOVER_SECONDS = 180.0
 
 
 @dataclass
@@ -67,7 +77,8 @@ class Report:
         return (
             f"soak {verdict}: {f['minutes']:g} min, seed {f['seed']}, {f['changes']} changes at {f['rate']:.1f}/s, "
             f"{f['events']} events ({f['dropped']} dropped, {f['duplicates absorbed']} duplicates absorbed), "
-            f"{f['kills']} kills, {f['label-server faults']} label-server faults, {f['unrest']} unrests, "
+            f"{f['kills']} kills, handovers {f['handovers']}, killed in one {f['killed in a handover']}, "
+            f"{f['label-server faults']} label-server faults, {f['unrest']} unrests, "
             f"{f['pushed labels']} labels pushed, "
             f"{f['retries of pushes']} retries, {f['corrections']} corrections, longest lag {f['longest lag']}, "
             f"{f['wrong labels']} wrong, {f['not shown']} not shown, {f['lost events']} lost, "
@@ -78,9 +89,10 @@ class Report:
 def soak(minutes: float, seed: int, *, rate: float = RATE, pause: float = PAUSE, home: Path) -> Report:
     """Run it all; `home` is an empty folder. Raises AssertionError when the pipeline does not come back."""
     shop = open_shop(seed)
-    outside = home / "outside"
+    outside, north = home / "outside", home / NORTH
     outside.mkdir()
-    with LabelServer(outside) as labels:
+    north.mkdir()
+    with LabelServer(outside) as labels, LabelServer(north, NORTH, NORTHERN_STORE) as northern:
         victim = Victim(home / "up", {})
         with (
             WebhookSender(
@@ -92,7 +104,8 @@ def soak(minutes: float, seed: int, *, rate: float = RATE, pause: float = PAUSE,
             ) as sender,
             running_shopify(shop, sender=(senders := Senders(sender))) as shopify,  # type: ignore[arg-type]
         ):
-            victim.variables |= pipeline_settings(labels.url, shopify.url)
+            victim.variables |= pipeline_settings(labels.url, shopify.url) | further_server(northern, north)
+            victim.variables |= OFTEN
             try:
                 victim.start()
                 victim.wait()
@@ -100,8 +113,9 @@ def soak(minutes: float, seed: int, *, rate: float = RATE, pause: float = PAUSE,
                 codes = [
                     variant.barcode for product in shop.products.values() for variant in product.variants
                 ]
-                trouble = Trouble(victim, labels, random.Random(seed), [code for code in codes if code])
-                told = _Soak(victim, labels, shop, sender, senders, traffic, trouble, random.Random(seed))
+                both = (labels, northern)
+                trouble = Trouble(victim, both, random.Random(seed), [code for code in codes if code])
+                told = _Soak(victim, both, shop, sender, senders, traffic, trouble, random.Random(seed))
                 return told.run(minutes, seed, rate, pause)
             finally:
                 victim.stop()
@@ -111,7 +125,7 @@ class _Soak:
     def __init__(
         self,
         victim: Victim,
-        labels: LabelServer,
+        labels: Sequence[LabelServer],
         shop: Shop,
         sender: WebhookSender,
         senders: Senders,
@@ -123,6 +137,7 @@ class _Soak:
         self._sender, self._senders = sender, senders
         self._traffic, self._trouble = traffic, trouble
         self._dsn = running_environment(victim.home)["ESL_DATABASE_URL"]
+        self._handovers = Handovers(victim.home, rng)
         self._unrest = Unrest(self._dsn, victim.receiver, shop, senders, rng)
 
     def run(self, minutes: float, seed: int, rate: float, pause: float) -> Report:
@@ -130,12 +145,13 @@ class _Soak:
         began = time.monotonic()
         stop = threading.Event()
         self._sender.switches = TRICKS
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, self._handovers:
             stream = pool.submit(self._stream, rate, stop)
             try:
                 for done in self._trouble.make(began + minutes * 60, pause):
                     self._say(began, done)
                     self._say(began, self._unrest.stir())
+                self._handovers.wait_for_kill(_HANDOVER_SECONDS)
             finally:
                 stop.set()
         stream.result()
@@ -162,6 +178,9 @@ class _Soak:
             "subscriptions removed": ", ".join(removed) or 0,
             "kills": self._victim.kills.total(),
             **{f"  {kind}": n for kind, n in sorted(self._victim.kills.items())},
+            "handovers": self._handovers.made,
+            "killed in a handover": self._handovers.kills.total(),
+            **{f"  the {which} run": n for which, n in sorted(self._handovers.kills.items())},
             "label-server faults": self._trouble.faults.total(),
             **{f"  {kind}": n for kind, n in sorted(self._trouble.faults.items())},
             "unrest": self._unrest.made.total(),
@@ -177,6 +196,7 @@ class _Soak:
 
     def _first_fill(self) -> None:
         map_shop(self._dsn)
+        map_shop(self._dsn, hipoink_store_code=NORTHERN_STORE, label_server=NORTH)
         self._reconcile()
         assert not self._wrong(), "the labels are not right before anything was broken"
 
@@ -259,7 +279,6 @@ class _Soak:
         }
 
     def _pushes(self, before_reconciliation: int) -> Row:
-        state = self._labels.state()
         outcomes = self._sql(
             "select outcome, count(*) as n from esl.sync_log where kind = 'result' group by outcome"
         )
@@ -285,31 +304,43 @@ class _Soak:
             "median lag": f"{lag['median'] or 0:.1f} s",
             "longest lag": f"{lag['longest'] or 0:.1f} s",
             "left in the queue": stuck["n"],
-            "audit holes": len(self._holes(state)),
+            "audit holes": len(self._holes()),
         }
 
-    def _holes(self, state: Row) -> list[str]:
-        """Changes at the label server of which no earlier intent of ours tells: none may be there."""
+    def _holes(self) -> list[str]:
+        return [hole for labels in self._labels for hole in self._holes_at(labels)]
+
+    def _holes_at(self, labels: LabelServer) -> list[str]:
+        """Changes at a label server of which no earlier intent of ours tells: none may be there."""
+        state = labels.state()
         intents: dict[tuple[str, str], Any] = {}
         count: dict[str, int] = {}
         for row in self._sql(
-            "select code, label, operation, at from esl.sync_log where kind = 'intent' order by id"
+            "select code, label, operation, at from esl.sync_log where kind = 'intent' and store_code = %s order by id",
+            labels.store,
         ):
             shown = as_text(row["label"] if row["operation"] == "upsert" else None)
             intents.setdefault((row["code"], shown), row["at"])
             count[row["code"]] = count.get(row["code"], 0) + 1
         holes = [
-            f"{code}: {entry['record']} at {entry['at']}"
-            for code, entry in applied(state)
+            f"{labels.name} {code}: {entry['record']} at {entry['at']}"
+            for code, entry in applied(state, labels.store)
             if (first := intents.get((code, as_text(entry["record"])))) is None
             or first > datetime.fromisoformat(entry["at"])
         ]
         # The client may try one call twice.
-        calls = next(iter(state["pushes"].values()), {})
-        return holes + [f"{code}: {n} calls" for code, n in calls.items() if n > 2 * count.get(code, 0)]
+        calls = state["pushes"].get(labels.store, {})
+        return holes + [
+            f"{labels.name} {code}: {n} calls" for code, n in calls.items() if n > 2 * count.get(code, 0)
+        ]
 
     def _wrong(self) -> list[Difference]:
-        return self._labels.wrong(list(self._shop.products.values()))
+        products = list(self._shop.products.values())
+        return [one for labels in self._labels for one in labels.wrong(products)]
+
+    def _not_shown(self) -> list[Difference]:
+        products = list(self._shop.products.values())
+        return [one for labels in self._labels for one in labels.not_shown(products)]
 
     def _last_log(self) -> int:
         (row,) = self._sql("select coalesce(max(id), 0) as n from esl.sync_log")
@@ -320,13 +351,15 @@ class _Soak:
         wrong = self._wrong()
         figures["wrong labels"] = len(wrong)
         report.problems += [f"wrong label: {one}" for one in wrong[:20]]
-        not_shown = self._labels.not_shown(list(self._shop.products.values()))
+        not_shown = self._not_shown()
         figures["not shown"] = len(not_shown)
         report.problems += [f"not shown: {one}" for one in not_shown[:20]]
         for figure in ("lost events", "unfinished events", "audit holes", "left in the queue"):
             if figures[figure]:
                 report.problems.append(f"{figure}: {figures[figure]}")
-        report.problems += self._holes(self._labels.state())[:20] + self._unrest.problems(self._labels)
+        report.problems += self._holes()[:20] + self._unrest.problems(self._labels[0])
+        if not figures["killed in a handover"]:
+            report.problems.append(f"no drain was killed in one of {figures['handovers']} handovers")
         if figures["kills"] < minutes:
             report.problems.append(f"only {figures['kills']} kills in {minutes:g} minutes")
 

@@ -1,12 +1,14 @@
 """A worker that stops before every call it makes and goes on when it is told: every arrow is a place to die at.
 
-The code between the calls is the pipeline's own. Its seams are the buffer's transport and the label server's limiter.
+The code between the calls is the pipeline's own. Its seams are the buffer's transport and the label server's limiter:
+there it stops twice, before it asks for the call's slot, and before the call itself, while it has the slot.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
+from uuid import uuid4
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
@@ -14,7 +16,9 @@ from esl_pipeline.buffer.transports import Transport
 from esl_pipeline.hipoink import Call, HipoinkClient
 from esl_pipeline_tests.hipoink.servers import client_of
 
-LABEL_SERVER = "label server"
+SLOT, LABEL_SERVER = "a call's slot", "label server"
+# A call counts as in flight until somebody says that time has passed.
+_CALL_SECONDS = 3600.0
 
 # repeat: the answer was lost, and the transport called again. lose: it was lost for good. fail: nothing got through.
 # kill: the process is no more.
@@ -27,13 +31,24 @@ class _Killed(BaseException):
 
 
 class Worker:
-    """Runs one job at a time in a thread, a call at a time. `at` is the call it stands before; None: it has ended."""
+    """Runs one job at a time in a thread, a call at a time, at one of some label servers (name to address).
 
-    def __init__(self, transport: Transport, label_server_url: str) -> None:
+    `at` is the call it stands before; None: it has ended. `server` is where its job works, `push` the one that it has
+    in hand, `call` the call that has its slot.
+    """
+
+    def __init__(self, buffer: Buffer, label_servers: Mapping[str, str]) -> None:
         self.at: str | None = None
         self.is_late = False
-        self._buffer = Buffer(_Gated(transport, self))
-        self._client = client_of(label_server_url, limiter=_Slots(self), retries=1, timeout_seconds=5)
+        self.server = buffer.label_server
+        self.push: str | None = None
+        self.call: str | None = None
+        self.concurrency = 1
+        self._buffer = Buffer(_Gated(buffer.transport, self), label_servers=buffer.label_servers)
+        self._clients = {
+            name: client_of(url, limiter=_Slots(self, buffer.at(name)), retries=1, timeout_seconds=5)
+            for name, url in label_servers.items()
+        }
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._fate: Fate = "go"
         self._error: Exception | None = None
@@ -41,10 +56,17 @@ class Worker:
     def close(self) -> None:
         """End, and close the connections."""
         self.kill()
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
 
-    def start(self, job: Job) -> None:
-        """Run up to the first call."""
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether it has claimed a batch that it has not told the end of."""
+        return self.push is not None and self.at in (SLOT, LABEL_SERVER, "esl_push_finish")
+
+    def start(self, job: Job, server: str) -> None:
+        """Run up to the first call, at this label server."""
+        self.server, self.push, self.call = server, None, None
         self.is_late, self._error, self._fate = False, None, "go"
         threading.Thread(target=self._run, args=(job,), daemon=True).start()
         self._wait()
@@ -71,12 +93,12 @@ class Worker:
 
     def _run(self, job: Job) -> None:
         try:
-            job(self._buffer, self._client)
+            job(self._buffer.at(self.server), self._clients[self.server])
         except (_Killed, BufferError):
             pass  # the run has failed
         except Exception as error:
             self._error = error
-        self.at = None
+        self.at = self.push = self.call = None
         self._stopped.release()
 
     def _wait(self) -> None:
@@ -86,19 +108,42 @@ class Worker:
 
 
 class _Slots:
-    """The label server's limiter: asked before every call."""
+    """A label server's limiter, asked before every call: the buffer's, a question at a time."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, worker: Worker, buffer: Buffer) -> None:
+        self._worker, self._buffer = worker, buffer
 
     @contextmanager
     def slot(self, call: Call) -> Iterator[None]:
-        if self._worker._stop_before(LABEL_SERVER) == "fail":
-            raise BufferUnavailable("the shared limiter is out of reach")
-        yield
+        worker, call_id = self._worker, str(uuid4())
+        worker.push = call.recorded_as
+        while True:
+            if worker._stop_before(SLOT) == "fail":
+                raise BufferUnavailable("the shared limiter is out of reach")
+            if self._begins(call_id, call):
+                break
+        worker.call = call_id
+        worker._stop_before(LABEL_SERVER)
+        try:
+            yield
+        finally:
+            worker.call = None
+            if call.recorded_as is None:  # else what is recorded of it tells of its end as well
+                self._buffer.rate_give(ended=[call_id])
 
     def close(self) -> None:
         """Nothing is kept."""
+
+    def _begins(self, call_id: str, call: Call) -> bool:
+        wait = self._buffer.rate_take(
+            server=self._worker.server,
+            rate_per_second=1_000_000,
+            concurrency=self._worker.concurrency,
+            call_id=call_id,
+            recorded_as=call.recorded_as,
+            seconds=_CALL_SECONDS,
+        )
+        return wait is not None
 
 
 class _Gated:

@@ -1,4 +1,4 @@
-"""One `esl-pipeline up` whose parts are killed, and what goes wrong at the label server meanwhile."""
+"""One `esl-pipeline up` whose parts are killed, and what goes wrong at its label servers meanwhile."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import httpx
 
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline_tests.processes import Up, part_of, runs_of
-from esl_pipeline_tests.reliability.outside import STORE, LabelServer, Row, fixed_ports
+from esl_pipeline_tests.reliability.outside import LabelServer, Row, fixed_ports
 from esl_pipeline_tests.waiting import eventually
 
 # Each once in a random order, then again: all of them come early and equally often.
@@ -37,7 +37,7 @@ LABEL_SERVER: dict[str, Row | None] = {
     "reset": {"kind": "reset", "probability": 0.7, "apply": True},
     "refuse": None,
     "busy": {"kind": "error", "error_code": 1, "error_msg": "system busy", "probability": 0.7},
-    "this store is refused": {"kind": "error", "store": STORE, "error_msg": "store not exist"},
+    "this store is refused": {"kind": "error", "store": "", "error_msg": "store not exist"},
     "refreshes are refused": {"kind": "error", "action": "bind_task", "error_msg": "ap offline"},
     "some labels are refused": {"kind": "bad_codes", "codes": []},
     "some labels slip from its lists": {"kind": "hidden", "hides": []},
@@ -120,10 +120,13 @@ class Victim:
 
 
 class Trouble:
-    """The faults of a soak, drawn from `rng`: a label-server fault (some concern a few `codes`), kills, pauses."""
+    """The faults of a soak, drawn from `rng`: one of a label server (some concern a few `codes`), kills, pauses.
+
+    One server alone is at fault at a time.
+    """
 
     def __init__(
-        self, victim: Victim, labels: LabelServer, rng: random.Random, codes: Sequence[str] = ("",)
+        self, victim: Victim, labels: Sequence[LabelServer], rng: random.Random, codes: Sequence[str] = ("",)
     ) -> None:
         self._victim, self._labels, self._rng, self._codes = victim, labels, rng, codes
         self._kills, self._faults = self._shuffled(KILLS), self._shuffled(LABEL_SERVER)
@@ -132,9 +135,9 @@ class Trouble:
     def make(self, until: float, pause: float) -> Iterator[str]:
         """Make trouble until then (monotonic), with pauses around so many seconds; yields what was done."""
         while time.monotonic() < until:
-            fault = next(self._faults)
-            self._break(fault)
-            yield f"label server: {fault}"
+            fault, labels = next(self._faults), self._rng.choice(self._labels)
+            self._break(fault, labels)
+            yield f"label server {labels.name}: {fault}"
             self._pause(pause, until)
             yield from self._kill(until)
             self._pause(pause, until)
@@ -144,9 +147,10 @@ class Trouble:
         self.end()
 
     def end(self) -> None:
-        """The label server works again."""
-        self._labels.accept()
-        self._labels.faults()
+        """The label servers work again."""
+        for labels in self._labels:
+            labels.accept()
+            labels.faults()
 
     def _kill(self, until: float) -> Iterator[str]:
         while time.monotonic() < until:
@@ -155,15 +159,17 @@ class Trouble:
                 yield f"killed: {kind}"
                 return
 
-    def _break(self, fault: str) -> None:
+    def _break(self, fault: str, labels: LabelServer) -> None:
         self.faults[fault] += 1
         rule = LABEL_SERVER[fault]
         if rule is None:
-            self._labels.refuse()
+            labels.refuse()
         else:
             some = self._rng.sample(self._codes, min(5, len(self._codes)))
-            filled = {name: some for name, value in rule.items() if value == []}
-            self._labels.faults(rule | filled | {"seed": self._rng.randrange(1000)})
+            filled: Row = {name: some for name, value in rule.items() if value == []}
+            if "store" in rule:
+                filled["store"] = labels.store
+            labels.faults(rule | filled | {"seed": self._rng.randrange(1000)})
 
     def _pause(self, seconds: float, until: float) -> None:
         wake = min(time.monotonic() + self._rng.uniform(0.5, 1.5) * seconds, until)
