@@ -1,11 +1,16 @@
 """Two label servers: a store is at one of them, each has a drain of its own, and neither waits for the other."""
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
@@ -278,6 +283,41 @@ def test_a_label_that_is_under_way_while_its_store_moves_goes_out_again(two: Two
     two.settle()
     assert two.north.prices("S1") == {"C-1": "2.00", "C-2": "1.00"}
     assert two.default.queue() == {}
+
+
+def test_a_new_label_that_is_claimed_in_the_moment_of_the_move_goes_out_again(two: Two) -> None:
+    """The claim is not committed yet when the store is moved."""
+    two.default.map(store="S1")
+    two.default.update(product(1))
+    read_round(two.default.buffer, run_id=RUN)
+    mapping, p = two.mapping("S1")["id"], _claim_arguments()
+    with (
+        psycopg.connect(two.default.dsn) as claiming,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        (claimed,) = claiming.execute("select public.esl_push_claim(%s)", [Jsonb(p)]).fetchone() or ({},)
+        assert [row["code"] for row in claimed["rows"]] == ["C-1"]
+        moving = pool.submit(two.default.buffer.mapping_update, mapping, {"label_server": "north"})
+        time.sleep(0.3)
+        claiming.commit()
+        moving.result(10)
+    batch = two.default.buffer.transport
+    rows = [{"code": "C-1", "generation": claimed["rows"][0]["generation"]}]
+    batch.call(
+        "esl_push_finish", p | {"push_id": p["claim_id"], "store_code": "S1", "rows": rows} | _ACCEPTED
+    )
+    two.settle()
+    assert two.north.prices("S1") == {"C-1": "1.00"} and two.default.queue() == {}
+
+
+_ACCEPTED = {"outcome": "accepted", "operation": "upsert", "duration_ms": 5}
+
+
+def _claim_arguments() -> dict[str, Any]:
+    return {
+        **{"claim_id": str(uuid4()), "limit": 10, "lease_seconds": 60, "max_attempts": 5, "concurrency": 4},
+        **{"run_id": RUN, "asset": ASSET, "label_server": "default"},
+    }
 
 
 def test_what_is_to_go_is_removed_from_the_new_server_as_well(two: Two) -> None:

@@ -48,7 +48,8 @@ language sql volatile set search_path = '' as $$
     select pg_advisory_xact_lock(hashtextextended('esl.mappings', 0))
 $$;
 
--- Batches of one label server are claimed one at a time, so that what is in flight is counted exactly.
+-- Batches of one label server are claimed one at a time, so that what is in flight is counted exactly; and none while
+-- a store leaves it. Whoever has this lock takes none of a store.
 create or replace function esl.lock_claims(p_server text) returns void
 language sql volatile set search_path = '' as $$
     select pg_advisory_xact_lock(hashtextextended('esl.claims ' || coalesce(p_server, ''), 0))

@@ -81,6 +81,7 @@ begin
         raise exception 'store % is at label server %, where % feeds it: a store is at one server, so name that one, '
             'or none', p_store, v_was, v_others using errcode = '23P01';
     end if;
+    perform esl.lock_claims(v_was);  -- else what is being claimed there would not be seen as on its way
     insert into esl.stores as s (store_code, label_server) values (p_store, p_server)
     on conflict (store_code) do update set label_server = excluded.label_server;
     v_labels := esl.doubt_store(p_store);
