@@ -113,6 +113,18 @@ BREAKS: Mapping[str, Break] = {
             " and resolved_at is null; return null;",
         ),
     ),
+    "slots": Break(
+        "calls that are in flight are not counted: each begins at once",
+        _trigger("calls", "before insert", "return null;"),
+    ),
+    "another server": Break(
+        "what hung at the old label server is taken to hang at the new one",
+        _trigger(
+            "sync_queue",
+            "before insert",
+            "if new.in_doubt and new.priority = 2 then return null; end if; return new;",
+        ),
+    ),
     "taken": Break(
         "an id is whoever's names it last: the product goes from the shop that had it",
         _trigger(

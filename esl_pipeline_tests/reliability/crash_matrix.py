@@ -1,4 +1,4 @@
-"""The crash-point matrix: eleven arrows between twelve points of one change's way, four faults at each.
+"""The crash-point matrix: eleven arrows between twelve points of one change's way and four between, four faults each.
 
 A shop changes a price (version 2, of three labels). Its way is held from outside at an arrow, by a trap in a proxy,
 half a request, or a lock in the database; then the process that has it is killed, told to end, or stopped for longer
@@ -8,7 +8,7 @@ and six invariants must hold.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -62,10 +62,10 @@ class Ground:
         dsn = self.through if proxied else self.direct
         return self.stack.enter_context(Victim.receiver(dsn, self.port, self._log("receiver")))
 
-    def worker(self, *, proxied: bool) -> Victim:
+    def worker(self, *, proxied: bool, **options: Any) -> Victim:
         dsn = self.through if proxied else self.direct
         url = f"http://127.0.0.1:{self.labels.port}" if proxied else self.world.sandbox.url
-        return self.stack.enter_context(Victim.worker(dsn, url, self._log("worker")))
+        return self.stack.enter_context(Victim.worker(dsn, url, self._log("worker"), **options))
 
     def delivery(self, version: int) -> Delivery:
         self.deliveries.append(Delivery(self.port, change(version)))
@@ -89,12 +89,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Arrow:
-    """One arrow: whose process is hit, where it is held, and how."""
+    """One arrow: whose process is hit, where it is held, and how. options: of a worker that is hit."""
 
     name: str
     process: Literal["receiver", "worker", "both"]
     where: str
     hold: Callable[[Ground, Callable[[], None]], Held]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _trapped(
@@ -123,6 +124,32 @@ def _locked(ground: Ground, start: Callable[[], None]) -> Held:
     )
     eventually(lambda: bool(ground.world.sql(waiting)), 20)
     return Held(lock.close, shared=True)
+
+
+def _beside_another(ground: Ground, start: Callable[[], None]) -> Held:
+    """The answer to one batch is there, while the call of another one of the store is in flight."""
+    ground.world.sandbox.faults({"kind": "latency", "ms": 2_000, "codes": [f"C-{NUMBERS[1]}"], "times": 1})
+    return _trapped("database", "esl_push_finish", "request")(ground, start)
+
+
+def _as_the_next_waits(ground: Ground, start: Callable[[], None]) -> Held:
+    """The next drain is there to take the lease over; the old one is about to look whether it is, with a call out."""
+    call = ground.labels.trap(b"/create_multiple", "answer")
+    start()
+    assert call.sprung.wait(20)
+    look = ground.database.trap(b"esl_lease_take", "request")
+    assert look.sprung.wait(20)
+    (old,) = ground.world.sql("select holder from esl.leases")
+    ground.worker(proxied=False, keep_warm=True)
+    # On a slow machine it comes only when the lease is over: then it has it.
+    comes = "select 1 as found from esl.leases where successor_is_ready or holder <> %s"
+    eventually(lambda: bool(ground.world.sql(comes, old["holder"])), 20)
+
+    def release() -> None:
+        look.release()
+        call.release()
+
+    return Held(release)
 
 
 def _half_received(ground: Ground, start: Callable[[], None]) -> Held:
@@ -166,6 +193,16 @@ ARROWS = (
     Arrow("P8-P9", "worker", "labels taken, the answer on its way", _trapped("labels", "/create_multiple", "answer")),
     Arrow("P9-P10", "worker", "esl_push_finish is on its way", _trapped("database", "esl_push_finish", "request")),
     Arrow("P10-P11", "worker", "its answer is on its way", _trapped("database", "esl_push_finish", "answer")),
+    Arrow("P8-call", "worker", "the slot's answer is on its way", _trapped("database", "esl_rate_take", "answer")),
+    Arrow("P8-sent", "worker", "the call is on its way", _trapped("labels", "/create_multiple", "request")),
+    Arrow(
+        "P9-others",
+        "worker",
+        "esl_push_finish is on its way, another batch in flight",
+        _beside_another,
+        {"hipoink_batch_size": 1},
+    ),
+    Arrow("P8-next", "worker", "a call is out, the next drain waits for the lease", _as_the_next_waits),
 )  # fmt: skip
 
 
@@ -210,7 +247,7 @@ def _hit_worker(ground: Ground, arrow: Arrow, fault: Fault) -> None:
     receiver = ground.receiver(proxied=False)
     ground.delivery(2).send_until_acknowledged()
     victims: list[Victim] = [receiver] if arrow.process == "both" else []
-    held = arrow.hold(ground, lambda: victims.append(ground.worker(proxied=True)))
+    held = arrow.hold(ground, lambda: victims.append(ground.worker(proxied=True, **arrow.options)))
     _strike(ground, victims, fault)
     if held.shared or fault != "STOP":
         held.release()

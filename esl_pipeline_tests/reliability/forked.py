@@ -63,8 +63,19 @@ def _receive(dsn: str, port: int, log: Path) -> None:
     running.receiver(port=port)
 
 
-def _work(dsn: str, labels_url: str, log: Path, timeout: float, lease: float, **variables: Any) -> None:
-    """Drain run after drain run, as the sensor starts them; one that fails is followed by the next."""
+def _work(
+    dsn: str,
+    labels_url: str,
+    log: Path,
+    timeout: float,
+    lease: float,
+    keep_warm: bool = False,
+    **variables: Any,
+) -> None:
+    """Drain run after drain run, as the sensor starts them; one that fails is followed by the next.
+
+    keep_warm: of a run that waits until another one hands over to it.
+    """
     _begin(log)
     logging.basicConfig(level=logging.INFO)
     drain.LEASE_SECONDS, drain._RENEW_SECONDS = LEASE, LEASE / 4
@@ -81,7 +92,8 @@ def _work(dsn: str, labels_url: str, log: Path, timeout: float, lease: float, **
             **variables,
         }
     )
-    rules = replace(connections.push_rules(settings), lease=lease)
+    # A call that is begun within this time of its claim ends before the claim does.
+    rules = replace(connections.push_rules(settings), lease=lease, call=lease / 3)
     buffer = _HastyBuffer(connections.open_buffer(settings).transport)
     client = connections.open_label_server(settings, buffer)
     logger = logging.getLogger(__name__)
@@ -92,7 +104,7 @@ def _work(dsn: str, labels_url: str, log: Path, timeout: float, lease: float, **
                 buffer,
                 client,
                 rules,
-                drain.DrainLimits(idle=60, age=600),
+                drain.DrainLimits(idle=60, age=600, keep_warm=keep_warm),
                 run_id=run,
                 holder=run,
                 asset=ASSET,

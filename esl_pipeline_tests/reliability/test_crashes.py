@@ -52,7 +52,7 @@ def test_f09_killed_between_the_claim_and_the_push(ground: Ground) -> None:
 
 
 def test_f10_a_zombies_late_push_is_followed_by_a_correction(ground: Ground) -> None:
-    seen = run_case(ground, ARROW["P7-P8"], "STOP")
+    seen = run_case(ground, ARROW["P8-sent"], "STOP")
     assert seen["pushes"] == "lost, accepted, accepted, accepted"
     assert (seen["label"], seen["corrected"]) == ("1 3 2 3", 3), "one step back for each of three labels"
 
