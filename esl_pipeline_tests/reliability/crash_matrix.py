@@ -128,7 +128,7 @@ def _locked(ground: Ground, start: Callable[[], None]) -> Held:
 
 def _beside_another(ground: Ground, start: Callable[[], None]) -> Held:
     """The answer to one batch is there, while the call of another one of the store is in flight."""
-    ground.world.sandbox.faults({"kind": "latency", "ms": 2_000, "codes": [f"C-{NUMBERS[1]}"], "times": 1})
+    ground.world.sandbox.faults({"kind": "latency", "ms": 800, "codes": [f"C-{NUMBERS[1]}"], "times": 1})
     return _trapped("database", "esl_push_finish", "request")(ground, start)
 
 
