@@ -35,6 +35,11 @@ class LeaseCalls(Door):
         )
         return Lease(is_held=answer["held"], successor_is_ready=answer["successor_is_ready"])
 
+    def lease_keep(self, *, name: str, holder: str, seconds: float) -> bool:
+        """Keep a lease that is free for a holder that is being started -> whether it is. Who is there may take it."""
+        kept: bool = self._call("esl_lease_take", name=name, holder=holder, seconds=seconds)["held"]
+        return kept
+
     def lease_await(
         self, *, name: str, holder: str, seconds: float, ready: bool = True
     ) -> Literal["held", "waits", "refused"]:

@@ -293,7 +293,7 @@ def _announced(buffer: Buffer, name: str, holder: str, *, relieves: bool) -> boo
     lease, seconds = lease_of(name), _LAUNCH_SECONDS
     if relieves:
         return buffer.lease_await(name=lease, holder=holder, seconds=seconds, ready=False) != "refused"
-    return buffer.lease_take(name=lease, holder=holder, seconds=seconds).is_held
+    return buffer.lease_keep(name=lease, holder=holder, seconds=seconds)
 
 
 def drain_request(label_server: str, holder: str, *, keep_warm: bool) -> dg.RunRequest:

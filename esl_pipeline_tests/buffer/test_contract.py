@@ -569,16 +569,24 @@ def esl_lease_take(api: Api) -> None:
 
 @contract
 def esl_lease_await(api: Api) -> None:
-    assert api("esl_lease_await", name=api.store, holder="a", seconds=60, ready=True) == {
-        "held": True,
-        "waits": False,
-    }
+    def wait(holder: str, *, ready: bool) -> Any:
+        return api("esl_lease_await", name=api.store, holder=holder, seconds=60, ready=ready, build=1)
+
     waits = {"held": False, "waits": True}
-    assert api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=False) == waits
-    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["successor_is_ready"] is False
-    assert api("esl_lease_await", name=api.store, holder="c", seconds=60, ready=True)["waits"] is False
-    assert api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=True) == waits
-    assert api("esl_lease_take", name=api.store, holder="a", seconds=60)["successor_is_ready"] is True
+    assert api("esl_lease_take", name=api.store, holder="is started", seconds=60)["held"] is True
+    assert wait("another", ready=False) == waits
+    assert wait("a", ready=True) == {"held": True, "waits": False}, (
+        "who is there needs not wait for who is started"
+    )
+    assert wait("b", ready=False) == waits
+    assert (
+        api("esl_lease_take", name=api.store, holder="a", seconds=60, build=1)["successor_is_ready"] is False
+    )
+    assert wait("c", ready=True)["waits"] is False
+    assert wait("b", ready=True) == waits
+    assert (
+        api("esl_lease_take", name=api.store, holder="a", seconds=60, build=1)["successor_is_ready"] is True
+    )
 
 
 @contract
@@ -586,9 +594,9 @@ def esl_lease_release(api: Api) -> None:
     def release(holder: str) -> Any:
         return api("esl_lease_release", name=api.store, holder=holder, seconds=20)
 
-    api("esl_lease_take", name=api.store, holder="a", seconds=60)
+    api("esl_lease_take", name=api.store, holder="a", seconds=60, build=1)
     assert release("b") == {"released": False}
-    api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=True)
+    api("esl_lease_await", name=api.store, holder="b", seconds=60, ready=True, build=1)
     assert release("a") == {"released": True}
     assert (
         api("esl_lease_take", name=api.store, holder="a", seconds=60)["held"] is False

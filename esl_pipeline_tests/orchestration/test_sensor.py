@@ -183,6 +183,14 @@ def test_a_drain_of_age_is_relieved_once(warm: Pipeline) -> None:
     assert warm.buffer.lease_take(name=lease_of("default"), holder="of age", seconds=60).successor_is_ready
 
 
+def test_a_drain_that_is_there_does_not_wait_for_one_that_is_started(warm: Pipeline) -> None:
+    """As the retry of a run that died: the run that the sensor has asked for may stand in a queue behind it."""
+    launched = holder_of(tick(warm))
+    assert warm.buffer.lease_await(name=lease_of("default"), holder="a retry", seconds=20) == "held"
+    assert warm.buffer.lease_await(name=lease_of("default"), holder=launched, seconds=20) == "waits"
+    assert warm.buffer.due().drain == "a retry"
+
+
 def test_without_a_mapped_shop_no_drain_is_kept_warm(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.stages.drain import DrainLimits, Round, drain, lease_of, read_round
+from esl_pipeline.stages.drift import compare_store
 from esl_pipeline.stages.push import push_batch
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of, running_sandbox
 from esl_pipeline_tests.waiting import eventually
@@ -256,6 +257,24 @@ def test_a_store_that_moves_is_pushed_as_a_whole_to_the_new_server(two: Two) -> 
     two.settle()
     assert (two.north.prices("S1")["C-1"], two.default.prices("S1")["C-1"]) == ("3.00", "1.00")
     assert two.north.buffer.accuracy()[0]["accurate"] == 2
+
+
+def test_what_another_server_has_removed_is_no_strangers_when_the_store_returns(two: Two) -> None:
+    two.default.map(store="S1")
+    two.default.settle(product(1), product(2))
+    mapping = two.mapping("S1")["id"]
+    two.default.buffer.mapping_update(mapping, {"label_server": "north"})
+    two.settle()
+    two.default.update(product(2, 2, status="archived"))
+    two.settle()
+    assert (set(two.north.labels("S1")), set(two.default.labels("S1"))) == ({"C-1"}, {"C-1", "C-2"})
+
+    two.default.buffer.mapping_update(mapping, {"label_server": "default"})
+    two.settle()
+    drift = compare_store(two.default.buffer, two.default.client, store="S1", run_id=RUN)
+    assert (drift.taken_back, drift.foreign) == (["C-2"], [])
+    two.settle()
+    assert set(two.default.labels("S1")) == {"C-1"}
 
 
 def test_a_label_that_is_under_way_while_its_store_moves_goes_out_again(two: Two) -> None:

@@ -27,7 +27,8 @@ language sql volatile security definer set search_path = '' as $$
 $$;
 
 -- What our own audit says of a place that is in no ledger: whose label we wrote there last. No row: nobody's, or it was
--- removed and the label server has said so. What was adopted only to be removed (no variant) was never ours.
+-- removed and the label server where its store is has said so: since the store is there, for it may have been there
+-- before, with labels that another server removed. What was adopted only to be removed (no variant) was never ours.
 create or replace function esl.written(p_store text, p_code text)
 returns table (mapping_id uuid, variant_id text, label jsonb, label_hash text)
 language sql stable as $$  -- inlined as well
@@ -42,7 +43,8 @@ language sql stable as $$  -- inlined as well
         order by l.id desc limit 1) u on true
     where i.variant_id <> '' and (i.operation = 'upsert' or not exists (
         select from esl.sync_log r
-        where r.code = p_code and r.store_code = p_store and r.push_id = i.push_id and r.outcome = 'accepted'))
+        where r.code = p_code and r.store_code = p_store and r.push_id = i.push_id and r.outcome = 'accepted'
+          and r.at >= coalesce((select s.placed_at from esl.stores s where s.store_code = p_store), '-infinity')))
 $$;
 
 -- {store, since, codes} -> {labels: [{code, push_id, label}], ours: [{code, label}], foreign: [codes]}: what we know of

@@ -34,12 +34,17 @@ language sql stable set search_path = '' as $$
        and not esl.has_successor(l)
 $$;
 
--- {name, holder, seconds, ready} -> {held, waits}: takes a lease that is free; else waits so long to be its next
--- holder (ready: there to take over at once), unless somebody else does.
+-- {name, holder, seconds, ready} -> {held, waits}: takes a lease that is free, or is only kept for a holder that has not
+-- started (that one named no build yet); else waits so long to be its next holder (ready: there to take over at once),
+-- unless somebody else does.
 create or replace function public.esl_lease_await(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
-declare v_held boolean := (public.esl_lease_take(p) ->> 'held')::boolean;
+declare v_held boolean;
 begin
+    if (p ->> 'ready')::boolean then
+        delete from esl.leases where name = p ->> 'name' and holder <> p ->> 'holder' and build is null;
+    end if;
+    v_held := (public.esl_lease_take(p) ->> 'held')::boolean;
     if not v_held then
         update esl.leases l
         set successor = p ->> 'holder', successor_is_ready = (p ->> 'ready')::boolean,
@@ -55,7 +60,7 @@ language plpgsql volatile security definer set search_path = '' as $$
 declare v_released boolean;
 begin
     update esl.leases l
-    set holder = l.successor, successor = null, relieve_at = null, build = null,
+    set holder = l.successor, successor = null, relieve_at = null,
         until = clock_timestamp() + make_interval(secs => (p ->> 'seconds')::float8)
     where l.name = p ->> 'name' and l.holder = p ->> 'holder' and l.successor_is_ready and esl.has_successor(l);
     v_released := found;

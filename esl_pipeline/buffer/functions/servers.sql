@@ -83,7 +83,7 @@ begin
     end if;
     perform esl.lock_claims(v_was);  -- else what is being claimed there would not be seen as on its way
     insert into esl.stores as s (store_code, label_server) values (p_store, p_server)
-    on conflict (store_code) do update set label_server = excluded.label_server;
+    on conflict (store_code) do update set label_server = excluded.label_server, placed_at = excluded.placed_at;
     v_labels := esl.doubt_store(p_store);
     return case when v_labels > 0 then format(
         'store %s is at label server %s now, and all of it is pushed there; its %s labels at %s stay as they are: '

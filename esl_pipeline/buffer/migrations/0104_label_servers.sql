@@ -1,7 +1,8 @@
 -- Several label servers, by the names that the settings give them; a store is at one of them.
 create table if not exists esl.stores (
     store_code   text primary key,
-    label_server text not null default 'default' check (label_server ~ '^[a-z0-9][a-z0-9-]{0,31}$')
+    label_server text not null default 'default' check (label_server ~ '^[a-z0-9][a-z0-9-]{0,31}$'),
+    placed_at    timestamptz not null default now()
 );
 
 -- What was known under a server's address: its health and pace, which are learnt again.
