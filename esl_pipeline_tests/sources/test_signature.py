@@ -67,7 +67,7 @@ def test_s02_compare_digest_is_the_only_comparison_with_a_key() -> None:
     assert compared == ["len(claimed) != 32", "base64.b64encode(claimed).decode() != header"]
     calls = [ast.unparse(node.func) for node in ast.walk(verifying) if isinstance(node, ast.Call)]
     assert calls.count("hmac.new") == 1
-    assert "hmac.compare_digest(hmac.digest(key, raw, 'sha256'), claimed) for key in" in ast.unparse(
+    assert "hmac.compare_digest(hmac.new(key, raw, 'sha256').digest(), claimed) for key in" in ast.unparse(
         verifying
     )
 
