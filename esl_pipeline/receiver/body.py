@@ -25,7 +25,7 @@ async def read_body(request: Request, limit: int, seconds: float, place: Place |
     place = place or Place()
     try:
         if WHOLE in request.scope.get("extensions", ()):
-            await _take(request, limit, place)
+            await _take_whole(request, limit, place)
         else:
             # Not all at one time: those who came together would all be answered together, and others would wait.
             async with asyncio.timeout(seconds * random.uniform(1, 1.4)) as place.time:  # noqa: S311
@@ -46,6 +46,15 @@ async def _take(request: Request, limit: int, place: Place) -> None:
         if len(place.body) + len(chunk) > limit:
             raise _too_long(limit)
         place.add(chunk)
+
+
+async def _take_whole(request: Request, limit: int, place: Place) -> None:
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    if len(message["body"]) > limit:
+        raise _too_long(limit)
+    place.add(message["body"])
 
 
 def _too_long(limit: int) -> HTTPException:

@@ -54,7 +54,7 @@ end $$;
 -- in which they came: two calls with the same copies in another order may wait for each other, and one of them fails
 -- with 40P01; a receiver has no shop in two calls at a time.
 create or replace function esl.keep_deliveries(p_deliveries jsonb) returns esl.kept_row[]
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_kept esl.kept_row[];
 begin
     with added as (
@@ -80,7 +80,7 @@ end $$;
 
 -- What was kept as unusable only because of its unsigned headers gives way to a good copy; which copies these are.
 create or replace function esl.take_over_unusable(p_deliveries jsonb) returns esl.kept_row[]
-language plpgsql volatile set search_path = '' as $$
+language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_kept esl.kept_row[];
 begin
     with again as (
@@ -108,7 +108,9 @@ end $$;
 -- one call the first is the one that was kept.
 create or replace function esl.told_of_each(p_deliveries jsonb, p_kept esl.kept_row[], p_not_kept text[], p_why text)
 returns jsonb
-language sql stable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
     with each as materialized (
         select n, d ->> 'source_system' as system, d ->> 'source_store_id' as shop, d ->> 'topic' as topic,
                d ->> 'webhook_id' as id
@@ -129,9 +131,11 @@ language sql stable set search_path = '' as $$
            order by e.n)
     from (select *, row_number() over (partition by system, shop, topic, id order by n) as copy from each) e
     join waiting w using (system, shop)
-    left join kept k using (system, shop, topic, id)
-$$;
+    left join kept k using (system, shop, topic, id));
+end $$;
 
+-- (Its plans are kept, for to plan takes longer than to do; all but those that look into the inbox, which may have
+-- grown since.)
 -- {deliveries: [...], unmapped_bytes?, unmapped_deliveries?} -> {received, inserted, waiting: {deliveries, bytes},
 -- refused?, each?}. A delivery that is already there is not an error; 22023: none that a receiver sends
 -- (esl.check_deliveries). waiting: how much of the (first) delivery's shop waits now. refused: why some were not kept
@@ -139,7 +143,7 @@ $$;
 -- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say
 -- that a shop has left come without their body and take effect here, in the same transaction (see esl.shop_left).
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
     v_received jsonb := p -> 'deliveries'; v_number int := jsonb_array_length(v_received); v_deliveries jsonb;
     v_bytes bigint := coalesce((p ->> 'unmapped_bytes')::bigint, 64000000);
