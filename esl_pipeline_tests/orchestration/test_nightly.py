@@ -11,7 +11,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration import assets
+from esl_pipeline.orchestration import pushes
 from esl_pipeline.orchestration import catch_up as catch_up_module
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import Sources
@@ -291,7 +291,7 @@ def test_field_03_a_store_that_cannot_be_compared_keeps_no_other_from_it(
     gone = sorted(prices(pipeline))[0]
     with client_of(pipeline.sandbox.url) as intruder:
         intruder.del_multiple(STORE, [gone])
-    compare, both_there = assets.compare_store, threading.Barrier(2)
+    compare, both_there = pushes.compare_store, threading.Barrier(2)
 
     def compare_store(*args: Any, store: str, **rest: Any) -> Any:
         both_there.wait(30)  # side by side
@@ -299,7 +299,7 @@ def test_field_03_a_store_that_cannot_be_compared_keeps_no_other_from_it(
             raise ValueError("what nobody thought of")
         return compare(*args, store=store, **rest)
 
-    monkeypatch.setattr(assets, "compare_store", compare_store)
+    monkeypatch.setattr(pushes, "compare_store", compare_store)
     failed = reconcile(pipeline, raise_on_error=False)
 
     assert not failed.success
