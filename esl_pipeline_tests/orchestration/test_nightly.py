@@ -11,8 +11,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration import pushes
 from esl_pipeline.orchestration import catch_up as catch_up_module
+from esl_pipeline.orchestration import pushes
 from esl_pipeline.orchestration.checks import backlog, label_accuracy, webhooks_arrive
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.sandbox.shopify.faults import CutDownload

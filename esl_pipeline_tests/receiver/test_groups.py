@@ -20,6 +20,8 @@ from esl_pipeline_tests.receiver.support import PRODUCT, make_app, served, signe
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.watched import WatchedBuffer
 
+pytestmark = pytest.mark.long
+
 UPDATE = "/webhooks/shopify/products/update"
 OTHERS = tuple(f"shop-{n}.myshopify.com" for n in range(5))
 

@@ -24,6 +24,8 @@ from esl_pipeline_tests.hipoink.servers import client_of
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, product, variant
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP, OTHER = "other.myshopify.com", "S2"
 FOUR = replace(RULES, concurrency=4, batch_size=5)
 
@@ -495,6 +497,7 @@ def test_a_drain_that_shall_end_sends_nothing_that_waits(
     with pusher_of(worker, stop, concurrency=calls) as pusher:
         pusher.ask()
         eventually(lambda: two.sandbox.state()["calls"].get("create_multiple", 0) >= calls)
+        eventually(lambda: two.sql("select count(*) as n from esl.flights")[0]["n"] > calls)
         stop.set()
         began = time.monotonic()
     assert time.monotonic() - began < 1

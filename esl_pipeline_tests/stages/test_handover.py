@@ -11,6 +11,8 @@ from esl_pipeline_tests.stages.test_drain import run
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import World, product, variant
 
+pytestmark = pytest.mark.long
+
 WARM = DrainLimits(idle=0, age=60, keep_warm=True)
 
 

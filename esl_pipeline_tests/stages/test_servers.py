@@ -22,6 +22,8 @@ from esl_pipeline_tests.hipoink.servers import Sandbox, client_of, running_sandb
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import ASSET, RULES, RUN, SHOP, World, map_shop, product, variant
 
+pytestmark = pytest.mark.long
+
 OTHER_SHOP = "other-shop.myshopify.com"
 NAMES = ("default", "north")
 

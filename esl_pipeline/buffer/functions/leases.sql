@@ -34,9 +34,9 @@ language sql stable set search_path = '' as $$
        and not esl.has_successor(l)
 $$;
 
--- {name, holder, seconds, ready} -> {held, waits}: takes a lease that is free, or is only kept for a holder that has not
--- started (that one named no build yet); else waits so long to be its next holder (ready: there to take over at once),
--- unless somebody else does.
+-- {name, holder, seconds, ready} -> {held, waits}: takes a lease that is free, or is only kept for a holder that has
+-- not started (that one named no build yet); else waits so long to be its next holder (ready: there to take over at
+-- once), unless somebody else does.
 create or replace function public.esl_lease_await(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare v_held boolean;
