@@ -490,7 +490,7 @@ def test_a_drain_that_shall_end_sends_nothing_that_waits(
     two: World, open_world: Callable[..., World], calls: int
 ) -> None:
     worker = open_world(concurrency=calls)
-    two.sandbox.faults({"kind": "latency", "ms": 400})
+    two.sandbox.faults({"kind": "latency", "ms": 800})
     queue(two, 60)
     stop = threading.Event()
     rules = replace(FOUR, concurrency=calls)
@@ -500,10 +500,10 @@ def test_a_drain_that_shall_end_sends_nothing_that_waits(
         eventually(lambda: two.sql("select count(*) as n from esl.flights")[0]["n"] > calls)
         stop.set()
         began = time.monotonic()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2
     outcomes = [outcome for frame in pusher.take() for outcome in frame["outcome"]]
-    # What was in flight; perhaps one more that began before we looked.
-    assert outcomes.count("accepted") == len(two.labels()) in (5 * calls, 5 * calls + 5)
+    # What was in flight; perhaps some more that began before we looked.
+    assert 5 * calls <= outcomes.count("accepted") == len(two.labels()) < 60
     assert outcomes.count("not_sent") >= 5
     assert two.sql("select from esl.sync_queue where state = 'leased'") == []
     two.sandbox.faults()
