@@ -74,7 +74,7 @@ $(TOOLS)/.made: requirements-tools.lock
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
 	@touch $@
 
-# Linux. Latency, fills, nights, receiver and the baseline in one run; QUICK=1: the same bounds at smaller sizes, in four minutes.
+# Linux. Latency, fills, nights, receiver and the baseline in one run; QUICK=1: the same bounds at smaller sizes, in some minutes.
 bench: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
 

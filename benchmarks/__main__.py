@@ -73,7 +73,7 @@ def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="the same bounds at smaller sizes, in four minutes"
+        "--quick", action="store_true", help="the same bounds at smaller sizes, in some minutes"
     )
     parser.add_argument("--out", type=Path, default=Path("bench-result"), help="folder of what is written")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How much is measured: QUICK in four minutes on two processors, FULL in about an hour and a half."""
+"""How much is measured: QUICK in some minutes on two processors, FULL in about an hour and a half."""
 
 from dataclasses import dataclass
 
