@@ -102,3 +102,11 @@ def drain_limits(settings: Settings) -> DrainLimits:
     from esl_pipeline.stages.drain import DrainLimits
 
     return DrainLimits(idle=settings.esl_drain_idle_seconds, age=settings.esl_drain_max_age_seconds)
+
+
+def connections_of_run(settings: Settings) -> int:
+    """How many connections to the buffer a run may need: a night works at all its label servers side by side."""
+    from esl_pipeline.stages.drain import connections
+
+    servers = settings.label_servers.values()
+    return sum(connections(server.concurrency) for server in servers) or connections(1)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from esl_pipeline.connections import connections_of_run
 from esl_pipeline.label_servers import PUBLIC_SIGN
 from esl_pipeline.settings import SettingsError, load_settings
+from esl_pipeline.stages.drain import connections
 
 CANARY = "canary-sign"
 FULL = """
@@ -179,3 +181,9 @@ def test_no_sign_shows_in_any_form(file: Path) -> None:
     assert CANARY not in "".join(shown)
     with pytest.raises(AttributeError):
         settings.label_servers["north"].base_url = "https://evil.example"
+
+
+def test_a_run_has_connections_for_the_calls_of_every_server(file: Path) -> None:
+    table = '[{}]\nbase_url = "https://{}.example.com"\nconcurrency = {}\n'
+    settings = load(file, table.format("north", "n", 32) + table.format("south", "s", 1))
+    assert connections_of_run(settings) == connections(32) + connections(1) > connections(4)

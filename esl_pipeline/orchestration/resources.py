@@ -11,13 +11,19 @@ from typing import Any
 import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
-from esl_pipeline.connections import drain_limits, open_buffer, open_label_server, push_rules
+from esl_pipeline.connections import (
+    connections_of_run,
+    drain_limits,
+    open_buffer,
+    open_label_server,
+    push_rules,
+)
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.model.push import PushRules
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.sources.source import Reader, Source
-from esl_pipeline.stages.drain import DrainLimits, connections
+from esl_pipeline.stages.drain import DrainLimits
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,7 @@ class BufferResource(dg.ConfigurableResource[Buffer]):
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Buffer]:
         """Open for one run or tick."""
         settings = load_settings()
-        buffer = open_buffer(
-            settings, pool_size=connections(settings.hipoink_concurrency)
-        )  # opened when needed
+        buffer = open_buffer(settings, pool_size=connections_of_run(settings))  # opened when needed
         try:
             yield buffer
         finally:
