@@ -13,19 +13,35 @@ SIZES ?= 1000 10000 100000
 
 TOOLS := .venv-tools
 
-.PHONY: demo up test test-slow soak machine breaks fuzz lint types audit sbom bench bench-validate bench-reconcile bench-growth bench-receiver bench-jit bench-status bench-fair lock clean
+.PHONY: demo up test test-slow packages rehearsal soak machine breaks fuzz lint types audit sbom bench bench-validate bench-reconcile bench-growth bench-receiver bench-shelf bench-jit bench-status bench-fair bench-trace bench-restore docs supabase lock clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/esl-pipeline demo
 
+# RECEIVER_PORT, UI_PORT, LABELS_PORT, SHOP_PORT: 0 takes a free one. ARGS: whatever else `esl-pipeline up --help` names.
 up: $(VENV)/.runtime
-	$(BIN)/esl-pipeline up
+	$(BIN)/esl-pipeline up $(if $(RECEIVER_PORT),--receiver-port $(RECEIVER_PORT)) $(if $(UI_PORT),--ui-port $(UI_PORT)) $(if $(LABELS_PORT),--labels-port $(LABELS_PORT)) $(if $(SHOP_PORT),--shop-port $(SHOP_PORT)) $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or long" -n 2 --dist loadfile
+
+# The sdist, and the wheel that is made of it, into dist/.
+packages: $(VENV)/.runtime
+	rm -rf build dist
+	mkdir dist
+	$(BIN)/python -c "import setuptools.build_meta as b; b.build_sdist('dist')"
+	mkdir dist/unpacked
+	tar -xzf dist/*.tar.gz -C dist/unpacked --strip-components 1
+	cd dist/unpacked && $(CURDIR)/$(BIN)/python -c "import setuptools.build_meta as b; b.build_wheel('..')"
+	rm -rf dist/unpacked
+
+# Linux. A deployment of separate processes under an ordinary user (a Postgres of the system with TLS, nginx before two
+# receivers, a label server over https), upgraded from the commit FROM under webhooks, then restarted and killed in parts.
+rehearsal: $(VENV)/.dev
+	$(BIN)/python -m esl_pipeline_tests.deploy.rehearsal $(if $(FROM),--from $(FROM))
 
 # Linux. The long state machine, then a pipeline under load while its parts are killed; SEED=n draws the faults of an earlier soak again.
 soak: $(VENV)/.dev
@@ -92,6 +108,10 @@ bench-growth: $(VENV)/.runtime
 bench-receiver: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.receiver
 
+# Linux. Reading N physical labels beside a drain.
+bench-shelf: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.shelf $(N)
+
 # Needs a Postgres of the system with JIT: apt-get install postgresql
 bench-jit: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.jit
@@ -104,11 +124,27 @@ bench-fair: $(VENV)/.runtime
 bench-status: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.status $(HISTORY)
 
+# What trace asks of the database beside ROWS rows of audit (1,000,000); over 200 ms for any kind of id it fails.
+bench-trace: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.trace $(or $(ROWS),1000000)
+
+# The first reconciliation of VARIANTS after a restore, beside INBOX deliveries and AUDIT audit rows and beside 1 % of them.
+bench-restore: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.restore $(or $(INBOX),5000000) $(or $(AUDIT),10000000) $(or $(VARIANTS),5000)
+
+# The tables of docs/configuration.md, from the models.
+docs: $(VENV)/.dev
+	$(BIN)/python -m esl_pipeline_tests.tables
+
+# supabase/migrations, from the buffer's tables and functions.
+supabase: $(VENV)/.runtime
+	$(BIN)/python -m esl_pipeline.buffer.supabase_files
+
 # Needs uv. The locks name no registry: pip takes the packages from wherever it is set up to.
 lock:
 	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	uv pip compile pyproject.toml --extra build --extra local -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
-	uv pip compile pyproject.toml --extra build --extra celery --extra s3 --extra gcs -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-workers.lock
+	uv pip compile pyproject.toml --extra build --extra celery --extra k8s --extra s3 --extra gcs -c requirements.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-workers.lock
 	uv pip compile pyproject.toml --extra build --extra local --extra celery --extra s3 --extra dev -c requirements-local.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	uv pip compile requirements-tools.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-tools.lock
 

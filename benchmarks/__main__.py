@@ -65,8 +65,8 @@ def _plan(sizes: Sizes) -> list[tuple[list[str], list[Phase]]]:
     """What is measured on which deployment, by the names of its label servers."""
     names = [DEFAULT, *(f"server-{n}" for n in range(2, sizes.servers + 1))]
     if sizes.servers == 2:
-        return [(names, [phases.latencies, phases.hanging, phases.fills, phases.label_servers])]
-    return [(names[:2], [phases.latencies, phases.hanging, phases.fills]), (names, [phases.label_servers])]
+        return [(names, [phases.fills, phases.latencies, phases.hanging, phases.label_servers])]
+    return [(names[:2], [phases.fills, phases.latencies, phases.hanging]), (names, [phases.label_servers])]
 
 
 def main() -> int:
@@ -94,6 +94,7 @@ def main() -> int:
                     for _ in phase(deployed, sizes, report):
                         print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
                 phases.memory(deployed, report)
+        phases.beside_prior(report)
         phases.receivers(sizes, report)
         phases.growths(report)
     except SystemExit as ended:

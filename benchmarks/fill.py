@@ -10,7 +10,7 @@ import httpx
 
 from benchmarks.latency import sent
 from benchmarks.night import Night, nights
-from benchmarks.parts import STORE_SETTINGS, UNGUARDED, Deployment, eventually
+from benchmarks.parts import DEFAULT, STORE_SETTINGS, UNGUARDED, Deployment, eventually
 from benchmarks.webhooks import Change, shop_name
 
 # The product's own defaults.
@@ -53,10 +53,13 @@ def bound(labels: int, milliseconds: float) -> float:
     return max(labels / (BATCH * RATE), labels * milliseconds / 1000 / (BATCH * IN_FLIGHT))
 
 
-def by_webhook(deployed: Deployment, number: int, labels: int, milliseconds: float) -> Fill:
+def by_webhook(
+    deployed: Deployment, number: int, labels: int, milliseconds: float, *, server: str = DEFAULT
+) -> Fill:
     """A new shop tells of all its products, 100 variants a body. From the first acknowledgement on."""
     deployed.take(milliseconds)
-    deployed.map_shops({shop_name(number): f"S{number}"}, STORE_SETTINGS)
+    deployed.map_shops({shop_name(number): f"S{number}"}, STORE_SETTINGS, server=server)
+    _alone(deployed, server)
     bodies = [Change(0, number, product, 1_000, variants=VARIANTS) for product in range(labels // VARIANTS)]
     began = min(one.acked for one in sent(deployed, bodies, connections=SENDERS))
     return _filled(deployed, f"S{number}", labels, milliseconds, began)
@@ -67,6 +70,7 @@ def by_night(deployed: Deployment, number: int, shopify: str, milliseconds: floa
     server's matter."""
     deployed.take(milliseconds)
     deployed.map_shops({shop_name(number): f"S{number}"}, UNGUARDED)
+    _alone(deployed, DEFAULT)
     night = nights(deployed, [shop_name(number)], shopify)
     return _filled(deployed, f"S{number}", 0, milliseconds, None), night
 
@@ -89,6 +93,16 @@ def change_some(shopify: str, share: float, *, cents: int) -> int:
                 f"/sandbox/products/{product}/variants/{variant}", json={"price": price}
             ).raise_for_status()
     return len(chosen)
+
+
+def _alone(deployed: Deployment, server: str) -> None:
+    """Wait until no store of the label server has had a turn lately: one call is kept free for those that had."""
+    last = (
+        "select coalesce(max(t.taken_at) < now() - interval '30 seconds', true) from esl.turns t"
+        " join esl.store_mappings m on m.id::text = t.party"
+        " where t.queue = 'push' and esl.server_of(m.hipoink_store_code) = %(server)s"
+    )
+    eventually("silence", lambda: deployed.rows(last, server=server) == [(True,)], 40)
 
 
 def _filled(deployed: Deployment, store: str, labels: int, milliseconds: float, began: float | None) -> Fill:

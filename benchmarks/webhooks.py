@@ -125,7 +125,8 @@ class Change:
 
 
 def _number(shop: int, product: int) -> int:
-    return 1_000_000 * (shop + 1) + 1_000 * product
+    # Of no two shops the same, for the ids of Shopify's products are one shop's.
+    return 1_000_000_000 * (shop + 1) + 1_000 * product
 
 
 def _send_all(plan: Mapping[str, Any]) -> list[float]:

@@ -50,6 +50,18 @@ def open_buffer(settings: Settings, *, attempts: int = 3, pool_size: int = 4) ->
     return Buffer(transport, label_servers=list(settings.label_servers) or [DEFAULT_SERVER])
 
 
+def open_operator_buffer(settings: Settings) -> Buffer:
+    """The buffer with the operators' own login; nothing is connected yet. Raises SettingsError without one."""
+    if settings.esl_operator_database_url is None:
+        raise SettingsError(
+            ["no operator's login is set: set ESL_OPERATOR_DATABASE_URL to one of the group esl_admin"]
+        )
+    transport = PsycopgTransport(
+        settings.esl_operator_database_url, pool_size=1, credential="ESL_OPERATOR_DATABASE_URL"
+    )
+    return Buffer(transport, label_servers=list(settings.label_servers) or [DEFAULT_SERVER])
+
+
 def open_label_server(settings: Settings, buffer: Buffer, name: str = DEFAULT_SERVER) -> HipoinkClient:
     """The label server that the settings call so, paced together with all other runs.
 

@@ -133,14 +133,17 @@ def did_you_mean(name: str, known: Iterable[str], fold: Callable[[str], str] = s
     return f": did you mean {close[0]}?" if close else ""
 
 
-def misspelt(prefixes: tuple[str, ...], known: Iterable[str]) -> list[str]:
-    """One sentence for each variable of these beginnings that is nearly, but not, one of the known names."""
+def misspelt(known: Iterable[str]) -> list[str]:
+    """One sentence for each variable that is nearly, but not, one of the known names: of the file `.env`, or of the
+    environment with the beginning of one of them."""
     names = {name.upper() for name in known}
-    set_names = {name.upper() for name in [*os.environ, *dotenv_values(ENV_FILE, encoding="utf-8")]}
+    beginnings = tuple({f"{name.partition('_')[0]}_" for name in names})
+    own = {name.upper() for name in dotenv_values(ENV_FILE, encoding="utf-8")}
+    set_names = own | {name for name in map(str.upper, os.environ) if name.startswith(beginnings)}
     return [
         f"{name} is no setting of this program{hint}"
         for name in sorted(set_names - names)
-        if name.startswith(prefixes) and (hint := did_you_mean(name, names))
+        if (hint := did_you_mean(name, names))
     ]
 
 

@@ -35,9 +35,9 @@ class Guard:
 
     names: hosts, with their port where it is not the usual one, under which people reach it beside localhost and plain
     addresses (no stranger can make an address mean this machine, as he can a name; and a tunnel changes the port).
-    pages: the paths to which other sites may link; None is every one. only_json: whether a body that says what it is
-    must be JSON, as no form's is; forms: paths that take one all the same, since nobody fills it in without a secret.
-    any_host: beginnings of paths that only servers ask for, under any name.
+    pages: the paths to which other sites may link, and all below one that ends in /*; None is every one. only_json:
+    whether a body that says what it is must be JSON, as no form's is; forms: paths that take one all the same, since
+    nobody fills it in without a secret. any_host: beginnings of paths that only servers ask for, under any name.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Guard:
         any_host: tuple[str, ...] = (),
     ) -> None:
         self._app, self._pages, self._any_host = app, pages, any_host
+        self._below = tuple(page[:-1] for page in pages or () if page.endswith("/*"))
         self._only_json, self._forms = only_json, forms
         self._origins = frozenset(name.lower() for name in names)
         self._names = {"localhost", *(name.partition(":")[0] for name in self._origins)}
@@ -94,7 +95,8 @@ class Guard:
         return scheme in ("http", "https") and (authority == host or authority in self._origins)
 
     def _is_link(self, scope: Scope, headers: dict[str, str]) -> bool:
-        if self._pages is not None and scope["path"] not in self._pages:
+        path = scope["path"]
+        if self._pages is not None and path not in self._pages and not path.startswith(self._below):
             return False
         asked = (scope.get("method"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
         return asked == ("GET", "navigate", "document")

@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +41,7 @@ from esl_pipeline.environment import (
     printable_text,
 )
 from esl_pipeline.model.label_server import DEFAULT_SERVER
+from esl_pipeline.secret_files import SUFFIX, from_files
 
 # The sign of a fresh label server's "default" app key, as printed in the vendor's documentation.
 PUBLIC_SIGN = "80805d794841f1b4"
@@ -123,6 +124,11 @@ def _signs(given: Mapping[str, Any]) -> dict[str, str]:
         if is_sign_variable(name)
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _names_a_file(name: str, known: Container[str]) -> bool:
+    """Whether a variable names the file of a server's sign. (A server may be called north-file.)"""
+    return name not in known and name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in known
 
 
 @dataclass(frozen=True)
@@ -301,6 +307,10 @@ def read_servers(
             f"{file} [{DEFAULT_SERVER}]: is set by HIPOINK_API_BASE_URL as well; remove one of the two"
         )
     known = {sign_variable(name) for name in tables}
+    may_be_in_files = {name for name in known if name + SUFFIX not in known and name.lower() not in given}
+    in_files, unread = from_files(may_be_in_files)
+    signs = {name: sign for name, sign in signs.items() if not _names_a_file(name, known)} | in_files
+    problems += unread
     problems += [
         f"{name}: holds a character that cannot be printed; type the value anew"
         for name, sign in signs.items()

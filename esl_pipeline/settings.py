@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from esl_pipeline.addresses import TRANSACTION_POOLER_PORT, Network, networks
+from esl_pipeline.alerts.addresses import checked_address, checked_hours, checked_recipients
 from esl_pipeline.environment import (
     ENV_FILE,
     Environment,
@@ -40,6 +41,7 @@ from esl_pipeline.label_servers import (
     read_servers,
 )
 from esl_pipeline.postgres_urls import DagsterUrl, PostgresUrl, may_be_overheard, ports
+from esl_pipeline.secret_files import SUFFIX, from_files
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.sources.source import Source, SourceSettings
 
@@ -112,7 +114,7 @@ def host_names_in(value: str) -> tuple[str, ...]:
 def _misspelt_names() -> list[str]:
     return [
         sentence
-        for sentence in misspelt(("ESL_", "HIPOINK_"), every_field())
+        for sentence in misspelt([*every_field(), *(name + SUFFIX for name in secret_names())])
         if not is_sign_variable(sentence)  # of which the servers' file says more
     ]
 
@@ -127,6 +129,11 @@ class Settings(LabelServerVariables):
         None,
         description="Postgres address of the buffer, direct or through a pooler of either kind. Overrides "
         "SUPABASE_URL and SUPABASE_SERVICE_KEY.",
+    )
+    esl_operator_database_url: PostgresUrl | None = Field(
+        None,
+        description="Postgres address of the buffer with a login of the group esl_admin, for the operators' jobs in "
+        "Dagster (pause, push again, approve, remove, …). Without it there are none.",
     )
     supabase_url: HttpUrl | None = Field(
         None, description="Address of the Supabase project, e.g. https://abcd.supabase.co."
@@ -187,8 +194,29 @@ class Settings(LabelServerVariables):
     esl_catch_up_minutes: int = Field(
         15, ge=1, le=59, description="Minutes between two reads of what has changed at the shops lately."
     )
+    esl_shelf_minutes: int = Field(
+        15, ge=1, le=59, description="Minutes between two reads of which physical labels hang in the stores."
+    )
     esl_silence_hours: float = Field(
         24, gt=0, le=720, description="Hours without a webhook after which a shop that sent some is reported."
+    )
+    esl_alert_webhook_url: Annotated[SecretStr, AfterValidator(checked_recipients)] | None = Field(
+        None,
+        description="Where alerts are posted, as JSON that Slack and those like it show: addresses, separated by "
+        "commas or spaces, each with the least severity that it is told of (info, warning or critical): "
+        "critical=https://…, else warning.",
+    )
+    esl_alert_quiet_hours: Annotated[str, AfterValidator(checked_hours)] | None = Field(
+        None,
+        description="Hours during which only critical alerts go out, e.g. 22:00-06:30, in ESL_NIGHTLY_TIME_ZONE. The "
+        "rest waits until they end.",
+    )
+    esl_heartbeat_url: Annotated[SecretStr, AfterValidator(checked_address)] | None = Field(
+        None,
+        description="Address that is called every minute while all is well; whoever watches it tells when it is not.",
+    )
+    esl_dagster_url: HttpUrl | None = Field(
+        None, description="Address of Dagster's pages, for links in alerts, e.g. https://dagster.example.com."
     )
     esl_admin_token: Annotated[SecretStr, AfterValidator(_admin_token)] | None = Field(
         None,
@@ -265,6 +293,11 @@ class Settings(LabelServerVariables):
         return max(days, int(info.data.get("esl_keep_bodies_days", days)))
 
     @property
+    def crons(self) -> dict[str, str]:
+        """The settings that are cron expressions, of which Dagster is the judge (local/schedules.py)."""
+        return {name: getattr(self, name.lower()) for name in ("ESL_NIGHTLY_CRON", "ESL_HOUSEKEEPING_CRON")}
+
+    @property
     def host_names(self) -> tuple[str, ...]:
         """Under which people reach what is served here: ESL_HOST_NAMES, and the host of APP_BASE_URL."""
         public = (urlsplit(self.app_base_url).netloc,) if self.app_base_url else ()
@@ -313,7 +346,7 @@ class Settings(LabelServerVariables):
                 f"ESL_DAGSTER_DATABASE_URL uses port {TRANSACTION_POOLER_PORT}, Supabase's transaction pooler: no "
                 "LISTEN, no session state. Use the session pooler or the direct address (port 5432)."
             )
-        for name in ("esl_database_url", "esl_dagster_database_url"):
+        for name in ("esl_database_url", "esl_operator_database_url", "esl_dagster_database_url"):
             dsn: SecretStr | None = getattr(self, name)
             if dsn and may_be_overheard(dsn):
                 said.append(
@@ -333,8 +366,13 @@ def every_field() -> dict[str, FieldInfo]:
     return fields
 
 
+def secret_names() -> list[str]:
+    """The settings that are secrets: each may come from a file instead (see secret_files)."""
+    return [name.upper() for name, field in every_field().items() if "SecretStr" in str(field.annotation)]
+
+
 def load_settings(**overrides: Any) -> Settings:
-    """The settings of this process.
+    """The settings of this process: of its environment, of `.env`, and secrets also of files.
 
     `overrides` (names in either case) win over the environment; None or "" there means not set.
     Raises `SettingsError`, which names every problem at once.
@@ -348,8 +386,11 @@ def load_settings(**overrides: Any) -> Settings:
         for name in given
         if name not in known and not is_sign_variable(name)
     ]
-    settings = _read(Settings, given, problems)
+    in_files, unread = from_files(name for name in secret_names() if name.lower() not in given)
+    given |= {name.lower(): secret for name, secret in in_files.items()}
+    problems += unread
     further = _read(FurtherServers, given, [])  # what is wrong with these two has been said
+    settings = _read(Settings, given, problems)
     servers = read_servers(further, settings, given) if further else ServersFile({}, [], [])
     problems += servers.problems
     sources = {system: _read(source.settings_class, given, problems) for system, source in SOURCES.items()}

@@ -327,7 +327,7 @@ def _no_function(schema: str, name: str, keys: frozenset[str]) -> Problem:
 class Gateway:
     """A running gateway in front of one database; use it as a context manager.
 
-    `url`, `anon_key` and `service_key` are what a project's dashboard shows.
+    `url`, `anon_key` and `service_key` are what a project's dashboard shows. `calls`: the functions that were called.
     """
 
     anon_key = "sb_publishable_for_tests_only"
@@ -339,6 +339,7 @@ class Gateway:
         self._max_rows = max_rows
         self._jwt_secret = b"only for tests, at least 32 characters"
         self._failures: deque[Failure] = deque()
+        self.calls: list[str] = []
         # Not reconnecting for long in the background: tests stop and start servers.
         self._pool = ConnectionPool(
             self._dsn,
@@ -476,6 +477,7 @@ class Gateway:
             hint = f"Only the following schemas are exposed: {', '.join(self._schemas)}"
             raise Problem(406, "PGRST106", f"Invalid schema: {schema}", hint=hint)
         function = self._find(schema, name, payload)
+        self.calls.append(name)
         role = claims["role"]
         isolation = function.settings.get("default_transaction_isolation", "read committed")
         access = "read only" if function.read_only else "read write"

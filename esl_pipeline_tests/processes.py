@@ -14,7 +14,7 @@ from esl_pipeline_tests.waiting import eventually
 # What the command lines of the parts of `esl-pipeline up` hold.
 PARTS = {
     "receiver": "esl_pipeline.commands.cli receiver",
-    "Dagster daemon": "dagster._daemon run",
+    "Dagster daemon": "orchestration.dagster_daemon",
     "code server": "dagster api grpc",
     "Dagster webserver": "orchestration.dagster_ui",
     "Postgres": "/postgres -D",
@@ -110,6 +110,7 @@ class Up:
                 [
                     *(sys.executable, "-m", "esl_pipeline.commands.cli", "up", *ports, *arguments),
                     *("--json-ready", str(self.ready)),
+                    *(() if "--fill" in arguments else ("--no-fill",)),
                 ],
                 env=own | variables,
                 cwd=home,

@@ -1,12 +1,16 @@
+import os
 import re
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dotenv import dotenv_values
 
 from esl_pipeline.label_servers import PUBLIC_SIGN
-from esl_pipeline.settings import Settings, SettingsError, every_field, load_settings
+from esl_pipeline.secret_files import export
+from esl_pipeline.settings import Settings, SettingsError, every_field, load_settings, secret_names
 from esl_pipeline.sources.shopify.settings import ShopifySettings
 from esl_pipeline.sources.shopify.shop_names import shop_named
 
@@ -24,6 +28,8 @@ SECRETS = {
     "SHOPIFY_API_SECRET": "canary-client-secret",
     "SHOPIFY_APPS": "a=canary-app:canary-app-secret",
     "ESL_ADMIN_TOKEN": "canary-admin-token-of-32-characters",
+    "ESL_ALERT_WEBHOOK_URL": "https://alerts.example.com/canary-alerts",
+    "ESL_HEARTBEAT_URL": "https://alive.example.com/canary-heartbeat",
 }
 
 
@@ -83,7 +89,13 @@ def test_the_names_are_the_documented_ones() -> None:
             "ESL_NIGHTLY_TIME_ZONE",
             "ESL_HOUSEKEEPING_CRON",
             "ESL_CATCH_UP_MINUTES",
+            "ESL_OPERATOR_DATABASE_URL",
+            "ESL_SHELF_MINUTES",
             "ESL_SILENCE_HOURS",
+            "ESL_ALERT_WEBHOOK_URL",
+            "ESL_ALERT_QUIET_HOURS",
+            "ESL_HEARTBEAT_URL",
+            "ESL_DAGSTER_URL",
             "ESL_ADMIN_TOKEN",
             "ESL_TRUSTED_PROXIES",
             "ESL_HOME",
@@ -109,6 +121,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "esl_nightly_cron": "0 2 * * *",
         "esl_nightly_time_zone": "UTC",
         "esl_catch_up_minutes": 15,
+        "esl_shelf_minutes": 15,
         "esl_silence_hours": 24,
         "app_environment": "development",
         "log_level": "INFO",
@@ -183,6 +196,118 @@ def test_the_example_file_names_every_setting_with_a_comment_and_no_secret(tmp_p
     defaults = load_settings().model_dump()
     (tmp_path / ".env").write_text(example)
     assert load_settings().model_dump() == defaults
+
+
+def test_a_shell_reads_the_example_file_as_we_do() -> None:
+    example = ROOT / ".env.example"
+    read = f"set -eu; set -a; . {example}; env -0"
+    told = subprocess.run(["sh", "-c", read], env={}, capture_output=True, text=True, timeout=30, check=True)
+    assert told.stderr == ""
+    in_shell = dict(line.split("=", 1) for line in told.stdout.split("\0") if line)
+    ours = {name: value or "" for name, value in dotenv_values(example).items()}
+    assert {name: in_shell[name] for name in ours} == ours
+
+
+# Secrets from files
+
+
+def secret_file(folder: Path, text: str, name: str = "secret") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_secret_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("ESL_ADMIN_TOKEN", "ESL_DATABASE_URL", "SHOPIFY_WEBHOOK_SECRET"):
+        monkeypatch.setenv(f"{name}_FILE", secret_file(tmp_path, SECRETS[name] + "\n", name))
+    settings = load_settings()
+    assert settings.esl_database_url and settings.esl_database_url.get_secret_value() == DSN
+    assert (
+        settings.esl_admin_token and settings.esl_admin_token.get_secret_value() == SECRETS["ESL_ADMIN_TOKEN"]
+    )
+    assert settings.of(ShopifySettings).webhook_secrets
+    assert not [warning for warning in settings.warnings() if "_FILE" in warning]
+    # An override takes its place, as it does that of the variable.
+    assert load_settings(esl_admin_token="", esl_database_url=None).esl_database_url is None
+
+
+def test_every_secret_has_its_file_and_nothing_else_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert set(SECRETS) <= set(secret_names())
+    assert not {"HIPOINK_CA", "HIPOINK_SERVERS", "APP_BASE_URL", "LOG_LEVEL", "ESL_HOME"} & set(
+        secret_names()
+    )
+    monkeypatch.setenv("LOG_LEVEL_FILE", secret_file(tmp_path, "DEBUG"))
+    assert load_settings().log_level == "INFO"
+
+
+def test_the_env_file_may_name_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"ESL_DATABASE_URL_FILE={secret_file(tmp_path, DSN)}\n")
+    assert load_settings().esl_database_url
+
+
+def test_systemds_credentials_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert load_settings().esl_database_url is None
+    secret_file(tmp_path, DSN, "ESL_DATABASE_URL")
+    assert load_settings().esl_database_url
+    monkeypatch.setenv("ESL_DATABASE_URL", "postgresql://other.example.com/db")
+    kept = load_settings().esl_database_url
+    assert kept and "other" in kept.get_secret_value()
+
+
+def test_what_is_wrong_with_a_file_is_said_without_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ESL_ADMIN_TOKEN_FILE", str(tmp_path / "nothing"))
+    monkeypatch.setenv("ESL_DATABASE_URL_FILE", secret_file(tmp_path, " \n", "empty"))
+    monkeypatch.setenv("SUPABASE_SERVICE_KEY_FILE", secret_file(tmp_path, "canary-key", "key"))
+    monkeypatch.setenv("SUPABASE_SERVICE_KEY", "canary-other")
+    monkeypatch.setenv("HIPOINK_API_SECRET_FILE", secret_file(tmp_path, "canary-a\ncanary-b", "lines"))
+    found = problems()
+    assert "cannot be read (FileNotFoundError)" in found["ESL_ADMIN_TOKEN_FILE"]
+    assert "is empty" in found["ESL_DATABASE_URL_FILE"]
+    assert "and so is SUPABASE_SERVICE_KEY; remove one" in found["SUPABASE_SERVICE_KEY_FILE"]
+    assert "cannot be printed" in found["HIPOINK_API_SECRET"]
+    assert "canary" not in str(found)
+
+
+def test_the_sign_of_a_further_label_server_may_stand_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    servers = secret_file(
+        tmp_path,
+        '[north]\nbase_url = "https://n.example.com"\n[north-file]\nbase_url = "https://f.example.com"\n',
+    )
+    monkeypatch.setenv("HIPOINK_SERVERS_FILE", servers)
+    monkeypatch.setenv(
+        "HIPOINK_API_SECRET__NORTH_FILE", "canary-of-north-file"
+    )  # a sign: that server is called so
+    assert load_settings().label_server("north-file").sign.get_secret_value() == "canary-of-north-file"
+    (tmp_path / "secret").write_text('[north]\nbase_url = "https://n.example.com"\n')
+    monkeypatch.setenv("HIPOINK_API_SECRET__NORTH_FILE", secret_file(tmp_path, "canary-north", "sign"))
+    settings = load_settings()
+    assert settings.label_server("north").sign.get_secret_value() == "canary-north"
+    assert not [warning for warning in settings.warnings() if "NORTH" in warning]
+
+
+def test_a_misspelt_file_variable_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ESL_ADMIN_TOKN_FILE", "x")
+    assert any("did you mean ESL_ADMIN_TOKEN_FILE?" in warning for warning in load_settings().warnings())
+
+
+def test_for_a_library_a_secret_goes_into_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ESL_DAGSTER_DATABASE_URL_FILE", secret_file(tmp_path, DSN))
+    monkeypatch.delenv("ESL_DAGSTER_DATABASE_URL", raising=False)
+    export("ESL_DAGSTER_DATABASE_URL")
+    assert os.environ["ESL_DAGSTER_DATABASE_URL"] == DSN
+    assert load_settings().esl_dagster_database_url, "the same in both places is no contradiction"
+    monkeypatch.setenv("ESL_DAGSTER_DATABASE_URL", "")
+    monkeypatch.setenv("ESL_DAGSTER_DATABASE_URL_FILE", "/nothing")
+    with pytest.raises(SystemExit, match="ESL_DAGSTER_DATABASE_URL_FILE: the file cannot be read"):
+        export("ESL_DAGSTER_DATABASE_URL")
 
 
 # Values that mean something
@@ -272,6 +397,7 @@ def test_field_29_shops_without_a_token_are_told_from_shops_that_need_none() -> 
         ("ESL_NIGHTLY_CRON", "nightly"),
         ("ESL_NIGHTLY_TIME_ZONE", "Mars/Olympus"),
         ("ESL_CATCH_UP_MINUTES", "60"),
+        ("ESL_SHELF_MINUTES", "0"),
     ],
 )
 def test_wrong_values_for_the_reconciliation_are_named(name: str, value: str) -> None:
@@ -672,11 +798,15 @@ def test_field_42_a_delivery_outlives_its_body() -> None:
 def test_a_misspelt_variable_is_said_wherever_it_stands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / ".env").write_text("HIPOINK_BATCHSIZE=canary\n")
+    (tmp_path / ".env").write_text("HIPOINK_BATCHSIZE=canary\nSUPABSE_URL=canary\nSHOPIFY_STORE=x\n")
+    monkeypatch.setenv("SHOPIFY_WEBHOOKS_SECRET", "canary")
+    monkeypatch.setenv("WOOCOMERCE_SHOPS", "of another program, perhaps")
     monkeypatch.setenv("ESL_HOEM", "x")
     monkeypatch.setenv("ESL_SOMETHING_ELSE", "x")
     monkeypatch.setenv("OTHER_HOME", "x")
     assert load_settings(**COMPLETE).warnings() == [
         "ESL_HOEM is no setting of this program: did you mean ESL_HOME?",
         "HIPOINK_BATCHSIZE is no setting of this program: did you mean HIPOINK_BATCH_SIZE?",
+        "SHOPIFY_WEBHOOKS_SECRET is no setting of this program: did you mean SHOPIFY_WEBHOOK_SECRET?",
+        "SUPABSE_URL is no setting of this program: did you mean SUPABASE_URL?",
     ]

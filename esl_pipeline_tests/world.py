@@ -46,6 +46,9 @@ RULES = PushRules(
 # Shopify's times must be in the past and its deliveries at most 48 h old.
 _EPOCH = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
 
+# Removals wait for nothing: what most tests are about is what goes, not when (that is stages/test_grace.py).
+AT_ONCE: dict[str, Any] = {"unbind_grace_hours": 0}
+
 _numbers = itertools.count(1)
 
 Body = dict[str, Any]
@@ -120,9 +123,9 @@ def kept(topic: str, body: Body, *, shop: str = SHOP, at: str | None = None) -> 
 
 
 def map_shop(buffer: Buffer, shop: str = SHOP, store: str = STORE, **fields: Any) -> dict[str, Any]:
-    """Map a shop to a store. Where several shops feed one, the tests mean it."""
+    """Map a shop to a store. Where several shops feed one, the tests mean it. Removals go at once, unless told else."""
     named = {"source_system": "shopify", "source_store_id": shop, "hipoink_store_code": store, "shared": True}
-    return buffer.mapping_create(named | fields)
+    return buffer.mapping_create(named | fields | {"settings": AT_ONCE | fields.get("settings", {})})
 
 
 def drain_round(

@@ -6,11 +6,18 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
+from esl_pipeline.buffer.alerts import AlertCalls
+from esl_pipeline.buffer.devices import DeviceCalls
 from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.files import FileCalls
+from esl_pipeline.buffer.hands import HandCalls
 from esl_pipeline.buffer.leases import LeaseCalls
 from esl_pipeline.buffer.migrate import functions_build
+from esl_pipeline.buffer.numbers import NumberCalls
+from esl_pipeline.buffer.operator import OperatorCalls
 from esl_pipeline.buffer.people import PeopleCalls
+from esl_pipeline.buffer.story import StoryCalls
+from esl_pipeline.buffer.waiting import WaitingCalls
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.model.due import Due, DueEverywhere
 from esl_pipeline.model.push import Claim, Later, Outcome, PushRules, QueuedLabel, RefreshClaim
@@ -20,8 +27,19 @@ MAX_ROWS_PER_CALL = 5_000
 MAX_BYTES_PER_CLAIM = 8_000_000
 
 
-class Buffer(PeopleCalls, FileCalls, LeaseCalls):
-    """Inbox, variants, labels, queue and audit; what people and files need; leases. Every call is one round trip."""
+class Buffer(
+    PeopleCalls,
+    OperatorCalls,
+    StoryCalls,
+    WaitingCalls,
+    FileCalls,
+    DeviceCalls,
+    HandCalls,
+    AlertCalls,
+    LeaseCalls,
+    NumberCalls,
+):
+    """Inbox, variants, labels, queue and audit; and the parts that are named after who asks: a round trip each."""
 
     # Inbox
 
@@ -158,9 +176,10 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
             label_server=self.label_server,
         )
         if rows := [QueuedLabel.of(row) for row in claimed["rows"]]:
-            return Claim(claimed["push_id"], claimed["store_code"], claimed["operation"], rows, at)
+            whose = claimed["push_id"], claimed["store_code"], claimed["operation"]
+            return Claim(*whose, rows, at, claimed["has_more"])
         seconds = claimed["again_seconds"]
-        return None if seconds is None else Later(seconds)
+        return None if seconds is None else Later(seconds, claimed["is_paced"])
 
     def push_finish(self, claim: Claim, outcome: Outcome, rules: PushRules) -> Row:
         """Record the outcome of a claimed batch -> {accepted, retried, failed, dead, stale}."""
@@ -197,17 +216,22 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         *,
         run_id: str,
         lease_seconds: float,
-        settle_seconds: float,
+        rise_seconds: float,
+        concurrency: int | None = None,
         shop: Mapping[str, str] | None = None,
     ) -> RefreshClaim | None:
-        """Lease one store whose labels wait for their trigger; None: nothing is due."""
+        """Lease one store whose labels wait for their trigger; None: nothing is due.
+
+        concurrency: of the label server's calls; a store leaves one of them to the others.
+        """
         claim_id = str(uuid4())
         store: str | None = self._call(
             "esl_refresh_claim",
             claim_id=claim_id,
             run_id=run_id,
             lease_seconds=lease_seconds,
-            settle_seconds=settle_seconds,
+            rise_seconds=rise_seconds,
+            concurrency=concurrency,
             shop=shop,
             label_server=self.label_server,
         )["store_code"]
@@ -241,6 +265,11 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         )["more"]
         return more
 
+    def graces_end(self, *, shop: Mapping[str, str] | None = None, limit: int = 1_000) -> int:
+        """Decide again where a removal has waited long enough -> how many places; call again until there are none."""
+        done = self._call("esl_graces_end", label_server=self.label_server, shop=shop, limit=limit)
+        return int(done["places"])
+
     def claims_release(self, *, run_id: str) -> Row:
         """For the retry of a run that has ended: what it had claimed is due at once -> {labels, deliveries}."""
         return self._call("esl_claims_release", run_id=run_id)
@@ -254,12 +283,13 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         call_id: str,
         seconds: float,
         recorded_as: str | None = None,
+        background: Mapping[str, Any] | None = None,
         ended: Sequence[str] = (),
     ) -> float | None:
         """Have a call of a label server begin -> in how many seconds; None: not yet, ask again.
 
         It counts as in flight for so many seconds, or until it is told among the ended ones, or the push or refresh
-        that it is recorded as is finished.
+        that it is recorded as is finished. background: {share, patient} of a call that lets others go first.
         """
         wait: float | None = self._call(
             "esl_rate_take",
@@ -268,6 +298,7 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
             concurrency=concurrency,
             call_id=call_id,
             recorded_as=recorded_as,
+            background=background,
             seconds=seconds,
             ended=list(ended),
         )["wait_seconds"]
@@ -365,7 +396,7 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
         return self._call("esl_drift_begin", store=store)
 
     def drift_compare(self, *, store: str, since: str, codes: Sequence[str]) -> Row:
-        """What we know of listed codes, without labels on their way since -> {labels, ours, foreign}."""
+        """What we know of listed codes, without labels on their way since -> {labels, ours, foreign, reserved}."""
         return self._call("esl_drift_compare", store=store, since=since, codes=list(codes))
 
     def drift_ledger(
@@ -422,12 +453,13 @@ class Buffer(PeopleCalls, FileCalls, LeaseCalls):
     def housekeep(
         self, *, keep_bodies_days: int, keep_deliveries_days: int | None = None, limit: int = 10_000
     ) -> Row:
-        """One batch of deleting what is no longer kept -> {bodies, deliveries, unmapped, redacted, more}; call again
-        while more.
+        """One batch of deleting what is no longer kept -> {bodies, deliveries, unmapped, passes, reach,
+        redacted, more}; call again while more.
 
         What has waited keep_bodies_days for a store to be mapped goes (unmapped). Bodies of finished deliveries go,
         their hashes stay; later the deliveries go whose bodies carry a signed time (None: never), because a copy of
-        them would be superseded. Of a shop that asked to be forgotten, once that is confirmed, everything goes but the
+        them would be superseded. Passes over physical labels go with the bodies, and how labels could be reached with
+        the deliveries. Of a shop that asked to be forgotten, once that is confirmed, everything goes but the
         audit and ledger of what labels showed, its inactive mappings, and the rows of app/uninstalled and shop/redact
         themselves.
         """

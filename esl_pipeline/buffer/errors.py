@@ -68,8 +68,16 @@ class BufferUnavailable(BufferError):  # noqa: N818 - the name says the state, a
     """The buffer cannot be reached or takes no writes now: a receiver answers 503, the sender repeats."""
 
 
+class ActionRefused(BufferError):  # noqa: N818 - as above
+    """What an operator asked for names something unknown, or nothing that it could be done to: nothing was done."""
+
+
 class BufferVersionError(BufferError):
     """The buffer is older or newer than this code."""
+
+
+class NewerBuffer(BufferVersionError):  # noqa: N818 - as above
+    """Newer than this code: whoever only keeps deliveries may go on, all others are to be updated."""
 
 
 class Version(NamedTuple):
@@ -85,10 +93,10 @@ class Version(NamedTuple):
         return f"version {self.tables}", other.tables
 
 
-def newer_buffer(found: Version, wanted: Version) -> BufferVersionError:
+def newer_buffer(found: Version, wanted: Version) -> NewerBuffer:
     """The error for a buffer that older code neither uses nor changes."""
     there, here = found.against(wanted)
-    return BufferVersionError(
+    return NewerBuffer(
         f"the buffer is at {there}, newer than this code ({here}), which leaves it as it is: update esl_pipeline here "
         "to the release that migrated the buffer, or a later one"
     )
@@ -154,7 +162,9 @@ def classify(failure: Failure, *, function: str, size: Size, credential: str) ->
         return code is not None and pattern.fullmatch(code) is not None
 
     kind: type[BufferError] = BufferError
-    retryable = is_one_of(_PASSING)
+    # A migration has replaced a type or a function under the call.
+    was_replaced = code == "XX000" and message.startswith("cache lookup failed for")
+    retryable = is_one_of(_PASSING) or was_replaced
     if is_one_of(_UNREACHABLE):
         kind, retryable = BufferUnavailable, True
         sentence = f"the buffer is not available ({code}): {message}"

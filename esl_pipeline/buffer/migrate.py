@@ -6,12 +6,13 @@ whole whenever one of them has changed.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
 import psycopg
+import stamina
 
 from esl_pipeline.buffer.errors import Version, newer_buffer, unreleased_buffer
 
@@ -66,7 +67,7 @@ def functions() -> str:
     # They name each other, in no order.
     parts = ["set local check_function_bodies = off;"]
     parts += [f"-- functions: {file.name}\n{file.read_text(encoding='utf-8')}" for file in files]
-    return "\n".join([*parts, "select esl.restrict_functions();"])
+    return "\n".join([*parts, "select esl.drop_older_overloads();", "select esl.restrict_functions();"])
 
 
 @cache
@@ -97,52 +98,76 @@ def _functions_and_build() -> str:
     return f"{functions()}\ncomment on schema esl is '{functions_build()} {functions_digest()}';"
 
 
-def _refuse(condition: str, sentence: str) -> str:
-    """Stops the script where a migration of the condition is recorded; the sentence's % is its number."""
-    said = sentence.replace("'", "''")
-    # Nested: the inner query cannot even be read where the table is missing. All that is put in is our own words.
-    found = f"select max(version) into v_found from esl.schema_migrations where {condition};"  # noqa: S608
-    return (
-        "do $$ declare v_found int; begin if to_regclass('esl.schema_migrations') is not null then "
-        f"{found} if v_found is not null then raise exception '{said}', v_found; end if; end if; end $$;"
-    )
-
-
-def _refuse_newer() -> str:
-    wanted = code_build()
-    return _refuse(
-        f"(version, {_FOUND_BUILD}) > {tuple(wanted)}",
-        f"the buffer (version %) is newer than this file, which is of version {wanted.tables}, build {wanted.build}: "
-        "print the file with the newest esl_pipeline",
-    )
-
-
-def _refuse_unreleased() -> str:
-    return _refuse(f"version < {oldest_version()}", str(unreleased_buffer("%")))
-
-
 def as_one_file() -> str:
-    """All migrations as one script for an SQL editor; it may be run on any older release, and twice."""
-    parts = [
-        "-- esl_pipeline: the whole buffer. Paste into the SQL editor and run; safe to run again.",
-        "begin;",
-        _refuse_newer(),
-        _refuse_unreleased(),
+    """All migrations as one script, for an SQL editor or `supabase db push`; it may be run on any older release, and
+    twice."""
+    title = f"-- esl_pipeline: the whole buffer, build {functions_build()}. Safe to run again."
+    return f"{title}\n{_one_statement(migrations(), _functions_and_build(), code_build())}"
+
+
+def _one_statement(tables: Sequence[Migration], functions_and_build: str, build: Version) -> str:
+    """What `migrate` does, in SQL. As one statement, because whoever runs it sends statements as he likes, and it must
+    not be done in part."""
+    steps = [
+        f"if not {migration.version} = any (v_applied) then\n"
+        f"execute {_quoted(f'esl_{migration.version:04d}', migration.sql)};\n{_record(migration)}\nend if;"
+        for migration in tables
     ]
-    for migration in migrations():
-        parts += [f"\n-- {migration}", migration.sql, _record(migration)]
-    return "\n".join([*parts, _functions_and_build(), "commit;", ""])
+    return "\n".join(
+        [
+            "do $esl_pipeline$",
+            "declare v_applied int[] := '{}'; v_build int := 0;",
+            "begin",
+            "perform pg_advisory_xact_lock(hashtextextended('esl.schema_migrations', 0));",
+            "if to_regclass('esl.schema_migrations') is not null then",
+            "select coalesce(array_agg(version order by version desc), '{}') into v_applied",
+            "from esl.schema_migrations;",
+            f"v_build := {_FOUND_BUILD};",
+            "end if;",
+            f"if (v_applied[1], v_build) > {tuple(build)} then",
+            "raise exception 'the buffer (version %) is newer than this file, which is of version "
+            f"{build.tables}, build {build.build}: take the file of the newest esl_pipeline', v_applied[1];",
+            "end if;",
+            f"if v_applied[cardinality(v_applied)] < {oldest_version()} then",
+            f"raise exception {_literal(str(unreleased_buffer('%')))}, v_applied[1];",
+            "end if;",
+            *steps,
+            f"execute {_quoted('esl_functions', functions_and_build)};",
+            "end $esl_pipeline$;",
+            "",
+        ]
+    )
+
+
+def _quoted(tag: str, sql: str) -> str:
+    if f"${tag}$" in sql:
+        raise ValueError(f"our own SQL holds ${tag}$, which would end it")
+    return f"${tag}$\n{sql}\n${tag}$"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def migrate(dsn: str, *, warn: Callable[[str], None] | None = None) -> list[str]:
     """Apply what is missing, all in one transaction, and name it: table changes, "functions".
 
     warn: told what could not be done and was left out (roles that the login may not create). Two callers at once take
-    turns. Raises psycopg.Error when the database refuses, and BufferVersionError, with nothing changed, when it is from
-    before the first release, or newer than this code: older functions would be put over newer tables, or over newer
-    functions that others are working with.
+    turns, and one that has met the locks of a working pipeline the other way round (a deadlock) begins anew. Raises
+    psycopg.Error when the database refuses, and BufferVersionError, with nothing changed, when it is from before the
+    first release, or newer than this code: older functions would be put over newer tables, or over newer functions that
+    others are working with.
     """
+    # No decorator: what it logs of a retry would hold the address.
+    for attempt in stamina.retry_context(
+        on=psycopg.errors.DeadlockDetected, attempts=10, timeout=None, wait_initial=0.5, wait_max=5
+    ):
+        with attempt:
+            return _migrate(dsn, warn)
+    raise AssertionError("the last attempt raises")
 
+
+def _migrate(dsn: str, warn: Callable[[str], None] | None) -> list[str]:
     def told(notice: psycopg.errors.Diagnostic) -> None:
         if warn and notice.severity_nonlocalized == "WARNING":
             warn(notice.message_primary or "")

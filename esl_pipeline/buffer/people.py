@@ -105,12 +105,30 @@ class PeopleCalls(Door):
         *,
         mapping_id: str | None = None,
         store: str | None = None,
+        level: str | None = None,
+        check: str | None = None,
         limit: int = 1_000,
         after: Sequence[str] | None = None,
     ) -> list[Row]:
         """Open findings by level, check, variant and mapping; after: those four of the last one seen."""
-        answer = self._call("esl_findings", mapping_id=mapping_id, store=store, limit=limit, after=after)
+        answer = self._call(
+            "esl_findings",
+            mapping_id=mapping_id,
+            store=store,
+            level=level,
+            check=check,
+            limit=limit,
+            after=after,
+        )
         return list(answer["findings"])
+
+    def findings_folded(
+        self, *, store: str | None = None, level: str | None = None, limit: int = 1_000
+    ) -> tuple[list[Row], list[Row]]:
+        """The first open findings but the warnings that nearly every variant of a store has -> (findings, those
+        warnings: [{hipoink_store_code, source_store_id, check_name, reason, action, variants, of_variants}])."""
+        answer = self._call("esl_findings", store=store, level=level, limit=limit, fold=True)
+        return list(answer["findings"]), list(answer["shared"])
 
     def preview(
         self,
@@ -123,14 +141,13 @@ class PeopleCalls(Door):
         """How each mapping's labels stand and which differ from the label server, old beside new; `limit` of each."""
         return list(self._call("esl_preview", store=store, shop=shop, shops=shops, limit=limit)["mappings"])
 
-    def changes_approve(self, *, store: str, by: str) -> Row:
-        """Let the drastic changes of a store that wait for approval go on -> {removals, prices}."""
-        return self._call("esl_changes_approve", store=store, by=by)
+    def console_search(
+        self, *, codes: Sequence[str], text: str, store: str | None = None, limit: int = 50
+    ) -> list[Row]:
+        """The labels that somebody means who typed the text or scanned a code, the surest first."""
+        answer = self._call("esl_console_search", codes=list(codes), text=text, store=store, limit=limit)
+        return list(answer["found"])
 
     def trace(self, code: str, *, store: str | None = None, limit: int = 20) -> list[Row]:
         """From a label back to its pushes, variant and webhooks, one row per store."""
         return list(self._call("esl_trace", code=code, store=store, limit=limit)["places"])
-
-    def redrive(self, *, store: str | None = None, code: str | None = None) -> Row:
-        """Make failed and dead pushes due again -> {labels, deliveries}."""
-        return self._call("esl_redrive", store=store, code=code)

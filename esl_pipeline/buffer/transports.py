@@ -160,12 +160,17 @@ class PsycopgTransport(_RetryingTransport):
     reason, and after the server's return it goes on waiting as long as the reconnection has backed off to.)
     """
 
-    _credential = "ESL_DATABASE_URL"
-
     def __init__(
-        self, dsn: str | SecretStr, *, pool_size: int = 4, timeout_seconds: float = 60, attempts: int = 3
+        self,
+        dsn: str | SecretStr,
+        *,
+        pool_size: int = 4,
+        timeout_seconds: float = 60,
+        attempts: int = 3,
+        credential: str = "ESL_DATABASE_URL",
     ) -> None:
         super().__init__(attempts)
+        self._credential = credential
         self._dsn = dsn if isinstance(dsn, SecretStr) else SecretStr(dsn)
         self._pool_size = pool_size
         self._timeout_seconds = timeout_seconds
@@ -175,7 +180,7 @@ class PsycopgTransport(_RetryingTransport):
     def describe(self) -> str:
         parameters = _connection_parameters(self._dsn)
         if parameters is None:
-            return "Postgres at an address that cannot be read from ESL_DATABASE_URL"
+            return f"Postgres at an address that cannot be read from {self._credential}"
         host, port = parameters.get("host", "the default host"), parameters.get("port", "5432")
         return f"Postgres at {host}:{port}/{parameters.get('dbname', '')}"
 
@@ -257,8 +262,8 @@ class PsycopgTransport(_RetryingTransport):
         parameters = _connection_parameters(self._dsn)
         if parameters is None:
             raise BufferError(
-                "ESL_DATABASE_URL is not a valid Postgres connection string (special characters in the password must "
-                "be percent-encoded, for instance @ as %40, and parameters after the ? be ones that libpq knows)"
+                f"{self._credential} is not a valid Postgres connection string (special characters in the password "
+                "must be percent-encoded, for instance @ as %40, and parameters after the ? be ones that libpq knows)"
             )
         if parameters.get("host", "").endswith((".supabase.co", ".supabase.com")):
             parameters.setdefault("sslmode", "require")

@@ -1,8 +1,10 @@
 """What `esl-pipeline doctor` looks at: settings, buffer, shops, label server, receiver, Dagster's storage, frames."""
 
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import psycopg
@@ -13,27 +15,75 @@ from pydantic import SecretStr
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import code_version
+from esl_pipeline.commands import doctor_dagster as dagster
+from esl_pipeline.commands import shelf_lines
+from esl_pipeline.commands.doctor_process import (
+    backlog_check,
+    run_login_check,
+    secrets_check,
+    server_checks,
+    why_no_frames,
+)
 from esl_pipeline.connections import open_buffer, open_label_server
 from esl_pipeline.environment import ENV_FILE, SettingsError, is_unprotected
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.labels.mapping import StoreMapping
+from esl_pipeline.local.schedules import refused_crons
 from esl_pipeline.model.check import Check
 from esl_pipeline.model.label_server import DEFAULT_SERVER
+from esl_pipeline.needed import Process
 from esl_pipeline.postgres_urls import without_driver
 from esl_pipeline.settings import Settings
 
 
-def examine(settings: Settings) -> list[Check]:
-    """Every check, in the order of the data's way. Raises nothing for what is wrong; that is a Check."""
+def examine(settings: Settings, process: Process | None = None) -> list[Check]:
+    """Every check, in the order of the data's way, or those of what one process needs.
+
+    Raises nothing for what is wrong; that is a Check.
+    """
+    storage = settings.esl_dagster_database_url
+    if process in ("daemon", "webserver"):
+        return [
+            secrets_check(settings, process),
+            _dagster_check(storage, must_be_set=True),
+            *(dagster.daemon_checks(storage, is_its_own=True) if process == "daemon" else []),
+            *dagster.location_checks(),
+        ]
+    warned = [Check("settings", "warning", warning) for warning in settings.warnings()]
+    if process in ("receiver", "admin"):
+        return [
+            # It knows no label server, and need not have its sign.
+            *(check for check in warned if not check.says.startswith("HIPOINK_")),
+            *_secret_file_checks(settings),
+            *server_checks(settings, process),
+            *([_receiver_check(settings)] if process == "receiver" else []),
+        ]
     return [
-        *(Check("settings", "warning", warning) for warning in settings.warnings()),
+        *warned,
+        *_cron_checks(settings),
         *_secret_file_checks(settings),
+        *([run_login_check(settings)] if process else []),
         *_buffer_checks(settings),
-        _receiver_check(settings),
-        _dagster_check(settings.esl_dagster_database_url),
-        *_frames_checks(settings),
+        *([] if process else [_receiver_check(settings)]),
+        _dagster_check(storage, must_be_set=process is not None),
+        *([] if process else dagster.daemon_checks(storage)),
+        *([] if process == "run" else dagster.location_checks()),
+        *_frames_checks(settings, of_process=process is not None),
     ]
+
+
+def _cron_checks(settings: Settings) -> Iterator[Check]:
+    """Whether Dagster takes the times of our schedules."""
+    try:
+        problems = refused_crons(settings)
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Check(
+            "schedules", "warning", f"Dagster could not be asked about their times: {type(error).__name__}"
+        )
+        return
+    for sentence in problems:
+        yield Check("schedules", "wrong", sentence)
 
 
 def _secret_file_checks(settings: Settings) -> Iterator[Check]:
@@ -64,12 +114,14 @@ def _buffer_checks(settings: Settings) -> Iterator[Check]:
             yield Check("buffer", "wrong", str(error))
         return
     else:
+        yield backlog_check(buffer)
         if not mappings:
             yield Check(
                 "stores", "warning", "no shop is mapped to a store: esl-pipeline stores add SHOP STORE"
             )
         yield from _shop_checks(settings, mappings)
         yield from _label_server_checks(settings, buffer, mappings)
+        yield from _shelf_checks(buffer)
     finally:
         buffer.close()
 
@@ -155,6 +207,25 @@ def _store_checks(server: str, client: HipoinkClient, stores: Sequence[str]) -> 
                 yield Check(what, "warning" if refused else "wrong", says)
 
 
+def _shelf_checks(buffer: Buffer) -> Iterator[Check]:
+    """What each label server can tell of physical labels, and how those of each store were read last."""
+    servers = {server["server"]: server for server in buffer.status()["servers"] if server["stores"]}
+    for name, server in servers.items():
+        what = (
+            f"label server {name}, physical labels" if len(servers) > 1 else "label server, physical labels"
+        )
+        knows = server.get("knows_devices")
+        if knows is False:
+            yield Check(what, "warning", shelf_lines.does_not_know(server))
+        elif knows:
+            # Without it the server's own times are worth nothing.
+            yield Check(what, "ok" if server["zone"] else "warning", shelf_lines.server_says(server))
+    for store in buffer.shelf_state():
+        if servers.get(store["label_server"], {}).get("knows_devices") is not False:
+            state: Literal["ok", "warning"] = "warning" if shelf_lines.is_old(store) else "ok"
+            yield Check(f"store {store['store_code']}", state, shelf_lines.store_says(store))
+
+
 def _receiver_check(settings: Settings) -> Check:
     if settings.app_base_url is None:
         return Check("receiver", "warning", "not asked: APP_BASE_URL is not set")
@@ -175,7 +246,9 @@ def _reason(error: psycopg.Error) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _dagster_check(url: SecretStr | None) -> Check:
+def _dagster_check(url: SecretStr | None, *, must_be_set: bool = False) -> Check:
+    if url is None and must_be_set:
+        return Check("Dagster's storage", "wrong", "ESL_DAGSTER_DATABASE_URL is not set")
     if url is None:
         return Check("Dagster's storage", "ok", "the embedded Postgres of `esl-pipeline up`")
     try:
@@ -202,7 +275,7 @@ def _dagster_check(url: SecretStr | None) -> Check:
 _HERE = ("", "file", "local", "memory")
 
 
-def _frames_checks(settings: Settings) -> Iterator[Check]:
+def _frames_checks(settings: Settings, *, of_process: bool) -> Iterator[Check]:
     """Whether frames are where every run finds them, and what reads and writes there is installed."""
     protocol = settings.frames_url.partition("://")[0] if "://" in settings.frames_url else ""
     if protocol not in _HERE:
@@ -211,13 +284,17 @@ def _frames_checks(settings: Settings) -> Iterator[Check]:
         except (ImportError, ValueError) as error:
             yield Check("frames", "wrong", f"ESL_FRAMES_URL cannot be used: {error}")
             return
+    # A folder of this machine is made by the first run.
+    if (protocol not in _HERE or of_process) and (reason := why_no_frames(settings.frames_url)):
+        yield Check("frames", "wrong", reason)
+        return
     try:
         launcher = _run_launcher()
     except (OSError, yaml.YAMLError, ValueError) as error:
         what = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error)
         yield Check("frames", "warning", f"DAGSTER_HOME's dagster.yaml cannot be read: {what}")
         return
-    if launcher == _LOCAL_LAUNCHER:
+    if launcher in _LOCAL_LAUNCHERS:
         return
     if protocol in _HERE:
         yield Check(
@@ -232,6 +309,7 @@ def _frames_checks(settings: Settings) -> Iterator[Check]:
 
 
 _LOCAL_LAUNCHER = "DefaultRunLauncher"
+_LOCAL_LAUNCHERS = (_LOCAL_LAUNCHER, "RunsOfCodeServer")
 
 
 def _run_launcher() -> str:

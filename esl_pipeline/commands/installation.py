@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -17,6 +17,7 @@ from esl_pipeline.commands.shared import (
     settings_here,
 )
 from esl_pipeline.printable import printable
+from esl_pipeline.settings import load_settings
 
 
 def migrate(
@@ -49,11 +50,19 @@ def migrate(
     out.print(f"the buffer is at version {code_version()}")
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    process: Annotated[
+        Literal["receiver", "admin", "code-server", "run", "daemon", "webserver"] | None,
+        typer.Option(
+            "--for", help="Only what this process needs, with its own settings. Default: everything."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every setting and connection and say what is wrong. Exit 1 if anything is."""
     from esl_pipeline.commands.doctor import examine
 
-    found = examine(settings_here())
+    found = examine(load_settings() if process else settings_here(), process)
     if as_json:
         print_json([asdict(check) for check in found])
     else:

@@ -1,18 +1,19 @@
-"""`esl-pipeline preview`, `findings`, `reconcile`, `status`, `trace` and `redrive`: what hangs, what waits, and why."""
+"""`esl-pipeline preview`, `reconcile` and `redrive`: what hangs, what waits, and what to do."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
 import typer
 
-from esl_pipeline.commands import console as shown
+from esl_pipeline import done as came_of
+from esl_pipeline.commands import shown
 from esl_pipeline.commands.shared import (
     AsJson,
     CommandError,
     SourceOption,
     buffer_here,
+    cli_user,
     out,
     print_json,
     settings_here,
@@ -32,27 +33,6 @@ def preview(
     if not found:
         raise CommandError(f"no shop is mapped to store {store}: see `esl-pipeline stores list`")
     print_json(found) if as_json else shown.print_preview(out, found)
-
-
-def findings(
-    store: Annotated[str | None, typer.Option(help="One Hipoink store only.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write all of them to this file.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Shown at most; a file has all.")] = 50,
-    as_json: AsJson = False,
-) -> None:
-    """What is wrong with the shop's data: what is held back, what only deserves a look, and what to do."""
-    from esl_pipeline.commands.findings import all_findings, write_csv
-
-    with buffer_here() as buffer:
-        if csv is not None:
-            count = write_csv(csv, all_findings(buffer, store=store))
-            out.print(f"{count} findings in {csv}")
-            return
-        found = buffer.findings(store=store, limit=limit + 1)
-    if as_json:
-        print_json(found[:limit])
-    else:
-        shown.print_findings(out, found[:limit], more=len(found) > limit)
 
 
 def reconcile(
@@ -89,40 +69,18 @@ def reconcile(
         shown.print_drift(out, found, dry_run=dry_run)
 
 
-def status(as_json: AsJson = False) -> None:
-    """Inbox, queue, labels and dead letters per store."""
-    with buffer_here() as buffer:
-        found = buffer.status()
-    settings = settings_here()
-    not_readable = settings.not_readable(store for store in found["stores"] if store["is_active"])
-    if as_json:
-        print_json(found | ({"not_readable": list(not_readable)} if not_readable else {}))
-    else:
-        shown.print_status(out, found, not_readable=not_readable, servers=settings.label_servers)
-
-
-def trace(
-    code: Annotated[str, typer.Argument(help="The label's product code.")],
-    store: Annotated[str | None, typer.Option(help="One Hipoink store only.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Why a label shows what it shows: back through push, run, variant and webhook."""
-    with buffer_here() as buffer:
-        places = buffer.trace(code, store=store)
-    if not places:
-        raise CommandError(f"nothing is known of code {code}" + (f" in store {store}" if store else ""))
-    print_json(places) if as_json else shown.print_trace(out, places)
-
-
 def redrive(
     store: Annotated[str | None, typer.Option(help="One Hipoink store only.")] = None,
     code: Annotated[str | None, typer.Option(help="One label only.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only what was refused or given up for a reason with this in it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Send failed and dead letters again."""
     with buffer_here() as buffer:
-        done = buffer.redrive(store=store, code=code)
+        done = buffer.redrive(store=store, code=code, reason=reason, by=cli_user())
     if as_json:
         print_json(done)
     else:
-        out.print(f"{done['labels']} labels and {done['deliveries']} deliveries are due again")
+        out.print(came_of.redriven(done))

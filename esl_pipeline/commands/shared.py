@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.commands.tables import Terminal
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.settings import Settings, load_settings
 from esl_pipeline.storable import unstorable
 
-out = Console()
-err = Console(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 SourceOption = Annotated[
     str | None,
@@ -37,13 +38,37 @@ class CommandError(Exception):
 
 
 def settings_here() -> Settings:
-    """The settings; where they name no buffer, those of a running `esl-pipeline up` in the same ESL_HOME."""
-    settings = load_settings()
-    if settings.esl_database_url is None and settings.supabase_url is None:
-        from esl_pipeline.local.variables import running_environment
+    """The settings; what they leave out is that of a running `esl-pipeline up` in the same ESL_HOME, where its buffer
+    is the one that they name or they name none. Raises CommandError when that has ended without a word."""
+    from esl_pipeline.local.one_up import is_dead
+    from esl_pipeline.local.variables import running_environment
 
-        return load_settings(**running_environment(settings.esl_home))
-    return settings
+    settings = load_settings()
+    own = settings.esl_database_url.get_secret_value() if settings.esl_database_url else None
+    if settings.supabase_url is not None:
+        return settings
+    try:
+        running = running_environment(settings.esl_home)
+    except SettingsError:
+        if own is None:
+            raise
+        return settings  # somebody else's home, and not needed
+    if own not in (None, running.get("ESL_DATABASE_URL")):
+        return settings
+    if running and is_dead(settings.esl_home):
+        if own is not None:  # a buffer that does not need it
+            return settings
+        raise CommandError(
+            f"esl-pipeline up, which ran on {settings.esl_home.absolute()}, has ended without a word (killed, or the "
+            "machine was): start it again with `esl-pipeline up`, nothing is lost"
+        )
+    return load_settings(**{name: value for name, value in running.items() if not _is_set(settings, name)})
+
+
+def _is_set(settings: Settings, name: str) -> bool:
+    """Whether the settings, or those of a source, say this themselves."""
+    parts = (settings, *(source.settings for source in settings.sources.values()))
+    return any(name.lower() in part.model_fields_set for part in parts)
 
 
 def shop_named(text: str, system: str | None = None) -> dict[str, str]:
@@ -114,7 +139,7 @@ def checked_by(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """The given fields of a mapping, as the store-mapping API checks them. Raises CommandError."""
     from pydantic import ValidationError
 
-    from esl_pipeline.receiver.mappings import SERVERS_KNOWN
+    from esl_pipeline.receiver.mappings import SERVERS_KNOWN, said_of_field
 
     if wrong := [f"{at}: {says}" for at, says in unstorable(fields)]:
         raise CommandError("\n".join(wrong))
@@ -123,7 +148,7 @@ def checked_by(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
         checked: dict[str, Any] = model.model_validate(fields, context=context).model_dump(exclude_unset=True)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, problem['loc']))}: {said_of_field(problem)}"
             for problem in error.errors(include_url=False)
         ]
         raise CommandError("\n".join(problems)) from None

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from esl_pipeline.commands import console as shown
+from esl_pipeline import done as came_of
+from esl_pipeline.commands import operator, shown
 from esl_pipeline.commands.shared import (
     AsJson,
     CommandError,
@@ -23,6 +24,9 @@ from esl_pipeline.commands.shared import (
 )
 
 app = typer.Typer(help="Which shop feeds which store.", no_args_is_help=True)
+
+for _command in (operator.pause, operator.resume, operator.pauses, operator.remove):
+    app.command()(_command)
 
 DryRun = Annotated[
     bool | None, typer.Option("--dry-run/--live", help="Only preview what would change, or push labels.")
@@ -67,7 +71,9 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command("set")
 def set_(
-    mapping_id: Annotated[str, typer.Argument(help="The mapping's id, from `stores list`.")],
+    mapping_id: Annotated[
+        str, typer.Argument(metavar="MAPPING", help="The mapping: its store's code, its shop, or its id.")
+    ],
     store: Annotated[str | None, typer.Option(help="Another Hipoink store code.")] = None,
     active: Annotated[bool | None, typer.Option("--active/--inactive", help="Push labels or not.")] = None,
     dry_run: DryRun = None,
@@ -89,12 +95,10 @@ def set_(
     changes["shared"] = share
     checked_by(MappingChange, changes)
     with buffer_here() as buffer, said_of_refusals():
-        mapping = {mapping["id"]: mapping for mapping in buffer.mapping_list()}.get(mapping_id)
-        if mapping is None:
-            raise CommandError(f"there is no mapping {mapping_id}: see `esl-pipeline stores list`")
+        mapping = _named(mapping_id, buffer.mapping_list())
         if whole is not None or policy:
             changes["settings"] = _changed(mapping["settings"] if whole is None else whole, policy or [])
-        changed = buffer.mapping_update(mapping_id, checked_by(MappingChange, changes), by=cli_user())
+        changed = buffer.mapping_update(mapping["id"], checked_by(MappingChange, changes), by=cli_user())
         _show_mappings([changed or mapping], as_json)
 
 
@@ -120,7 +124,7 @@ def approve(
     if as_json:
         print_json(done)
     else:
-        out.print(f"{store}: {done['removals']} removals and {done['prices']} price changes may go on")
+        out.print(came_of.approved(store, done))
 
 
 @app.command()
@@ -158,6 +162,18 @@ def history(
     with buffer_here() as buffer:
         changes = buffer.mapping_history(store=store, limit=limit)
     print_json(changes) if as_json else shown.print_history(out, changes)
+
+
+def _named(name: str, mappings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one mapping of that id, store or shop. Raises CommandError."""
+    keys = ("id", "hipoink_store_code", "source_store_id")
+    found = [mapping for mapping in mappings if name in (mapping[key] for key in keys)]
+    if not found:
+        raise CommandError(f"there is no mapping {name}: see `esl-pipeline stores list`")
+    if len(found) > 1:
+        which = ", ".join(f"{m['id']} ({m['source_store_id']} → {m['hipoink_store_code']})" for m in found)
+        raise CommandError(f"{name} is meant by several mappings, say which: {which}")
+    return found[0]
 
 
 def _json_object(text: str) -> dict[str, Any]:

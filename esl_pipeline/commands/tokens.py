@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands import console as shown
+from esl_pipeline.commands import shown
 from esl_pipeline.commands.shared import (
     AsJson,
     CommandError,
@@ -15,13 +15,15 @@ from esl_pipeline.commands.shared import (
     print_json,
 )
 
-app = typer.Typer(help="Who may use the store-mapping API.", no_args_is_help=True)
+app = typer.Typer(
+    help="Who may use the store-mapping API, the numbers and the console for staff.", no_args_is_help=True
+)
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Whose it is; the history of mappings names it.")],
-    scope: Annotated[Literal["read", "write"], typer.Option(help="Only read mappings, or also change them.")],
+    scope: Annotated[Literal["read", "write"], typer.Option(help="Only read, or also change.")],
     days: Annotated[int | None, typer.Option(min=1, max=3650, help="Expires then; without: never.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.demo.day import Label, Shelf, made_label
-from esl_pipeline.demo.shop import BY, STORE, Act, DemoError, ShopUnderDemo, Tell
+from esl_pipeline.demo.shop import BY, POLICY, STORE, Act, DemoError, ShopUnderDemo, Tell
 from esl_pipeline.sandbox.shopify.catalogue import Catalogue
 from esl_pipeline.settings import Settings
 from esl_pipeline.sources.facts import Row
@@ -105,7 +105,7 @@ class FilesDemo(ShopUnderDemo):
         for check in settings.sources[self.system].checks([self.shop], [self.shop]):
             tell("folder", check.says)
         key = {"source_system": self.system, "source_store_id": self.shop, "hipoink_store_code": STORE}
-        buffer.mapping_create({**key, "settings": {"expected_currency": "EUR"}}, by=BY)
+        buffer.mapping_create({**key, "settings": {"expected_currency": "EUR"} | POLICY}, by=BY)
         tell("store", f"{STORE}: live, by esl-pipeline stores add")
 
     def play(self, act: str, receiver: str) -> Iterator[tuple[int, int]]:  # noqa: ARG002

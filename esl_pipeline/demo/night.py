@@ -13,9 +13,10 @@ from esl_pipeline.settings import Settings
 
 RUN_SECONDS = 120.0
 _MISSING, _DIFFERENT = 3, 5
-_FOREIGN: Mapping[str, Label] = {
+FOREIGN: Mapping[str, Label] = {
     code: {"pc": code, "pn": "Somebody else's", "pp": "1.00"} for code in ("OTHERS-1", "OTHERS-2")
 }
+"""What somebody else hangs up."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Meddling:
 def meddle(labels: str, store: str, codes: Sequence[str], rng: random.Random) -> Meddling:
     """Change 5 of these labels of a store, take 3 away and hang up 2 strange ones; `labels` is the server's address."""
     chosen = rng.sample(codes, _MISSING + _DIFFERENT)
-    done = Meddling(chosen[:_MISSING], chosen[_MISSING:], _FOREIGN)
+    done = Meddling(chosen[:_MISSING], chosen[_MISSING:], FOREIGN)
     with httpx.Client(base_url=f"{labels}/sandbox/labels/{store}/", timeout=30) as http:
         for code in done.missing:
             http.delete(code).raise_for_status()

@@ -12,10 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from esl_pipeline.commands.console import print_trace
+from esl_pipeline.commands.story_lines import print_story
 from esl_pipeline.demo.day import Difference, Label
+from esl_pipeline.demo.night import FOREIGN
+from esl_pipeline.demo.shelf import ShelfReport
+from esl_pipeline.model.story import Story
 
 _WRONG_SHOWN = 20
+_NOT_RIGHT = {
+    "stale": "can be reached, and show something else or nothing",
+    "unreachable": "no refresh can help: offline, asleep, without power or an access point",
+    "unbound": "bound to nothing, and still show a price",
+}
 
 Row = Mapping[str, Any]
 
@@ -76,9 +84,11 @@ class Report:
     """Open findings by check: check_name, level, n, reason."""
     sandbox: Row
     traced_code: str
-    trace: list[dict[str, Any]]
+    trace: Story | None
     start_seconds: float
     total_seconds: float
+    shelf: ShelfReport = field(default_factory=ShelfReport)
+    """What the physical labels show in the end."""
     files: Mapping[str, int] = field(default_factory=dict)
     """How many files ended how, of a shop that sends files."""
 
@@ -97,16 +107,17 @@ class Report:
     @property
     def right(self) -> bool:
         """Whether every label was right and on the shelf each time, and the drift was told exactly."""
-        return not (self.wrong or self.not_shown) and self.night is not None and self.night.is_exact
+        on_shelf = not self.not_shown and self.shelf.is_right
+        return not self.wrong and on_shelf and self.night is not None and self.night.is_exact
 
     def figures(self) -> dict[str, Any]:
         """Plain data for --json."""
         answers = sum((wave.answers for wave in self.waves), Counter[str]())
         night = self.night
         held, shown = (
-            sum(len(codes) for codes in self.sandbox[name].values()) for name in ("labels", "shown")
+            sum(len(codes.keys() - FOREIGN.keys()) for codes in self.sandbox[name].values())
+            for name in ("labels", "shown")
         )
-        foreign = night.foreign if night else 0
         pushed = pushes_of(self.sandbox)
         if night:
             # To write a label again that was changed or taken away is no needless write.
@@ -127,11 +138,19 @@ class Report:
             },
             "files": dict(self.files),
             "labels": {
-                "on_server": held - foreign,
-                "on_shelf": shown - foreign,
+                "on_server": held,
+                "on_shelf": shown,
                 "expected": night.labels if night else self.waves[-1].labels,
                 **pushed,
                 "refreshes": self.sandbox["calls"].get("bind_task", 0),
+            },
+            "shelf": {
+                "hanging": self.shelf.hanging,
+                "right": self.shelf.right,
+                **{state: self.shelf.count(state) for state in _NOT_RIGHT},
+                "spare": self.shelf.spare,
+                "not_right": [asdict(place) for place in self.shelf.not_right],
+                "without_label": self.shelf.without_label,
             },
             "night": night
             and {
@@ -237,7 +256,8 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     def group(title: str, *rows: tuple[str, object, str]) -> None:
         shown.add_row(f"\n[bold]{title}[/]", "", "")
         for what, figure, note in rows:
-            shown.add_row(f"  {escape(what)}", str(figure), escape(note))
+            told = "-" if figure is None else str(figure)
+            shown.add_row(f"  {escape(what)}", told, escape(note))
 
     if report.files:
         group("Files", *((state, count, _OF_FILES[state]) for state, count in report.files.items()))
@@ -248,7 +268,7 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
         ("at the label server", labels["on_server"], "compared in both directions"),
         ("wrong", len(report.wrong), ""),
         ("physical labels", labels["on_shelf"], "what they show: compared in both directions"),
-        ("not shown", len(report.not_shown), ""),
+        ("not shown", len(report.not_shown), "differences, each time that they were compared"),
         ("written", labels["written"], f"{labels['written_unchanged']} of them needlessly"),
         ("removed", labels["removed"], ""),
         ("label-server calls", labels["calls"], f"{labels['labels_per_call']} labels a call"),
@@ -257,6 +277,13 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
             labels["refreshes"],
             "no physical label changes before one: one a burst (esl/bind_task)",
         ),
+    )
+    shelf = report.shelf
+    group(
+        "Shelf",
+        ("shown right", shelf.right, f"of {shelf.hanging} physical labels: what their pictures say"),
+        *((state, shelf.count(state), note) for state, note in _NOT_RIGHT.items()),
+        ("without a label", len(shelf.without_label), "products that must hang"),
     )
     if night := report.night:
         group(
@@ -305,9 +332,11 @@ def print_report(console: Console, report: Report, *, as_json: bool) -> None:
     if report.trace:
         console.print(f"\n[bold]One price change, from the label back to the {one}[/]")
         console.print(f"esl-pipeline trace {report.traced_code}\n", style="dim", highlight=False)
-        print_trace(console, report.trace)
+        print_story(console, report.trace)
     if report.wrong:
         _print_wrong(console, report.wrong)
+    elif not report.shelf.is_right:
+        _print_shelf(console, report.shelf)
     elif report.not_shown:
         _print_wrong(console, report.not_shown, where=" on the shelf")
     elif night and not night.is_exact:
@@ -333,6 +362,25 @@ def _print_wrong(console: Console, wrong: list[Difference], *, where: str = "") 
     )
     if count > _WRONG_SHOWN:
         console.print(f"and {count - _WRONG_SHOWN} more")
+
+
+def _print_shelf(console: Console, shelf: ShelfReport) -> None:
+    """Which physical labels do not show their price."""
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("label", "product", "must show", "shows", "is", "why"):
+        shown.add_column(column, overflow="fold")
+    for place in shelf.not_right[:_WRONG_SHOWN]:
+        texts = (place.esl_code, place.code, place.must_show, place.shows, place.state, place.why)
+        shown.add_row(*(escape(text or "nothing") for text in texts))
+    for code in shelf.without_label[: max(0, _WRONG_SHOWN - len(shelf.not_right))]:
+        shown.add_row("none", escape(code))
+    count = len(shelf.not_right)
+    told = f"{count} of {shelf.hanging} physical labels do not show their price."
+    if shelf.without_label:
+        told += f" {len(shelf.without_label)} products have no label."
+    console.print(f"\n[bold red]{told}[/]\n", shown)
+    if (more := count + len(shelf.without_label) - _WRONG_SHOWN) > 0:
+        console.print(f"and {more} more; esl-pipeline demo --json names them all")
 
 
 def _only_different(difference: Difference) -> tuple[str, str]:

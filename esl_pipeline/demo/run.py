@@ -47,9 +47,17 @@ _NEVER_TOUCHED = (
 )
 
 
-def run_demo(settings: Settings, console: Console, *, source: str = "shopify", as_json: bool = False) -> bool:
+def run_demo(
+    settings: Settings,
+    console: Console,
+    *,
+    source: str = "shopify",
+    refresh: str = "after_push",
+    as_json: bool = False,
+) -> bool:
     """Play the demo of a source and print what happened; True when every label is right.
 
+    refresh: the policy of its store; with `never` nothing reaches the shelf, and the report says what does not.
     `settings` are the user's, read only to say that they are not used. With `as_json` one JSON object is printed and
     nothing else. What goes wrong on the way is printed as a sentence, and the answer is False; the parts' logs are
     kept then. KeyboardInterrupt passes through when everything has been stopped.
@@ -59,7 +67,7 @@ def run_demo(settings: Settings, console: Console, *, source: str = "shopify", a
     shop = DEMOS[source]()
     with _scratch_home() as home, shop.running(), _own_settings(home, shop.environment()):
         try:
-            report = _play(shop, story)
+            report = _play(shop, story, refresh)
         except (
             DemoError,
             StackError,
@@ -78,7 +86,7 @@ def run_demo(settings: Settings, console: Console, *, source: str = "shopify", a
 # --- playing it
 
 
-def _play(shop: ShopUnderDemo, story: Console) -> Report:
+def _play(shop: ShopUnderDemo, story: Console, refresh: str) -> Report:
     began = time.monotonic()
     with (
         _Starting(story) as starting,
@@ -90,7 +98,7 @@ def _play(shop: ShopUnderDemo, story: Console) -> Report:
         stage = Stage(shop, stack, buffer, story)
         # Until the night, what a dropped webhook would have told must stay unknown.
         Webserver(stack.urls.ui).stop_schedules()
-        stage.connect_shop()
+        stage.connect_shop({} if refresh == "after_push" else {"refresh": refresh})
         story.print(f"\n  [bold]labels[/]    {stack.urls.labels}    what the shelf shows, live")
         story.print(f"  [bold]Dagster[/]   {stack.urls.ui}    assets and runs")
         story.print("  Both answer while the demo runs; esl-pipeline up keeps them running.", style="dim")
@@ -107,7 +115,8 @@ def _play(shop: ShopUnderDemo, story: Console) -> Report:
             with _part_is_to_blame(stack):
                 night = stage.night()
         code = shop.example()
-        trace, status, sandbox = buffer.trace(code, store=STORE), buffer.status(), stage.sandbox()
+        trace, status, sandbox = buffer.story(store=STORE, code=code), buffer.status(), stage.sandbox()
+        shelf = stage.shelf()
         findings, files = by_check(buffer.findings()), dict(shop.files)
     return Report(
         waves=waves,
@@ -118,6 +127,7 @@ def _play(shop: ShopUnderDemo, story: Console) -> Report:
         expected_held_back=shop.held_back,
         findings=findings,
         sandbox=sandbox,
+        shelf=shelf,
         traced_code=code,
         trace=trace,
         start_seconds=round(started - began, 1),

@@ -22,7 +22,8 @@ from esl_pipeline.demo.night import (
     run_job,
 )
 from esl_pipeline.demo.report import NightReport, Row, WaveReport
-from esl_pipeline.demo.shop import STORE, Act, DemoError, ShopUnderDemo
+from esl_pipeline.demo.shelf import ShelfReport, shelf_of
+from esl_pipeline.demo.shop import BY, STORE, Act, DemoError, ShopUnderDemo
 from esl_pipeline.local.stack import Stack
 
 SETTLE_SECONDS = 120.0
@@ -42,6 +43,8 @@ class _Moment:
     not_shown: list[Difference]
     """Of the physical labels, those that show something else."""
     refreshes_waiting: bool
+    labels_refreshing: bool
+    """Whether physical labels are about to fetch their pictures."""
 
     @property
     def not_right(self) -> int:
@@ -55,7 +58,11 @@ class _Moment:
     @property
     def settled(self) -> bool:
         return not (
-            self.webhooks_waiting or self.variants_due or self.labels_waiting or self.refreshes_waiting
+            self.webhooks_waiting
+            or self.variants_due
+            or self.labels_waiting
+            or self.refreshes_waiting
+            or self.labels_refreshing
         )
 
 
@@ -64,14 +71,20 @@ class Stage:
 
     def __init__(self, shop: ShopUnderDemo, stack: Stack, buffer: Buffer, story: Console) -> None:
         self._shop, self._stack, self._buffer, self._story = shop, stack, buffer, story
+        self._expected: Mapping[str, Label] = {}
         if stack.urls.labels is None:
             raise DemoError("the parts came up without the label server of the demo")
         self._labels = stack.urls.labels
 
-    def connect_shop(self) -> None:
-        """Connect the shop, as any shop is, and let its labels go out."""
+    def connect_shop(self, policy: Row) -> None:
+        """Connect the shop, as any shop is, and let its labels go out; policy: what its store's has beside that."""
         self._story.print(f"\n[bold]The shop's first day[/], {self._shop.first_day}", highlight=False)
         self._shop.connect(self._stack.settings, self._buffer, self._stack.urls.receiver, self._tell)
+        if policy:
+            for mapping in self._buffer.mapping_list():
+                settings = {**mapping["settings"], **policy}
+                self._buffer.mapping_update(mapping["id"], {"settings": settings}, by=BY)
+            self._tell("policy", ", ".join(f"{name}: {value}" for name, value in policy.items()))
 
     def _tell(self, what: str, says: str) -> None:
         self._story.print(f"  {what:<14}{escape(says)}", highlight=False, soft_wrap=True)
@@ -82,6 +95,14 @@ class Stage:
             httpx.get(f"{self._labels}/sandbox/state", timeout=30).raise_for_status().json()
         )
         return state
+
+    def shelf(self) -> ShelfReport:
+        """What the physical labels show now, beside what must hang."""
+        return shelf_of(self._places(), self._expected)
+
+    def _places(self) -> list[dict[str, Any]]:
+        answer = httpx.get(f"{self._labels}/sandbox/shelf", params={"store": STORE}, timeout=30)
+        return list(answer.raise_for_status().json())
 
     def perform(self, act: Act) -> WaveReport:
         """Let an act happen, wait until it has had its effect, compare. Raises DemoError when that takes too long."""
@@ -162,6 +183,7 @@ class Stage:
 
         Raises DemoError when time is up.
         """
+        self._expected = expected
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             self._stack.check()
@@ -170,6 +192,7 @@ class Stage:
             due = self._buffer.due()
             status = self._buffer.status()
             queue = status["stores"][0]["queue"]
+            refreshing = any(place["refreshing"] and place["reachable"] for place in self._places())
             sandbox = self.sandbox()
             moment = _Moment(
                 webhooks_waiting=inbox["waiting"],
@@ -180,6 +203,7 @@ class Stage:
                 wrong=compare(expected, STORE, sandbox["labels"]),
                 not_shown=compare(expected, STORE, sandbox["shown"]),
                 refreshes_waiting=bool(status["refreshes"]["waiting"]),
+                labels_refreshing=refreshing,
             )
             yield moment
             if moment.settled:

@@ -13,6 +13,8 @@ from esl_pipeline.settings import Settings
 
 STORE = "DEMO"
 BY = "esl-pipeline demo"
+# Its day takes minutes, so removals do not wait for one.
+POLICY = {"unbind_grace_hours": 0}
 
 Tell = Callable[[str, str], None]
 """Told of a step of the shop's first day: what, and what was found."""

@@ -12,7 +12,7 @@ import httpx
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.demo.day import DemoDay, Label, Shelf
-from esl_pipeline.demo.shop import BY, STORE, Act, DemoError, Fate, ShopUnderDemo, Tell
+from esl_pipeline.demo.shop import BY, POLICY, STORE, Act, DemoError, Fate, ShopUnderDemo, Tell
 from esl_pipeline.sandbox.shopify.delivery import Switches, WebhookSender
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID, App
 from esl_pipeline.sandbox.shopify.server import running_shopify
@@ -86,6 +86,8 @@ class ShopifyDemo(ShopUnderDemo):
         except NotConnectedError as error:
             raise DemoError(f"the shop could not be connected: {error}") from None
         if done.mapping is not None:
+            policy = done.mapping["settings"] | POLICY
+            buffer.mapping_update(done.mapping["id"], {"settings": policy}, by=BY)
             first_day.live(buffer, done.mapping, by=BY)
 
     def play(self, act: str, receiver: str) -> Iterator[tuple[int, int]]:

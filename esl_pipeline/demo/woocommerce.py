@@ -17,7 +17,7 @@ import httpx
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.demo.day import Label, Shelf, made_label
-from esl_pipeline.demo.shop import BY, STORE, Act, DemoError, Fate, ShopUnderDemo, Tell
+from esl_pipeline.demo.shop import BY, POLICY, STORE, Act, DemoError, Fate, ShopUnderDemo, Tell
 from esl_pipeline.sandbox.shopify.catalogue import Catalogue
 from esl_pipeline.sandbox.woocommerce.api import CONSUMER_KEY, CONSUMER_SECRET
 from esl_pipeline.sandbox.woocommerce.bodies import is_on_sale, product_body
@@ -94,7 +94,8 @@ class WooCommerceDemo(ShopUnderDemo):
             if check.state == "wrong":
                 raise DemoError(f"the shop could not be connected: {check.says}")
         key = {"source_system": self.system, "source_store_id": self.shop, "hipoink_store_code": STORE}
-        buffer.mapping_create({**key, "settings": {"expected_currency": self._market.currency}}, by=BY)
+        policy = {"expected_currency": self._market.currency} | POLICY
+        buffer.mapping_create({**key, "settings": policy}, by=BY)
         tell("store", f"{STORE}: live, by esl-pipeline stores add")
         address = f"{receiver}/webhooks/woocommerce"
         for topic in TOPICS:

@@ -62,12 +62,13 @@ class Judge:
     """Reads the replies to one call.
 
     `call` names it for the reader ("create_multiple for store 001"), `changes_labels` says whether
-    a lost answer leaves its outcome open, `redact` removes the sign from a text.
+    a lost answer leaves its outcome open, `redact` removes the sign from a text, `lists` says what a list is of.
     """
 
     call: str
     changes_labels: bool
     redact: Callable[[str], str]
+    lists: str = "products"
 
     def change(self, reply: Reply) -> Answer:
         """The confirmation of a create or delete; raises a HipoinkError for anything else."""
@@ -82,15 +83,22 @@ class Judge:
         data = self._data(reply)
         if isinstance(data, list) and (not data or any(isinstance(row, dict) for row in data)):
             return [row if isinstance(row, dict) else {} for row in data]
-        raise self._error(RejectedError, reply, "did not answer with a list of products")
+        raise self._error(RejectedError, reply, f"did not answer with a list of {self.lists}")
 
     def count(self, reply: Reply) -> int:
         """The number in a count's answer."""
         data = self._data(reply)
-        count = _whole_number(data.get("count")) if isinstance(data, dict) else None
+        count = whole_number(data.get("count")) if isinstance(data, dict) else None
         if count is None or count < 0:
             raise self._error(RejectedError, reply, "did not answer with a count")
         return count
+
+    def fields(self, reply: Reply) -> dict[str, object]:
+        """An answer that is one object, whatever is in it."""
+        data = self._data(reply)
+        if not isinstance(data, dict):
+            raise self._error(RejectedError, reply, "did not answer with an object")
+        return data
 
     def no_connection(self, reason: str) -> TransientError:
         """The error for a request that never reached the server."""
@@ -174,10 +182,10 @@ def _decode_leniently(body: bytes) -> tuple[object, bool]:
 
 
 def _error_code(data: dict[str, object]) -> int | None:
-    return _whole_number(data.get("error_code"))
+    return whole_number(data.get("error_code"))
 
 
-def _whole_number(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """An int, or text that spells one; True and 0.0 are neither."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         return int(value)

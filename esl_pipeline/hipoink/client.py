@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,8 +16,8 @@ from pydantic import SecretStr
 from esl_pipeline.hipoink.answers import Answer, Judge, Reply
 from esl_pipeline.hipoink.errors import HipoinkError, NotSentError, TransientError, UnknownOutcomeError
 from esl_pipeline.hipoink.limiter import Call, Limiter
-from esl_pipeline.hipoink.paging import Page, Turns
-from esl_pipeline.hipoink.signing import LogRedaction, SigningTransport, redactor
+from esl_pipeline.hipoink.paging import Listing, Page, Turns, every_page
+from esl_pipeline.hipoink.signing import UNSIGNED, LogRedaction, SigningTransport, redactor
 from esl_pipeline.http import JSON_HEADERS, pause_before_retry, trusted
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ class HipoinkClient:
     def create(self, store_code: str, product: Mapping[str, object]) -> Answer:
         """Create or replace one product; `product` holds the request codes (`pc`, `pn`, `pp`, ...)."""
         (record,) = _records([product])
-        return self._post("product/create", store_code, record)
+        return self.post("product/create", store_code, record)
 
     def create_multiple(
         self, store_code: str, products: Sequence[Mapping[str, object]], call: Call | None = None
@@ -126,16 +127,16 @@ class HipoinkClient:
         The same record twice is sent once. Raises ValueError for an empty or "0" code, and for two
         different records with one code: which of them is right is not the client's to guess.
         """
-        return self._post("product/create_multiple", store_code, {"f1": _filled(_records(products))}, call)
+        return self.post("product/create_multiple", store_code, {"f1": _filled(_records(products))}, call)
 
     def del_multiple(self, store_code: str, codes: Sequence[str], call: Call | None = None) -> Answer:
         """Delete products by code; unknown codes are no failure. Labels bound to them are unbound."""
         once = list(dict.fromkeys(map(_code, codes)))
-        return self._post("product/del_multiple", store_code, {"f1": _filled(once)}, call)
+        return self.post("product/del_multiple", store_code, {"f1": _filled(once)}, call)
 
     def bind_task(self, store_code: str, call: Call | None = None) -> Answer:
         """Start the store's refresh queue: without auto-trigger its physical labels change only then."""
-        return self._post("esl/bind_task", store_code, {}, call)
+        return self.post("esl/bind_task", store_code, {}, call)
 
     def query(self, store_code: str, page: int, size: int) -> list[dict[str, object]]:
         """One page of the store's products, with response field names (`product_code`, ...); page from 1."""
@@ -143,19 +144,16 @@ class HipoinkClient:
 
     def query_page(self, store_code: str, page: int, size: int) -> Page:
         """The same, with what it cost."""
-        return self._get("product/query", store_code, {"f1": str(page), "f2": str(size)}, _page)
+        return self.get("product/query", store_code, {"f1": str(page), "f2": str(size)}, read_page)
 
     def query_count(self, store_code: str) -> int:
         """How many products the server holds for the store."""
-        return self._get("product/query_count", store_code, {}, Judge.count)
+        return self.get("product/query_count", store_code, {}, Judge.count)
 
     def query_with_code(self, store_code: str, codes: Sequence[str]) -> list[dict[str, object]]:
         """The rows of those of the codes that the store has. Older servers do not know this call (RejectedError)."""
         once = list(dict.fromkeys(map(_code, codes)))
-        judge = Judge(f"query_with_code for store {store_code}", False, self._redact)
-        body = orjson.dumps({"f1": _filled(once), **_common(store_code)})
-        request = self._http.build_request("POST", self._url("product/query_with_code"), content=body)
-        return self._tried(judge, request, Judge.rows)
+        return self.ask("product/query_with_code", store_code, {"f1": _filled(once)}, Judge.rows)
 
     def query_all(self, store_code: str, size: int = 200) -> Iterator[dict[str, object]]:
         """The rows of all pages (query_pages)."""
@@ -164,68 +162,72 @@ class HipoinkClient:
     def query_pages(self, store_code: str, size: int = 200) -> Iterator[list[dict[str, object]]]:
         """All rows of the store, once each, as the server has them; as many as it counts, or TransientError at the end.
 
-        They come as the server's pages hold them, of `size` rows at first, and of more as far as it goes (Turns).
-        Neither order nor page limits are documented: the server may cap the size, repeat pages, or shift rows while we
-        read. So the listing goes on until a page is empty or brings nothing new, and must then have reached the count
-        asked for at the start, or the one of the end. A row may still be missing, when it slipped from one page to
-        another while we read and a new one came. What tells rows apart is kept to the end: 100 bytes each.
+        They come as the server's pages hold them, of `size` rows at first, and of more as far as it goes (Turns);
+        what that is worth, every_page says.
         """
-        expected, count = self.query_count(store_code), 0
-        turns = Turns(size, most_bytes=self._max_answer_bytes, most_seconds=self._timeout_seconds / 4)
-        seen: dict[int, int] = {}
-        left = expected + 1
-        while left:
-            turns.next(expected - count)
-            page = self._turned(store_code, turns)
-            fresh, names = _new_rows(page.rows, seen)
-            is_whole = len(fresh) == len(page.rows) == turns.size
-            is_last = len(page.rows) < turns.size and count + len(fresh) >= expected
-            if turns.is_trial and not (is_whole or is_last):
-                turns.failed()
-                continue
-            left -= 1
-            seen |= names
-            count += len(fresh)
-            yield fresh
-            if not fresh or is_last:
-                break
-            turns.read(page, is_whole=is_whole)
-        if count < expected and count < (expected := self.query_count(store_code)):
-            raise TransientError(
-                f"query for store {store_code}: the listing ended after {count} of {expected} products."
-            )
+        listing = Listing(
+            called=f"query for store {store_code}",
+            of="products",
+            page=partial(self.query_page, store_code),
+            count=partial(self.query_count, store_code),
+            name_of=_name_of,
+        )
+        return every_page(listing, self.turns(size))
 
-    def _turned(self, store_code: str, turns: Turns) -> Page:
-        """The page whose turn it is; a trial that fails brings nothing."""
-        try:
-            return self.query_page(store_code, turns.number, turns.size)
-        except HipoinkError:
-            if not turns.is_trial:
-                raise
-            return Page([], 0, 0)
+    def turns(self, size: int, most_seconds: float | None = None) -> Turns:
+        """How the pages of a listing are turned here, of so many rows at first."""
+        seconds = self._timeout_seconds / 4 if most_seconds is None else most_seconds
+        return Turns(size, most_bytes=self._max_answer_bytes, most_seconds=seconds)
 
-    def _post(
+    # How any action is called; those of physical labels are in hipoink/devices.py.
+
+    def post(
         self, action: str, store_code: str, arguments: Mapping[str, object], call: Call | None = None
     ) -> Answer:
+        """Change something."""
         judge = Judge(_call(action, store_code), True, self._redact)
-        try:
-            body = orjson.dumps({**arguments, **_common(store_code)})
-        except orjson.JSONEncodeError as error:
-            raise ValueError(f"{judge.call}: a record cannot be written as JSON: {error}") from error
-        request = self._http.build_request("POST", self._url(action), content=body)
-        return self._tried(judge, request, Judge.change, call)
+        return self._tried(judge, self._posted(judge, action, store_code, arguments), Judge.change, call)
 
-    def _get(
+    def ask(
+        self,
+        action: str,
+        store_code: str,
+        arguments: Mapping[str, object],
+        read: Callable[[Judge, Reply], T],
+        call: Call | None = None,
+    ) -> T:
+        """Read something with a POST."""
+        judge = Judge(_call(action, store_code), False, self._redact)
+        return self._tried(judge, self._posted(judge, action, store_code, arguments), read, call)
+
+    def get(
         self,
         action: str,
         store_code: str,
         arguments: Mapping[str, str],
         read: Callable[[Judge, Reply], T],
+        call: Call | None = None,
     ) -> T:
+        """Read something."""
         judge = Judge(_call(action, store_code), False, self._redact)
         params = {**_common(store_code), **arguments}
         request = self._http.build_request("GET", self._url(action), params=params)
-        return self._tried(judge, request, read)
+        return self._tried(judge, request, read, call)
+
+    def get_of_server(self, path: str, read: Callable[[Judge, Reply], T], call: Call | None = None) -> T:
+        """Read what the server says to anybody, of no store: without the sign."""
+        judge = Judge(f"{path} of the label server", False, self._redact)
+        request = self._http.build_request("GET", f"{self._base_url}/api/{path}", extensions=UNSIGNED)
+        return self._tried(judge, request, read, call)
+
+    def _posted(
+        self, judge: Judge, action: str, store_code: str, arguments: Mapping[str, object]
+    ) -> httpx.Request:
+        try:
+            body = orjson.dumps({**arguments, **_common(store_code)})
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"{judge.call}: a record cannot be written as JSON: {error}") from error
+        return self._http.build_request("POST", self._url(action), content=body)
 
     def _url(self, action: str) -> str:
         return f"{self._base_url}/api/{quote(self._client_id, safe='')}/{action}"
@@ -343,25 +345,9 @@ def _code(code: object) -> str:
     return trimmed
 
 
-def _page(judge: Judge, reply: Reply) -> Page:
+def read_page(judge: Judge, reply: Reply) -> Page:
+    """A page of a listing, with what it cost."""
     return Page(judge.rows(reply), reply.duration_ms / 1000, len(reply.body))
-
-
-def _new_rows(
-    rows: Sequence[dict[str, object]], seen: Mapping[int, int]
-) -> tuple[list[dict[str, object]], dict[int, int]]:
-    """The rows that no earlier page had, as the server counts them, whatever their codes; and what is seen now of them.
-
-    `seen`: how often a page held what has this name; without a number of their own rows may be equal.
-    """
-    here: dict[int, int] = {}
-    fresh = []
-    for row in rows:
-        name = _name_of(row)
-        here[name] = times = here.get(name, 0) + 1
-        if times > seen.get(name, 0):
-            fresh.append(row)
-    return fresh, {name: max(times, seen.get(name, 0)) for name, times in here.items()}
 
 
 def _name_of(row: Mapping[str, object]) -> int:

@@ -19,10 +19,12 @@ class Call:
 
     `hindrance` says why it shall not be made after all, if so; it is asked while the call waits and before it begins.
     `recorded_as`: under which id what comes of it is recorded in the buffer, which tells of its end as well.
+    `is_background`: no price waits for it, so it waits for prices, and has a small share of the pace.
     """
 
     hindrance: Callable[[], str | None] = _nothing
     recorded_as: str | None = None
+    is_background: bool = False
 
 
 class Limiter(Protocol):

@@ -1,6 +1,9 @@
-"""Which page of a listing is asked for next, and how large: as large as the server gives without slowing down."""
+"""Listings page by page: which page is asked for next, how large, and when all of it was read."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from esl_pipeline.hipoink.errors import HipoinkError, TransientError
 
 LARGEST_PAGE = 2_000
 # A larger page may take three times as long as the one before it; below this nobody can tell a slow server from a busy
@@ -8,13 +11,18 @@ LARGEST_PAGE = 2_000
 _SLOWER = 3.0
 _QUICK_SECONDS = 0.1
 _SMALLEST_CAP = 10
+# An exact list that grows beyond what was counted by so much, or where nothing was counted, has no end.
+_MOST_MORE, _MOST_UNCOUNTED = 10_000, 2_000_000
+
+
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Page:
     """Rows of a listing, and what their answer has cost."""
 
-    rows: list[dict[str, object]] = field(repr=False)
+    rows: list[Row] = field(repr=False)
     seconds: float
     bytes: int
 
@@ -79,3 +87,85 @@ class Turns:
 
     def _turn_by(self, size: int) -> None:
         self.number, self.size = self._rows_before // size + 1, size
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list that a server gives in pages.
+
+    called, of: for messages ("query for store 001", "products"). page: asks for one of this number and size. count: how
+    many rows the server counts now; None: it does not say (of an exact one). name_of: a hash of what tells a row from
+    others. is_exact: conclusions rest on what is not in it, so a count that is too small ends it no more than a short
+    page does.
+    """
+
+    called: str
+    of: str
+    page: Callable[[int, int], Page]
+    count: Callable[[], int | None]
+    name_of: Callable[[Row], int]
+    is_exact: bool = False
+
+
+def every_page(listing: Listing, turns: Turns) -> Iterator[list[Row]]:
+    """All rows, once each, as the server has them; as many as it counts, or TransientError at the end.
+
+    Neither order nor page limits are documented: the server may cap the size, repeat pages, or shift rows while we
+    read. So the listing goes on until a page is empty or brings nothing new, and must then have reached the count
+    asked for at the start, or the one of the end. A row may still be missing, when it slipped from one page to
+    another while we read and a new one came. What tells rows apart is kept to the end: 100 bytes each.
+    """
+    expected, count = listing.count(), 0
+    seen: dict[int, int] = {}
+    left = (expected or 0) + 1
+    while left or listing.is_exact:
+        turns.next(LARGEST_PAGE if expected is None else expected - count)
+        page = _turned(listing, turns)
+        fresh, names = _new_rows(page.rows, seen, listing.name_of)
+        is_whole = len(fresh) == len(page.rows) == turns.size
+        is_last = len(page.rows) < turns.size and _is_reached(listing, count + len(fresh), expected)
+        if turns.is_trial and not (is_whole or is_last):
+            turns.failed()
+            continue
+        left -= 1
+        seen |= names
+        count += len(fresh)
+        yield fresh
+        if not fresh or is_last:
+            break
+        turns.read(page, is_whole=is_whole)
+        if listing.is_exact and count > (2 * expected + _MOST_MORE if expected else _MOST_UNCOUNTED):
+            raise TransientError(f"{listing.called}: the listing of {listing.of} did not end after {count}.")
+    if expected is not None and count < expected and count < (expected := listing.count() or 0):
+        raise TransientError(f"{listing.called}: the listing ended after {count} of {expected} {listing.of}.")
+
+
+def _is_reached(listing: Listing, count: int, expected: int | None) -> bool:
+    return count == expected or (expected is not None and count > expected and not listing.is_exact)
+
+
+def _turned(listing: Listing, turns: Turns) -> Page:
+    """The page whose turn it is; a trial that fails brings nothing."""
+    try:
+        return listing.page(turns.number, turns.size)
+    except HipoinkError:
+        if not turns.is_trial:
+            raise
+        return Page([], 0, 0)
+
+
+def _new_rows(
+    rows: Sequence[Row], seen: Mapping[int, int], name_of: Callable[[Row], int]
+) -> tuple[list[Row], dict[int, int]]:
+    """The rows that no earlier page had, as the server counts them, whatever their codes; and what is seen now of them.
+
+    `seen`: how often a page held what has this name; without a number of their own rows may be equal.
+    """
+    here: dict[int, int] = {}
+    fresh = []
+    for row in rows:
+        name = name_of(row)
+        here[name] = times = here.get(name, 0) + 1
+        if times > seen.get(name, 0):
+            fresh.append(row)
+    return fresh, {name: max(times, seen.get(name, 0)) for name, times in here.items()}

@@ -17,6 +17,8 @@ import orjson
 from pydantic import SecretStr
 
 REDACTED = "[sign]"
+# The extension of a request that goes without it.
+UNSIGNED = {"esl_unsigned": True}
 
 # httpcore logs answer headers at DEBUG, and a redirect's Location repeats the URL that was asked for.
 _LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
@@ -47,14 +49,15 @@ def _with_any_escaping(spelling: str) -> str:
 
 
 class SigningTransport(httpx.BaseTransport):
-    """Sends what it is given, with the sign added: to a GET's query, to a POST's JSON object."""
+    """Sends what it is given, with the sign added (unless UNSIGNED): to a GET's query, to a POST's JSON object."""
 
     def __init__(self, sign: SecretStr, inner: httpx.BaseTransport) -> None:
         self._sign = sign
         self._inner = inner
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return self._inner.handle_request(self._signed(request))
+        signed = request if "esl_unsigned" in request.extensions else self._signed(request)
+        return self._inner.handle_request(signed)
 
     def close(self) -> None:
         self._inner.close()

@@ -21,10 +21,13 @@ Label = dict[str, Any]
 def build_label(variant: Mapping[str, Any], policy: Policy, shop_currency: str | None = None) -> Label:
     """The label of a valid variant (a row as attributes_of takes it). Pure: the same input gives the same label."""
     said = attributes_of(variant, policy, shop_currency)
-    return label_from(said, policy.title.render(said), variant.get("image_url"), policy)
+    title, scene = policy.title.render(said), scene_of(variant, said, policy)
+    return label_from(said, title, variant.get("image_url"), policy, scene)
 
 
-def label_from(said: Attributes, title: str, image_url: str | None, policy: Policy) -> Label:
+def label_from(
+    said: Attributes, title: str, image_url: str | None, policy: Policy, scene: int | None = None
+) -> Label:
     """The label of these attributes; the title is cut, and what no label can show of other fields. Every field of ours
     is sent every time, "" clears it (hipoink-api.md 12.10)."""
     label: Label = {
@@ -42,7 +45,26 @@ def label_from(said: Attributes, title: str, image_url: str | None, policy: Poli
             label.setdefault(name, {})[key] = fitted(template.render(said), FIELD_LENGTH)
     if policy.stock_field != "none":
         label[policy.stock_field] = said["stock"]
+    if scene is not None:
+        label["promotion"] = scene
     return label
+
+
+def scene_of(variant: Mapping[str, Any], said: Attributes, policy: Policy) -> int | None:
+    """The scene of its template that a label shows under the policy; None: the policy says nothing of it.
+
+    variant: with cut_days, how many whole days ago its price was cut, None where the last change was none.
+    """
+    promotion = policy.promotion
+    if promotion is None:
+        return None
+    days = variant.get("cut_days")
+    shows = {
+        "always": True,
+        "compare_at": said["compare_at_price"] != "",
+        "price_cut": days is not None and days < promotion.days,
+    }
+    return promotion.scene if shows[promotion.when] else promotion.otherwise
 
 
 def image_is_allowed(url: str, policy: Policy) -> bool:

@@ -17,6 +17,8 @@ from esl_pipeline.labels.codes import NUMBER_ARTEFACT, ZERO
 from esl_pipeline.labels.policy import Policy
 
 CODE_PATTERN = r"[0-9A-Za-z._-]{1,32}"
+# With which the codes of probes begin, in any case; esl.is_reserved says the same.
+RESERVED = "ESLPROBE"
 STATUSES = ("active", "draft", "archived", "unlisted")
 # Stands where a source sent NUL or half a surrogate pair, which text columns cannot hold.
 UNREADABLE = "\ufffd"
@@ -117,6 +119,14 @@ _RULES = [
         lambda s: ~s.str.fullmatch(NUMBER_ARTEFACT),
         "the code is a number that a spreadsheet has rewritten (4006381333931.0, 4.00638E12)",
         "enter the digits under the bars again, in a column of text",
+    ),
+    Rule(
+        "code_reserved",
+        "error",
+        "code",
+        lambda s: ~s.str.upper().str.startswith(RESERVED),
+        f"codes that begin with {RESERVED} are for the labels that measure (esl-pipeline probe)",
+        "give the variant a code of its own",
     ),
     Rule(
         "code_zero",

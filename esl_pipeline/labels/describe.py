@@ -1,4 +1,4 @@
-"""The policy as a table for people: what `stores policy` prints and the README shows."""
+"""The policy as a table for people: what `stores policy` prints and docs/configuration.md shows."""
 
 import json
 from typing import Any, Literal, NamedTuple, get_args, get_origin

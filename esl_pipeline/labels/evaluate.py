@@ -1,6 +1,6 @@
 """From variants and a store's policy to labels: published, held back, kept, blanked or withdrawn."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -19,24 +19,23 @@ from esl_pipeline.labels.attributes import (
     compare_at_is_proven,
     is_too_fine,
 )
-from esl_pipeline.labels.build import Label, canonical_json, label_from, label_hash
+from esl_pipeline.labels.build import Label, canonical_json, label_from, label_hash, scene_of
 from esl_pipeline.labels.lengths import cut_fields, cut_texts
 from esl_pipeline.labels.needs import unsaid_needs
 from esl_pipeline.labels.policy import Policy
 from esl_pipeline.labels.unit_price import Measurement, measurement_of
+from esl_pipeline.model.records import columns_of, frame_of, records
 from esl_pipeline.model.rows import FINDINGS, LABELS
 
 State = Literal["publish", "held", "kept", "blank", "withdrawn"]
+
+_NO_FINDINGS = frame_of(columns_of((), FINDINGS.names), FINDINGS.dtypes)
 
 _KEYS = ["source_store_id", "variant_id", "revision"]
 
 _LEAVING: Mapping[str, State] = {"remove": "withdrawn", "keep": "kept", "blank": "blank"}
 # Shopify marks gift cards in the Admin API only; webhooks show them by the type that Shopify gives them.
 _GIFT_CARD_TYPES = ("gift card", "gift cards", "gift_card", "gift_cards")
-
-
-# Rows are taken out of the frame this many at a time: all of them as dicts would be several times its size.
-_ROWS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _read(
 ) -> None:
     """As read, behind what was read before."""
     doubled = variants["variant_id"].duplicated(keep=False)
-    for position, (row, is_doubled) in enumerate(zip(_rows(variants), doubled, strict=True), len(outcomes)):
+    for position, (row, is_doubled) in enumerate(zip(records(variants), doubled, strict=True), len(outcomes)):
         state = _state(row, store.policy)
         if state != "publish":
             outcomes.append(Outcome(state))
@@ -117,32 +116,37 @@ def _read(
         _unpack(row, store.mapping_id)
         said = attributes_of(row, store.policy, store.shop_currency)
         title = store.policy.title.render(said)
-        label = label_from(said, title, row["image_url"], store.policy)
+        scene = scene_of(row, said, store.policy)
+        label = label_from(said, title, row["image_url"], store.policy, scene)
         facts[position] = _facts(row | {"is_doubled": is_doubled}, said, title, label, store)
         outcomes.append(_published(row, label, facts[position].code_kind, store.policy))
 
 
 def _frame_of(facts: Mapping[int, checks.Facts]) -> pd.DataFrame:
-    frame = pd.DataFrame(list(facts.values()), index=list(facts), columns=list(checks.FACTS))
-    return frame.astype(checks.FACTS)
+    return frame_of(columns_of(facts.values(), checks.FACTS), checks.FACTS, index=list(facts))
 
 
 def to_frames(
     variants: pd.DataFrame, store: Store, outcomes: Sequence[Outcome], found: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The frames of evaluate_together. In: what `read` and schema.findings returned; an error holds a variant back."""
-    errors = found[found["level"] == "error"]
-    held, codeless = set(errors["row"]), set(errors.loc[errors["check_name"].isin(checks.CODE_RULES), "row"])
-    ends = [
-        _held(outcome, has_code=position not in codeless) if position in held else outcome
-        for position, outcome in enumerate(outcomes)
-    ]
-    labels = pd.DataFrame(ends, columns=list(Outcome._fields), dtype="str", index=variants.index)
-    labels = pd.concat([variants[[*_KEYS, "source_system", "event_ids"]], labels], axis=1)
-    labels = labels.assign(mapping_id=store.mapping_id, store_code=store.code)
+    ends = list(outcomes)
+    errors = found[found["level"] == "error"] if len(found) else found
+    codeless = set(errors.loc[errors["check_name"].isin(checks.CODE_RULES), "row"]) if len(errors) else ()
+    for position in set(errors["row"]):
+        ends[position] = _held(ends[position], has_code=position not in codeless)
+    same = {"mapping_id": store.mapping_id, "store_code": store.code}
+    columns = columns_of(ends, Outcome._fields) | {
+        name: variants[name] if name in variants else [same[name]] * len(variants)
+        for name in LABELS.names
+        if name not in Outcome._fields
+    }
+    labels = frame_of(columns, LABELS.dtypes)
+    if found.empty:
+        return labels, _NO_FINDINGS.copy(deep=False)
     owners = variants[_KEYS].iloc[found["row"]].reset_index(drop=True)
     findings = pd.concat([owners, found], axis=1).assign(mapping_id=store.mapping_id)
-    return labels[LABELS.names].reset_index(drop=True), findings[FINDINGS.names]
+    return labels, findings[FINDINGS.names]
 
 
 def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -158,27 +162,14 @@ def held_back(variants: pd.DataFrame, store: Store, value: str) -> tuple[pd.Data
     return to_frames(variants, store, [Outcome("held")] * len(variants), found)
 
 
-def _rows(variants: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The rows by column name, null as None."""
-    names = [str(name) for name in variants.columns]
-    for start in range(0, len(variants), _ROWS_AT_ONCE):
-        part = variants.iloc[start : start + _ROWS_AT_ONCE]
-        columns = [_values(part[name]) for name in names]
-        for values in zip(*columns, strict=True):
-            yield dict(zip(names, values, strict=True))
-
-
-def _values(column: "pd.Series[Any]") -> Any:
-    return column.to_numpy(dtype=object, na_value=None)  # type: ignore[call-overload] # the stubs know no None
-
-
 def _unpack(row: dict[str, Any], mapping_id: str) -> None:
-    """Make a row what attributes_of takes, with the prices of our own labels: shown_price, prior_price."""
+    """Make a row what attributes_of takes, with the prices of our own labels: shown_price, prior_price, cut_days."""
     ours = _object(_object(row["history"]).get(mapping_id))
     row["stock"] = _object(row["stock"])
     row["unit_price_measurement"] = _measurement(row["unit_price_measurement"])
     row["shown_price"] = _price_or_none(ours.get("shown"))
     row["prior_price"] = _price_or_none(ours.get("prior"))
+    row["cut_days"] = days if type(days := ours.get("cut_days")) is int else None
 
 
 def _object(value: object) -> Mapping[str, Any]:

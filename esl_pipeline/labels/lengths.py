@@ -51,7 +51,7 @@ def cut_fields(label: Mapping[str, Any]) -> list[str]:
     for name, value in label.items():
         if isinstance(value, dict):
             found += [f"{name}.{key}" for key in cut_fields(value)]
-        elif len(value) == FIELD_LENGTH and is_cut(value, FIELD_LENGTH):
+        elif isinstance(value, str) and len(value) == FIELD_LENGTH and is_cut(value, FIELD_LENGTH):
             found.append(name)
     return found
 

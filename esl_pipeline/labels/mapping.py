@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from esl_pipeline.labels.lengths import FIELD_LENGTH, fitted
-from esl_pipeline.labels.policy import Policy
+from esl_pipeline.labels.policy import Policy, said_of
 from esl_pipeline.model.shop import Shop
 
 
@@ -63,7 +63,7 @@ class StoreMapping:
 def _in_words(error: ValidationError) -> str:
     """Each wrong setting with what is wrong with it."""
     words = "; ".join(
-        f"{'.'.join(map(str, wrong['loc'])) or 'settings'}: {wrong['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(map(str, wrong['loc'])) or 'settings'}: {said_of(wrong, wrong['loc'])}"
         for wrong in error.errors(include_url=False, include_input=False, include_context=False)
     )
     return fitted(words, 4 * FIELD_LENGTH)

@@ -1,8 +1,9 @@
 """A store's policy: the choices a shopkeeper may make differently. Kept in the mapping's settings."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
 from iso4217 import Currency
@@ -31,6 +32,12 @@ Name = Annotated[
 ]
 Names = Annotated[tuple[Name, ...], Field(max_length=1_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
+Scene = Annotated[int, Field(ge=1, le=4)]
+Hours = Annotated[
+    str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")
+]
+# A client in production calls a label's battery low from there on, a fifth of what it can hold.
+LOW_BATTERY_MV = 2_660
 # Fits what SQL reads these numbers as (esl.policy_number), and is as good as no limit.
 _MOST = 1_000_000_000
 
@@ -38,6 +45,21 @@ ColumnName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=
 TemplateText = Annotated[str, StringConstraints(max_length=500)]
 # The label server takes prices there, so nothing but a price may be bound to them.
 PriceText = Literal["", "{price}", "{compare_at_price}", "{unit_price}"]
+
+
+def said_of(wrong: Mapping[str, Any], loc: Sequence[int | str]) -> str:
+    """What pydantic found wrong at this place of a policy, in words; of a name that there is not, the one that was
+    meant."""
+    if wrong["type"] != "extra_forbidden":
+        return str(wrong["msg"]).removeprefix("Value error, ")
+    model: Any = Policy
+    for part in loc[:-1]:
+        kinds = (model.model_fields[part].annotation,) if part in getattr(model, "model_fields", {}) else ()
+        kinds = tuple(kind for one in kinds for kind in (one, *get_args(one)))
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    close = difflib.get_close_matches(str(loc[-1]), getattr(model, "model_fields", {}), 1, 0.7)
+    hint = f": did you mean {close[0]}?" if close else ", see `esl-pipeline stores policy`"
+    return f"is no setting of a policy{hint}"
 
 
 class _Strict(BaseModel):
@@ -122,6 +144,18 @@ class RaiseWindow(_Strict):
         return value
 
 
+class Promotion(_Strict):
+    """Which scene of its template a label shows (1 to 4), and when; else `otherwise`.
+
+    always; compare_at: while it shows a compare-at price; price_cut: for so many days after its price was cut.
+    """
+
+    scene: Scene
+    when: Literal["always", "compare_at", "price_cut"] = "always"
+    days: Annotated[int, Field(ge=1, le=90)] = 14
+    otherwise: Scene = 1
+
+
 class Columns(_Strict):
     """Which column of a shop's files says what, by its name; what is not named is found by the usual names."""
 
@@ -200,11 +234,20 @@ class Policy(_Strict):
     require_published: bool = Field(default=False, description="Only products published in the online store.")
     on_delete: Leaving = Field(
         default="remove",
-        description="A deleted product's label: remove (unbinds the tag), keep, or blank (name '-', price 0.00, "
-        "for the label server demands both).",
+        description="A deleted product's label: remove (unbinds the tag, after unbind_grace_hours), keep, or blank "
+        "(name '-', price 0.00, for the label server demands both).",
     )
     on_unpublish: Leaving = Field(
         default="remove", description="The same for one that is no longer on the shelf (statuses)."
+    )
+    unbind_grace_hours: Annotated[int, Field(ge=0, le=8_760)] = Field(
+        default=24,
+        description="How long a removal waits that would unbind physical labels (or may, where that is not known), so "
+        "that a product that comes back finds them bound; 0: not at all.",
+    )
+    during_grace: Literal["blank", "keep"] = Field(
+        default="blank",
+        description="What such a label shows meanwhile: blank (name '-', price 0.00), or keep (what it showed last).",
     )
     exclude: Exclude = Field(default=Exclude(), description="What has no label here; its labels are removed.")
     stock_field: Literal["none", "kc", "qty"] = Field(
@@ -221,6 +264,12 @@ class Policy(_Strict):
     fields: Fields = Field(
         default=Fields(),
         description="Other label fields and their templates: pi, ps, pu, vp, pop, po, pm, pqr, f1 to f16, extend.",
+    )
+    promotion: Promotion | None = Field(
+        default=None,
+        description="The scene of its template that a label shows, 1 to 4: a number, or scene, when (always, "
+        "compare_at: while it shows a compare-at price, price_cut: for `days` after one), days and otherwise. "
+        "Default: not sent.",
     )
     raise_window: RaiseWindow | None = Field(
         default=None,
@@ -246,6 +295,57 @@ class Policy(_Strict):
         default="after_push",
         description="Tell the label server to refresh the store's labels after pushes (`esl/bind_task`), or never.",
     )
+    refresh_seconds: Annotated[int, Field(ge=1, le=3_600)] = Field(
+        default=20,
+        description="How long after the first label of a burst the refresh follows at the latest; sooner once all are "
+        "pushed, and for prices that rise.",
+    )
+    refresh_minutes: Annotated[int, Field(ge=1, le=10_080)] = Field(
+        default=15,
+        description="Within how many minutes of its push a physical label is expected to show it, outside sleep_hours.",
+    )
+    sleep_hours: Hours | None = Field(
+        default=None,
+        description="When physical labels sleep and show nothing new, in the shop's time, e.g. 22:00-06:00.",
+    )
+    templates_show_price: bool = Field(
+        default=False,
+        description="Somebody has seen that every template in use shows the price. Else only labels that somebody has "
+        "seen (`esl-pipeline labels seen`) are called refreshed: no call tells what a template shows.",
+    )
+    low_battery_mv: Annotated[int, Field(ge=1_000, le=10_000)] = Field(
+        default=LOW_BATTERY_MV,
+        description="A battery below so many mV is low, and its label not counted as reachable.",
+    )
+    max_low_battery_pct: Percent = Field(
+        default=5, description="A larger share of labels with low batteries fails the asset check batteries."
+    )
+    max_unreachable_pct: Percent = Field(
+        default=5,
+        description="A larger share of labels that the label server does not reach fails labels_reachable.",
+    )
+    max_pass_age_minutes: Annotated[int, Field(ge=1, le=10_080)] = Field(
+        default=60,
+        description="Where the store's labels were read longer ago, none counts as reachable, and labels_reachable "
+        "fails.",
+    )
+    max_unbound_pct: Percent = Field(
+        default=10,
+        description="A larger share of the store's labels that hang without a product of a shop fails bindings.",
+    )
+    max_without_label_pct: Percent = Field(
+        default=100, description="A larger share of products without a label fails bindings."
+    )
+    max_late_pct: Percent = Field(
+        default=5,
+        description="A larger share of labels that should show something else for longer than refresh_minutes fails "
+        "shelf_is_fresh, as one such price rise does.",
+    )
+    probe_label: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,100}$")] | None = Field(
+        default=None,
+        description="Code of a physical label that is dedicated to measuring, four times a day, how long it takes "
+        "until a change is shown (`esl-pipeline probe`).",
+    )
     columns: Columns = Field(
         default=Columns(),
         description="For files: names of their columns, e.g. columns.price=VK-Preis; all stores of a shop the same.",
@@ -259,6 +359,18 @@ class Policy(_Strict):
     @classmethod
     def _one_or_more(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("promotion", mode="before")
+    @classmethod
+    def _scene(cls, value: object) -> object:
+        return {"scene": value} if type(value) is int else value
+
+    @field_validator("sleep_hours")
+    @classmethod
+    def _sleeps(cls, value: str | None) -> str | None:
+        if value is not None and value[:5] == value[6:]:
+            raise ValueError("sleep_hours: its begin and its end are the same")
+        return value
 
     @field_validator("title_template")
     @classmethod
@@ -275,6 +387,8 @@ class Policy(_Strict):
         shows_stock = self.stock_field != "none" or "stock" in self.used_attributes
         if shows_stock and self.location_id is None:
             raise ValueError("location_id: needed to show stock; that of several locations is never summed")
+        if self.promotion and self.promotion.when == "compare_at" and self.show_compare_at == "never":
+            raise ValueError("show_compare_at: needed for a promotion while a label shows a compare-at price")
         shows_unit_price = bool(_UNIT_PRICE & self.used_attributes)
         if shows_unit_price and self.unit_price_mode == "off":
             raise ValueError("unit_price_mode: needed where a field shows {unit_price} or {unit_price_per}")

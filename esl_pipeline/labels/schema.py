@@ -7,7 +7,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from esl_pipeline.labels.checks import FACTS, RULES, Rule, level_of
+from esl_pipeline.labels.checks import FACTS, RULES, level_of
 from esl_pipeline.labels.policy import Policy
 
 _FOUND = {
@@ -20,6 +20,9 @@ _FOUND = {
     "action": "str",
 }
 
+_NOTHING = pd.DataFrame(columns=list(_FOUND)).astype(_FOUND)
+
+_FEW = 8
 
 TOLD = {"source": "the shop", "how_to_read": "set what opens it"}
 """What stands for the names in a rule's words where nothing is known of the source."""
@@ -30,16 +33,31 @@ def schema_for(policy: Policy, facts: pd.DataFrame) -> pa.DataFrameSchema | None
 
     What all rows fulfil is not in it: pandera asks 3 ms for each check of whatever size, a comparison takes 0.1.
     """
-    broken = tuple(rule.name for rule in RULES.values() if rule.applies(policy) and not _holds(rule, facts))
+    values = {str(name): frozenset(facts[name].tolist()) for name in facts.columns}
+    broken = tuple(
+        rule.name
+        for rule in RULES.values()
+        if rule.applies(policy) and not _holds(rule.name, values[rule.checked])
+    )
     return _schema_of(broken) if broken else None
 
 
-def _holds(rule: Rule, facts: pd.DataFrame) -> bool:
-    """Whether all rows fulfil the rule; not where it raises: pandera tells that."""
+def _holds(rule: str, values: frozenset[str | bool]) -> bool:
+    """Whether all these values fulfil the rule. What was asked of few is remembered, as most facts have few: yes or no,
+    mostly nothing. Of many it is not: titles and codes would be kept as long as the process lives."""
+    return _known(rule, values) if len(values) <= _FEW else _is_right(rule, values)
+
+
+def _is_right(rule: str, values: frozenset[str | bool]) -> bool:
+    """Not where it raises: pandera tells that."""
+    checked = RULES[rule].checked
     try:
-        return bool(rule.right(facts[rule.checked]).all())
+        return bool(RULES[rule].right(pd.Series(list(values), dtype=FACTS[checked])).all())
     except Exception:
         return False
+
+
+_known = lru_cache(maxsize=5_000)(_is_right)
 
 
 @lru_cache  # a schema takes as long to make as many of its checks, and policies turn few rules on or off
@@ -72,7 +90,7 @@ def findings(facts: pd.DataFrame, policy: Policy, told: Mapping[str, str] = TOLD
         unknown = found.loc[found["check"].eq("not_said"), "index"]
         found = found[found["check"].eq("not_said") | ~found["index"].isin(unknown)]
     else:
-        return pd.DataFrame(columns=list(_FOUND)).astype(_FOUND)
+        return _NOTHING.copy(deep=False)
     per_rule = []
     for name, rows in found.groupby("check", sort=True)["index"]:
         rule = RULES[str(name)]

@@ -12,8 +12,8 @@ from esl_pipeline.settings import Settings
 
 DATABASE = "esl"
 # The logins of our processes on the embedded Postgres, and the groups that they belong to (functions/access.sql).
-RECEIVER, PIPELINE = "up_receiver", "up_pipeline"
-_LOGINS = {RECEIVER: ("esl_receiver", "esl_admin"), PIPELINE: ("esl_pipeline",)}
+RECEIVER, PIPELINE, OPERATOR = "up_receiver", "up_pipeline", "up_operator"
+_LOGINS = {RECEIVER: ("esl_receiver", "esl_admin"), PIPELINE: ("esl_pipeline",), OPERATOR: ("esl_admin",)}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ nothing is left behind however this process ends.
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from importlib import resources
 from types import TracebackType
 from typing import Self
 
@@ -28,8 +27,10 @@ from esl_pipeline.addresses import is_loopback
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.commands.shopify import first_day
 from esl_pipeline.connections import open_buffer
+from esl_pipeline.environment import SettingsError
 from esl_pipeline.local.databases import (
     DATABASE,
+    OPERATOR,
     PIPELINE,
     RECEIVER,
     dagster_url,
@@ -37,8 +38,11 @@ from esl_pipeline.local.databases import (
     prepare_database,
 )
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.log_files import keep_small
+from esl_pipeline.local.one_up import OneUp, unusable_home
 from esl_pipeline.local.parts import Part, StackError
 from esl_pipeline.local.postgres import EmbeddedPostgres
+from esl_pipeline.local.schedules import refused_crons
 from esl_pipeline.local.variables import (
     CONNECTIONS,
     DEVELOPMENT_ENV,
@@ -49,9 +53,11 @@ from esl_pipeline.local.variables import (
     write_private,
 )
 from esl_pipeline.local.webserver import Webserver
+from esl_pipeline.model.shop import shop_key
 from esl_pipeline.sandbox.shopify.oauth import CLIENT_ID
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline.settings import Settings, every_field, load_settings
+from esl_pipeline.secret_files import from_files
+from esl_pipeline.settings import Settings, every_field, load_settings, secret_names
 from esl_pipeline.sources.secrets import keys_for
 from esl_pipeline.sources.shopify.connect import Line, NotConnectedError
 from esl_pipeline.sources.shopify.settings import ShopifySettings
@@ -99,12 +105,15 @@ class Stack:
         self._home = settings.esl_home.absolute()
         self._parts: list[Part] = []
         self._postgres: Part | None = None
+        self._one_up = OneUp(self._home)
         self._owns_buffer = False
         self._logins: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         self.urls = Urls("", "", None, None)
         self.mapped: str | None = None
         """What `up` has mapped by itself, as a sentence."""
+        self.to_fill: str | None = None
+        """The shop (its key) whose store is new and empty."""
 
     @property
     def settings(self) -> Settings:
@@ -141,12 +150,13 @@ class Stack:
             part.check()
 
     def keep_up(self, say: Callable[[str], None]) -> None:
-        """Start again what has ended by itself, and tell that; to be called every second or so.
+        """Start again what has ended by itself, and tell that; keep the logs small. To be called every second or so.
 
         Raises StackError when a part does not stay up.
         """
         for part in self._all():
             part.keep_up(say)
+        keep_small(self._home)
 
     def stop(self) -> None:
         """Stop the parts together, Postgres last."""
@@ -158,13 +168,20 @@ class Stack:
             self._postgres = None
         if self.urls.receiver:  # else it is another stack's that runs on this home
             (self._home / RUNNING).unlink(missing_ok=True)
+        self._one_up.give_back()
 
     def _all(self) -> list[Part]:
         """Every part, Postgres first: the others need it."""
         return [*([self._postgres] if self._postgres else []), *self._parts]
 
     def _start(self) -> None:
-        self._home.mkdir(parents=True, exist_ok=True)
+        try:
+            self._home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError([unusable_home(self._home, error)]) from None
+        self._one_up.take()
+        if problems := refused_crons(self._settings):
+            raise SettingsError(problems)
         receiver, ui = _port("receiver", self._ports.receiver), _port("ui", self._ports.ui)
         own_labels = not self._settings.label_servers
         labels = _port("labels", self._ports.labels) if own_labels else None
@@ -174,7 +191,13 @@ class Stack:
             and self._settings.app_environment != "production"
         )
         shop = _port("shop", self._ports.shop) if own_shop else None
-        self.environment = {**os.environ, **self._development_secrets(), "ESL_HOME": str(self._home)}
+        in_files, _ = from_files(secret_names())  # what was wrong with them, the settings have said
+        self.environment = {
+            **os.environ,
+            **in_files,
+            **self._development_secrets(),
+            "ESL_HOME": str(self._home),
+        }
         self._tell_sandboxes_where(receiver, own_shop=own_shop)
         self._start_databases()
         if own_labels:
@@ -184,8 +207,9 @@ class Stack:
                 "label server",
                 *("esl_pipeline.sandbox.label_server.server", "--port", str(labels)),
                 *("--data", data, "--client-id", client_id),
-                # The harder case: nothing is on a label before the pipeline says so.
-                "--no-auto-trigger",
+                # The harder case: nothing is on a label before the pipeline says so. The labels are devices, which
+                # people bind to what is new, and which look for their picture every second.
+                *("--no-auto-trigger", "--staff", "--poll-seconds", "1"),
                 HIPOINK_API_SECRET=self.settings.hipoink_sign.get_secret_value(),
                 ESL_HOST_NAMES=self._settings.esl_host_names or "",
             )
@@ -200,6 +224,8 @@ class Stack:
             self._start_shop(shop)
             self._connect_shop(mapped=own_labels and self._owns_buffer)
         self._say("Dagster")
+        if self._settings.esl_dagster_url is None:
+            self.environment["ESL_DAGSTER_URL"] = f"http://{_ADDRESS}:{ui}"
         self._start_dagster(ui)
         self.urls = Urls(
             receiver=f"http://{_ADDRESS}:{receiver}",
@@ -210,6 +236,7 @@ class Stack:
         self._wait_until_ready()
         names = (*CONNECTIONS, *(SHOP_CONNECTIONS if own_shop else ()))
         write_private(self._home / RUNNING, {n: self.environment[n] for n in names if n in self.environment})
+        self._one_up.tell(asdict(self.urls))
 
     def _start_databases(self) -> None:
         self._owns_buffer = self._settings.esl_database_url is None and self._settings.supabase_url is None
@@ -223,7 +250,9 @@ class Stack:
                 self.environment["ESL_DATABASE_URL"] = postgres.dsn(DATABASE)
                 migrate(postgres.dsn(DATABASE))
                 make_logins(postgres)
-                self._logins = {name: postgres.dsn(DATABASE, user=name) for name in (RECEIVER, PIPELINE)}
+                self._logins = {
+                    name: postgres.dsn(DATABASE, user=name) for name in (RECEIVER, PIPELINE, OPERATOR)
+                }
                 with psycopg.connect(postgres.dsn(DATABASE)) as connection:
                     connection.execute("select esl.release_claims()")
             if own_storage:
@@ -273,6 +302,7 @@ class Stack:
             if done.is_new and done.mapping:
                 first_day.live(buffer, done.mapping, by=_BY)
                 name = DOMAIN.partition(".")[0]
+                self.to_fill = shop_key(done.mapping)
                 self.mapped = (
                     f"no shop was mapped: {DOMAIN} feeds store {_STORE} now, live, by\n"
                     f"  esl-pipeline shopify connect {name} --store {_STORE}"
@@ -286,12 +316,9 @@ class Stack:
         home = self._home / "dagster"
         is_new, is_ours = not home.exists(), self._settings.esl_dagster_database_url is None
         home.mkdir(exist_ok=True)
-        instance = Path(__file__).parents[2] / "dagster.yaml"
-        if not instance.exists():
-            raise StackError(
-                f"{instance} is missing: run `esl-pipeline up` from a checkout of the repository"
-            )
-        shutil.copyfile(instance, home / "dagster.yaml")
+        (home / "dagster.yaml").write_bytes(
+            resources.files("esl_pipeline.local").joinpath("dagster.yaml").read_bytes()
+        )
         self.environment |= {"DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         if is_ours and is_new:
             # Alone, for it makes Dagster's tables: of two processes that make them at once one ends with an error.
@@ -306,7 +333,9 @@ class Stack:
             "code server",
             *("dagster", "api", "grpc", "--module-name", "esl_pipeline.definitions"),
             *("--host", _ADDRESS, "--port", str(code), "--location-name", "esl_pipeline"),
-            **self._login(PIPELINE),
+            # Until our code is loaded, which sees to the log, and then to its level too.
+            *("--log-level", "warning"),
+            **(self._login(PIPELINE) | self._operators_login()),
         )
         if is_ours and not is_new:
             self._fail_abandoned_runs()
@@ -316,7 +345,10 @@ class Stack:
             *("esl_pipeline.orchestration.dagster_ui", "--host", _ADDRESS, "--port", str(port)),
             *("--workspace", str(workspace), "--host-names", self._settings.esl_host_names or ""),
         )
-        self._run("Dagster daemon", "dagster._daemon", "run", "--workspace", str(workspace))
+        self._run(
+            "Dagster daemon",
+            *("esl_pipeline.orchestration.dagster_daemon", "--workspace", str(workspace)),
+        )
 
     def _signing(self) -> dict[str, str]:
         """What the receiver verifies with: also where that is an app's secret it does not learn the app's id."""
@@ -326,6 +358,12 @@ class Stack:
     def _login(self, name: str) -> dict[str, str]:
         """The variable that has a process use this login of the embedded buffer; another buffer has its own."""
         return {"ESL_DATABASE_URL": self._logins[name]} if self._owns_buffer else {}
+
+    def _operators_login(self) -> dict[str, str]:
+        """The login of the operators' jobs in Dagster: that of the settings, or of the embedded buffer."""
+        if not self._owns_buffer or self._settings.esl_operator_database_url is not None:
+            return {}  # given as it is set
+        return {"ESL_OPERATOR_DATABASE_URL": self._logins[OPERATOR]}
 
     def _fail_abandoned_runs(self) -> None:
         """Nobody else uses our own Postgres: no run of an earlier start can be alive."""
@@ -391,7 +429,8 @@ def _port(name: str, wanted: int) -> int:
             probe.bind((_ADDRESS, wanted))
         except OSError as error:
             raise StackError(
-                f"port {wanted} for {name} cannot be used ({error.strerror}): choose another, 0 for a free one"
+                f"port {wanted} for {name} cannot be used ({error.strerror}): choose another with --{name}-port, 0 for "
+                "a free one"
             ) from None
         return int(probe.getsockname()[1])
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from esl_pipeline.environment import SettingsError
+from esl_pipeline.local.one_up import unusable_home
 from esl_pipeline.settings import every_field
 from esl_pipeline.sources.registry import SOURCES
 
@@ -23,6 +25,7 @@ SHOP_CONNECTIONS = ("SHOPIFY_ADMIN_URL", "SHOPIFY_APPS", "APP_BASE_URL")
 _ANY_PROGRAM = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR"),
     *("PYTHON*", "LD_LIBRARY_PATH", "SSL_CERT_*"),
+    *("APP_ENVIRONMENT", "LOG_LEVEL"),  # by which each writes its log
 )
 _CALLS_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _DATABASE_CLIENT = ("PG*",)
@@ -52,7 +55,14 @@ _GIVEN = {
     # It starts the runs, and answers for schedules and sensors.
     "code server": (
         *(*_DAGSTER, *_CALLS_OUT, *_FRAMES, *_PLAIN_SETTINGS, *_BUFFER),
-        *("HIPOINK_API_SECRET", "HIPOINK_API_SECRET__*", *_OPENING),
+        *(
+            "HIPOINK_API_SECRET",
+            "HIPOINK_API_SECRET__*",
+            *_OPENING,
+            "ESL_ALERT_WEBHOOK_URL",
+            "ESL_HEARTBEAT_URL",
+            "ESL_OPERATOR_DATABASE_URL",
+        ),
     ),
     "Dagster webserver": _DAGSTER,
     "Dagster daemon": _DAGSTER,
@@ -74,9 +84,13 @@ def running_environment(home: Path) -> dict[str, str]:
 
 
 def read_variables(file: Path) -> dict[str, str]:
-    if not file.exists():
+    try:
+        text = file.read_text()
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return dict(line.removeprefix("export ").split("=", 1) for line in file.read_text().splitlines())
+    except OSError as error:
+        raise SettingsError([unusable_home(file.parent, error)]) from None
+    return dict(line.removeprefix("export ").split("=", 1) for line in text.splitlines())
 
 
 def write_private(file: Path, variables: Mapping[str, str]) -> None:

@@ -24,7 +24,8 @@ _STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }
 _RUNS = "query ($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }"
 _NUMBERS = """query ($id: ID!) {
   runOrError(runId: $id) { ... on Run { assetMaterializations {
-    assetKey { path } metadataEntries { label ... on IntMetadataEntry { intRepr } } } } } }"""
+    assetKey { path } partition metadataEntries { label
+      ... on TextMetadataEntry { text } ... on IntMetadataEntry { intRepr } } } } } }"""
 
 
 class WebserverError(Exception):
@@ -59,14 +60,16 @@ class Webserver:
         partition: str | None = None,
         assets: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Start a job -> the run's id. partition: where it has any; assets: some of its own; config: of the run."""
-        tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
+        """Start a job -> the run's id. partition: where it has any; assets: some of its own; config, tags: of the
+        run."""
+        tagged = dict(tags or {}) | ({} if partition is None else {"dagster/partition": partition})
         selected = {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
         run = {
             "selector": {**_REPOSITORY, "jobName": job, **selected},
             "runConfigData": config or {},
-            "executionMetadata": {"tags": tags},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tagged.items()]},
         }
         answer = self._ask(_LAUNCH, run=run)["launchRun"]
         if "run" not in answer:
@@ -105,9 +108,10 @@ class Webserver:
         found = self._ask(_NUMBERS, id=run_id)["runOrError"]["assetMaterializations"]
         return {
             event["assetKey"]["path"][-1]: {
-                entry["label"]: int(entry["intRepr"])
+                # Those that are plotted are named after the shop (orchestration/reports.py), the others are text.
+                entry["label"].removesuffix(f", {event['partition']}"): int(number)
                 for entry in event["metadataEntries"]
-                if "intRepr" in entry
+                if (number := entry.get("intRepr") or entry.get("text") or "").isdecimal()
             }
             for event in found
         }

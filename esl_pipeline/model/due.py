@@ -20,8 +20,9 @@ class Outage:
 class Due:
     """What there is to do now for one label server. anything: a drain run would find work.
 
-    is_fed: whether any shop feeds its stores. outage: while the label server is down. drain: who holds the lease of its
-    drain, if anybody does. wants_relief: whether that one is of age and nobody has been started to take over.
+    graces: whether removals have waited long enough. is_fed: whether any shop feeds its stores. outage: while the label
+    server is down. drain: who holds the lease of its drain, if anybody does. wants_relief: whether that one is of age
+    and nobody has been started to take over.
     """
 
     anything: bool
@@ -29,6 +30,7 @@ class Due:
     variants: bool
     queue: bool
     refresh: bool
+    graces: bool = False
     outage: Outage | None = None
     drain: str | None = None
     is_fed: bool = False
@@ -43,6 +45,7 @@ class Due:
             variants=row["variants"],
             queue=row["queue"],
             refresh=row["refresh"],
+            graces=row["graces"],
             outage=Outage(**row["outage"]) if row["outage"] else None,
             drain=row["drain"]["holder"] if row["drain"] else None,
             is_fed=row["is_fed"],

@@ -36,20 +36,25 @@ class QueuedLabel:
 @dataclass(frozen=True)
 class Claim:
     """A batch that is leased to us: labels of one store for one call. `at`: when it was asked for, on the monotonic
-    clock."""
+    clock; has_more: something else was queued then."""
 
     push_id: str
     store_code: str
     operation: str
     rows: Sequence[QueuedLabel]
     at: float
+    has_more: bool = True
 
 
 @dataclass(frozen=True)
 class Later:
-    """Something is due, but what is under way keeps it back: ask again after so many seconds."""
+    """Something is due, but what is under way keeps it back: ask again after so many seconds.
+
+    is_paced: before that no call of its label server may begin, whatever comes meanwhile.
+    """
 
     seconds: float
+    is_paced: bool = False
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ VARIANTS = Rows(
         Column("gift_card", "whether it is one", "bool"),
         Column("unit_price", "price per unit, as the source sent it", longest=32),
         Column("unit_price_measurement", "JSON object: what the pack holds, as the source sent it, or null"),
-        Column("history", "JSON object: mapping id to {shown, prior}, the prices of our own labels, or null"),
+        Column("history", "JSON object: mapping id to {shown, prior, cut_days} of our own labels, or null"),
         _EVENTS,
         Column("revision", "grows with every change of a variant's content", "int64"),
     )

@@ -6,7 +6,9 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_key
-from esl_pipeline.orchestration.checks import as_event, webhooks_arrive
+from esl_pipeline.orchestration import runless
+from esl_pipeline.orchestration.checks import webhooks_arrive
+from esl_pipeline.orchestration.evaluations import Judged
 from esl_pipeline.orchestration.shops import products_asset_name
 
 
@@ -30,11 +32,16 @@ def silence_sensor(*, hours: float) -> dg.SensorDefinition:
         silent = {key for key, result in judged.items() if not result.passed}
         # The cursor holds the alarms that stand, so that only changes are events.
         events = [
-            as_event(judged[key], asset=products_asset_name(key), name=webhooks_arrive.__name__, shop=key)
+            Judged.of(products_asset_name(key), webhooks_arrive.__name__, key, judged[key]).event(
+                context.instance
+            )
             for key in sorted(silent ^ (before & judged.keys()))
         ]
         if not events:
             return dg.SensorResult(skip_reason=f"{len(silent)} of {len(judged)} shops are silent")
-        return dg.SensorResult(asset_events=events, cursor=" ".join(sorted(silent)))
+        for event in events:
+            runless.report(context.instance, event)
+        says = "; ".join(f"{event.partition}: {event.description}" for event in events)
+        return dg.SensorResult(skip_reason=says, cursor=" ".join(sorted(silent)))
 
     return sensor

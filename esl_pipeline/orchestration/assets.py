@@ -10,13 +10,13 @@ from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.rows import LABELS, RESULTS, VARIANTS
-from esl_pipeline.model.shop import Shop, shop_of
 from esl_pipeline.orchestration import reports
 from esl_pipeline.orchestration.failures import release_claims_of_parent, stop_retries
+from esl_pipeline.orchestration.forms import Form
 from esl_pipeline.orchestration.frames import Parts, table_schema
 from esl_pipeline.orchestration.pushes import push_shop
 from esl_pipeline.orchestration.resources import LabelServers, Sources
-from esl_pipeline.orchestration.shops import products_asset_name, shops
+from esl_pipeline.orchestration.shops import mapped_shop, products_asset_name, shops
 from esl_pipeline.sources.source import NothingToReadError, Source
 from esl_pipeline.stages.evaluate import due_variants, stage, validate
 from esl_pipeline.stages.inbox import read_inbox
@@ -39,7 +39,7 @@ RECONCILIATION = "full_reconciliation"
 _AS_THE_JOB = "Not said: as the job is, true in full_reconciliation and false elsewhere."
 
 
-class Read(dg.Config):
+class Read(Form):
     """What a products asset reads."""
 
     whole_catalogue: bool | None = Field(
@@ -49,7 +49,7 @@ class Read(dg.Config):
     )
 
 
-class Push(dg.Config):
+class Push(Form):
     """What hipoink_sync_results does beside pushing what is due."""
 
     compare: bool | None = Field(
@@ -106,29 +106,28 @@ def products_asset(source: type[Source[Any]]) -> dg.AssetsDefinition:
         release_claims_of_parent(context.run, buffer)
         started = time.monotonic()
         variants = Parts(VARIANTS)
-        shop = _shop(context, sources)
+        shop = mapped_shop(context, buffer)
         if shop["source_system"] != source.system:
-            return dg.Output(
-                variants, metadata={"not read": f"{context.partition_key} is no shop of {source.name}"}
-            )
+            not_ours = f"{context.partition_key} is no shop of {source.name}"
+            return dg.Output(variants, metadata={reports.OUTCOME: f"not read: {not_ours}"})
         events: list[dict[str, Any]] = []
         while read := read_inbox(buffer, run_id=context.run.run_id, shop=shop):
             events += read
-        report: dict[str, Any] = {}
+        whole: dict[str, Any] = {}
         if _is_wanted(config.whole_catalogue, context.run):
             try:
                 with sources.reader(shop) as reader:
                     snapshot = read_snapshot(buffer, reader, shop=shop, run_id=context.run.run_id)
-                report = reports.snapshot_report(snapshot)
+                whole = reports.snapshot_report(snapshot)
             except NothingToReadError as nothing:  # its labels are compared all the same
                 context.log.warning(str(nothing))
-                report = {"not read": str(nothing)}
+                whole = {"not read": str(nothing)}
         after = 0
         while len(part := due_variants(buffer, shop=shop, after=after)[0]):
             variants.add(part)
             after = int(part["revision"].max())
-        report |= reports.products_report(events, variants) | reports.cost_report(started)
-        return dg.Output(variants, metadata=report)
+        report = reports.products_report(events, variants) | whole | reports.cost_report(started)
+        return dg.Output(variants, metadata=reports.of_shop(report, context.partition_key))
 
     return products
 
@@ -157,6 +156,7 @@ same.""",
         context: dg.AssetExecutionContext, buffer: dg.ResourceParam[Buffer], **products: Parts
     ) -> dg.Output[Parts]:
         started = time.monotonic()
+        mapped_shop(context, buffer)
         mappings = buffer.active_mappings()
         labels, found = Parts(LABELS), reports.FindingsTally()
         queued, problems = Counter[str](), set[str]()
@@ -173,7 +173,8 @@ same.""",
             "queued upserts": queued["upserts_queued"],
             "queued removals": queued["removals_queued"],
         }
-        return dg.Output(labels, metadata=report | reports.cost_report(started))
+        report |= reports.cost_report(started)
+        return dg.Output(labels, metadata=reports.of_shop(report, context.partition_key))
 
     return validated
 
@@ -196,7 +197,6 @@ def hipoink_sync_results(
     config: Push,
     buffer: dg.ResourceParam[Buffer],
     label_server: dg.ResourceParam[LabelServers],
-    sources: dg.ResourceParam[Sources],
 ) -> dg.Output[Parts]:
     """What the label server accepted: every queued label of the shop is pushed in batches, once.
 
@@ -206,29 +206,21 @@ def hipoink_sync_results(
     drifted (esl.drift). All day long the job event_sync pushes what is due.
     """
     started = time.monotonic()
-    shop = _shop(context, sources)
+    shop = mapped_shop(context, buffer)
     compares = _is_wanted(config.compare, context.run)
     if compares:
         buffer.push_again(shop=shop)
     pushed = push_shop(buffer, label_server, shop, run_id=context.run.run_id, compares=compares)
-    report: dict[str, Any] = {"push (s)": pushed.push_seconds}
+    outcomes = reports.Outcomes()
+    report = reports.results_report(pushed.results, outcomes)
+    report |= reports.drift_report(pushed.drifts) if compares else {}
+    outcome = outcomes.said(
+        repaired=sum(drift.requeued for drift in pushed.drifts), seconds=time.monotonic() - started
+    )
+    reports.tell(context, outcome, is_well=outcomes.all_is_well)
+    pushed.check(compares=compares)
+    report |= {reports.OUTCOME: outcome, "push (s)": pushed.push_seconds}
     if len(pushed.servers) > 1:
         report["label servers"] = ", ".join(pushed.servers)
-    if compares:
-        report |= reports.drift_report(pushed.drifts)
-    pushed.check(compares=compares)
-    report |= reports.results_report(pushed.results) | reports.cost_report(started)
-    return dg.Output(pushed.results, metadata=report)
-
-
-def _shop(context: dg.AssetExecutionContext, sources: Sources) -> Shop:
-    """The shop of the partition. Partitions come from mappings; one that is added by hand may name no shop."""
-    shop = shop_of(context.partition_key)
-    source, name = sources.of(shop), shop["source_store_id"]
-    if source.shop_id(name) != name:
-        raise dg.Failure(
-            f"{context.partition_key} is not a shop's partition: they are called like "
-            f"{source.system}:{source.shop_named(name) or source.example_shop}",
-            allow_retries=False,
-        )
-    return shop
+    report |= reports.cost_report(started)
+    return dg.Output(pushed.results, metadata=reports.of_shop(report, context.partition_key))

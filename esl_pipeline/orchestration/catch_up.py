@@ -9,20 +9,26 @@ from pydantic import Field
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_of
-from esl_pipeline.orchestration.checks import as_event, shop_is_read, unread_files
+from esl_pipeline.orchestration.at_work import is_at_work
+from esl_pipeline.orchestration.checks import shop_is_read, unread_files
+from esl_pipeline.orchestration.evaluations import Judged
 from esl_pipeline.orchestration.failures import reason_of, several_failed, stop_retries
+from esl_pipeline.orchestration.forms import Form
+from esl_pipeline.orchestration.reports import of_shop
 from esl_pipeline.orchestration.resources import Sources
-from esl_pipeline.orchestration.shops import active_shops, products_asset_name
+from esl_pipeline.orchestration.shops import active_shops, check_mapped, products_asset_name
 from esl_pipeline.stages.catch_up import read_changes
 
 # Of runs that read one shop alone, because there is news of it.
 SHOP_TAG = "esl/shop"
 
 
-class Which(dg.Config):
+class Which(Form):
     """Which shops are read."""
 
-    shops: list[str] = Field([], description="Shops by their partition; none: every active one.")
+    shops: list[str] = Field(
+        [], description="Shops by their partition, e.g. shopify:demo.myshopify.com; none: every active one."
+    )
 
 
 def reads_only(keys: Sequence[str]) -> dg.RunConfig:
@@ -44,6 +50,7 @@ def read_recent_changes(
     Fails at the end when a shop could not be read, and names each with the reason; so does its check shop_is_read.
     """
     buffer.check_version()
+    check_mapped(config.shops, buffer)
     active = [key for key in active_shops(buffer) if not config.shops or key in config.shops]
     # Another order each time: a shop that takes all of a run's time has not the same ones behind it the next time.
     random.shuffle(active)
@@ -57,7 +64,8 @@ def read_recent_changes(
                 failures[key], problem = error, reason_of(error)
                 context.log.error(f"{key}: {problem}")
         result = shop_is_read(problem, unread=unread_files(buffer, shop_of(key), sources))
-        yield as_event(result, asset=products_asset_name(key), name=shop_is_read.__name__, shop=key)
+        judged = Judged.of(products_asset_name(key), shop_is_read.__name__, key, result)
+        yield judged.event(context.instance)
     if failures:
         raise several_failed(f"{len(failures)} of {len(active)} shops could not be read", failures)
     yield dg.Output(None)
@@ -70,7 +78,9 @@ def _read_recent_changes_of(
     with sources.reader(shop) as reader:
         found = read_changes(buffer, reader, shop=shop, run_id=context.run.run_id)
     context.log_event(
-        dg.AssetObservation(asset_key=products_asset_name(key), partition=key, metadata=_counts(found))
+        dg.AssetObservation(
+            asset_key=products_asset_name(key), partition=key, metadata=of_shop(_counts(found), key)
+        )
     )
     if found["alarm"]:
         raise dg.Failure(found["alarm"], allow_retries=False)
@@ -105,11 +115,7 @@ def catch_up_schedule(minutes: int) -> dg.ScheduleDefinition:
         active = active_shops(buffer)
         if not any(sources.opens(shop_of(key)) for key in active):
             return dg.SkipReason(f"nothing opens any active shop: {sources.how_to_read()}")
-        unfinished = dg.RunsFilter(
-            job_name="catch_up",
-            statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],
-        )
-        if context.instance.get_runs_count(unfinished):
+        if is_at_work(context.instance, "catch_up"):
             return dg.SkipReason("the last one is still at work")
         return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 

@@ -8,18 +8,21 @@ It takes everything from the instance in DAGSTER_HOME, as the daemon does that l
 from typing import Any
 
 import dagster as dg
-from celery.signals import task_postrun, task_prerun, worker_process_init
+from celery.signals import setup_logging, task_postrun, task_prerun, worker_process_init
 from dagster._grpc import ExecuteRunArgs
 from dagster._serdes import unpack_value
 from dagster_celery.tasks import create_execute_job_task
 
+from esl_pipeline import logs
 from esl_pipeline.orchestration.celery_runs import Presence, WorkersOnPostgres
+from esl_pipeline.secret_files import export
 
 # A process does one run at a time.
 _present: list[Presence] = []
 
 
 def _app() -> Any:
+    export("ESL_DAGSTER_DATABASE_URL")
     launcher = dg.DagsterInstance.get().run_launcher
     if not isinstance(launcher, WorkersOnPostgres):
         raise SystemExit(
@@ -31,6 +34,12 @@ def _app() -> Any:
 
 
 app = _app()
+
+
+@setup_logging.connect(weak=False)
+def _log(**_: object) -> None:
+    """Instead of Celery's own."""
+    logs.configure_by_variables()
 
 
 @worker_process_init.connect(weak=False)

@@ -1,8 +1,13 @@
-"""Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right."""
+"""Asset checks, per shop: what is held back, collides or waits for somebody's word; whether the labels are right.
+
+Each has one severity, whatever it finds: Dagster's graph takes the colour of a failed check from the shop that was
+evaluated last. label_accuracy is an error, the others warn.
+"""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -12,15 +17,19 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.labels.differences import differences
 from esl_pipeline.model.label_server import called
 from esl_pipeline.model.shop import Shop, shop_key, shop_of
-from esl_pipeline.orchestration import reports
+from esl_pipeline.orchestration import alert_check, reports
+from esl_pipeline.orchestration.evaluations import Judged, of_shop
 from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.resources import Sources
-from esl_pipeline.orchestration.shops import shops
+from esl_pipeline.orchestration.shops import products_asset_name, shops
 from esl_pipeline.printable import printable
 from esl_pipeline.settings import load_settings
+from esl_pipeline.sources.registry import source_of
 from esl_pipeline.sources.source import Source
 
 VARIANTS, RESULTS = "validated_variants", "hipoink_sync_results"
+# What passes in a price inspection (NIST), and what we want.
+_FLOOR_PCT, _TARGET_PCT = 98.0, 99.9
 # Longer than a nightly run takes to drain, shorter than anybody wants to see an old price.
 _LONG = timedelta(minutes=15)
 # A bad delivery or two is an accident, so many and not one good between are a wrong name, secret or mapping.
@@ -37,7 +46,7 @@ def quarantine_share(mappings: Sequence[Row]) -> dg.AssetCheckResult:
         _store(mapping) | {"held back": mapping["held"], "share": _share(mapping)} for mapping in mappings
     ]
     over = [mapping for mapping in mappings if _share(mapping) > mapping["max_held_share_pct"]]
-    return _result(
+    return result(
         passed=not over,
         says="; ".join(
             f"{m['hipoink_store_code']} holds back {_share(m)} % of its variants, see `esl-pipeline findings`"
@@ -56,7 +65,7 @@ def codes_are_unique(mappings: Sequence[Row]) -> dg.AssetCheckResult:
     """Whether variants are held back because they share a code, whenever they came."""
     stores = [_store(mapping) | {"duplicates": mapping["duplicates"]} for mapping in mappings]
     count = sum(mapping["duplicates"] for mapping in mappings)
-    return _result(
+    return result(
         passed=count == 0,
         says=f"{count} variants share their code with another: see the findings duplicate_code"
         if count
@@ -79,7 +88,7 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
     guarded = sum(mapping["guarded"] for mapping in mappings)
     says = [f"{dry} labels would change: `esl-pipeline preview`, then end the dry run"] if dry else []
     says += [
-        f"{m['guarded']} drastic changes wait: `esl-pipeline stores approve {m['hipoink_store_code']}`"
+        f"{m['guarded']} drastic changes wait: `esl-pipeline changes list --store {m['hipoink_store_code']}`"
         for m in mappings
         if m["guarded"]
     ]
@@ -88,7 +97,7 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
         frame = pd.DataFrame([change | {"difference": _difference(change)} for change in changes])
         columns = ["store_code", "code", "title", "operation", "state", "difference"]
         numbers["changes"] = reports.preview(frame, columns)
-    return _result(
+    return result(
         passed=not says,
         says="; ".join(says) or "nothing waits for approval",
         stores=stores,
@@ -97,11 +106,14 @@ def preview(mappings: Sequence[Row]) -> dg.AssetCheckResult:
 
 
 def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
-    """Labels whose last accepted content equals the source now, of all that should be on the shelf or gone from it.
+    """Labels that the label server has accepted as the source has them now, of all that should be there or gone.
 
-    What the last comparison with the label server's list gave up is wrong; what it could not judge is counted.
+    Accepted is not shown: what hangs on the shelf, the checks of shelf_labels say. What the last comparison with the
+    label server's list gave up is wrong; what it could not judge is counted. Removed labels that wait
+    (unbind_grace_hours), and rises that wait for their window, are neither right nor wrong, and named.
     """
-    wanted = sum(mapping["publishable"] + mapping["unsettled"] for mapping in mappings)
+    rises = sum(mapping["window"]["labels"] for mapping in mappings)
+    wanted = sum(mapping["publishable"] + mapping["unsettled"] for mapping in mappings) - rises
     right = sum(mapping["accurate"] for mapping in mappings)
     share = 100 * right / wanted if wanted else 100.0
     troubles = [f"{m['hipoink_store_code']}: {m['problem']}" for m in mappings if m["problem"]]
@@ -114,20 +126,49 @@ def label_accuracy(mappings: Sequence[Row]) -> dg.AssetCheckResult:
         if last["given_up"] or not last["complete"]
     ]
     columns = ("hipoink_store_code", "publishable", "accurate", "unsettled", "problem")
-    stores = [{key: mapping[key] for key in columns} for mapping in mappings]
-    return _result(
-        passed=share >= 99.9 and not troubles and not doubts,
-        severity=dg.AssetCheckSeverity.WARN if share >= 98 and not troubles else dg.AssetCheckSeverity.ERROR,
+    stores = [
+        {key: mapping[key] for key in columns}
+        | {"removed, waiting": mapping["grace"]["places"], "rises, waiting": mapping["window"]["labels"]}
+        for mapping in mappings
+    ]
+    low = f", less than the {_FLOOR_PCT:.0f} % that an inspection asks for" if share < _FLOOR_PCT else ""
+    return result(
+        severity=dg.AssetCheckSeverity.ERROR,
+        passed=share >= _TARGET_PCT and not troubles and not doubts,
         says="; ".join(
-            [*troubles, *doubts, f"{right} of {wanted} labels are what the source says ({share:.3f} %)"]
+            [
+                *troubles,
+                *doubts,
+                f"{right} of {wanted} labels are accepted as the source has them now ({share:.3f} %{low})",
+                *(_waits(mapping) for mapping in mappings if mapping["grace"]["places"]),
+                *(_waits_for_window(mapping) for mapping in mappings if mapping["window"]["labels"]),
+            ]
         ),
         stores=stores,
         numbers={
             "label accuracy (%)": round(share, 3),
             "labels wrong or waiting": wanted - right,
+            "rises that wait for their window": rises,
+            "removed labels that wait": sum(mapping["grace"]["places"] for mapping in mappings),
             "labels that the last comparison skipped": sum(last["skipped"] for last in compared.values()),
         },
     )
+
+
+def _waits(mapping: Row) -> str:
+    grace = mapping["grace"]
+    count = grace["places"]
+    labels = "1 removed label waits" if count == 1 else f"{count} removed labels wait"
+    until = f" until {grace['next_at'][:16]}Z" if grace["next_at"] else ""
+    return (
+        f"{mapping['hipoink_store_code']}: {labels}{until} (physical labels bound to such: {grace['bound']})"
+    )
+
+
+def _waits_for_window(mapping: Row) -> str:
+    window = mapping["window"]
+    rises = "1 rise waits" if window["labels"] == 1 else f"{window['labels']} rises wait"
+    return f"{mapping['hipoink_store_code']}: {rises} for the raise_window until {window['until'][:16]}Z"
 
 
 def webhooks_arrive(status: Row, shop: str, *, hours: float, now: datetime) -> dg.AssetCheckResult:
@@ -194,7 +235,9 @@ def backlog(status: Row, shop: str, *, servers: Collection[str], now: datetime) 
     queues = [(row["hipoink_store_code"], row["queue"]) for row in stores]
     at = {row["label_server"] for row in stores}
     oldest_event = max((seconds(row["oldest_waiting"]) for row in inbox), default=0.0)
-    oldest_label = max((seconds(queue["oldest"]) for _, queue in queues), default=0.0)
+    # What somebody has told not to go out is not late.
+    going = [row["queue"] for row in stores if not _rests(row)]
+    oldest_label = max((seconds(queue["oldest"]) for queue in going), default=0.0)
     given_up = sum(queue["failed"] + queue["dead"] for _, queue in queues)
     says = [
         f"{called(outage['server'], servers)} is down since {outage['since']}: {outage['reason']}"
@@ -216,14 +259,24 @@ def backlog(status: Row, shop: str, *, servers: Collection[str], now: datetime) 
     ]
     if given_up:
         says.append(
-            f"{given_up} labels were refused or given up: `esl-pipeline status`, then `esl-pipeline redrive`"
+            f"{given_up} labels were refused or given up: `esl-pipeline queue --state failed`, then `esl-pipeline "
+            "redrive`"
         )
-    return _result(
+    resting = [
+        f"{row['queue']['waiting']} labels of {row['hipoink_store_code']} wait: paused by {row['pause']['by']}, "
+        f"{row['pause']['reason']}"
+        for row in stores
+        if row["pause"] and row["queue"]["waiting"]
+    ]
+    return result(
         passed=not says,
-        says="; ".join(says) or "nothing waits for long",
+        says="; ".join(says + resting) or "nothing waits for long",
         stores=[
             {"store": store}
-            | {key: queue[key] for key in ("waiting", "guarded", "failed", "dead", "last_error")}
+            | {
+                key: queue[key]
+                for key in ("waiting", "window", "guarded", "rejected", "failed", "dead", "last_error")
+            }
             for store, queue in queues
         ],
         numbers={
@@ -231,75 +284,84 @@ def backlog(status: Row, shop: str, *, servers: Collection[str], now: datetime) 
             "oldest webhook (s)": oldest_event,
             "labels waiting": sum(queue["waiting"] for _, queue in queues),
             "oldest label (s)": oldest_label,
+            "rises that wait for their window": sum(queue["window"] for _, queue in queues),
             "labels given up": given_up,
         },
     )
 
 
+def _rests(store: Row) -> bool:
+    """Whether nothing is to go out to a store (of Buffer.status), as somebody has decided."""
+    return bool(store["pause"] or store["is_dry_run"] or not (store["is_active"] or store["leaving"]))
+
+
 VARIANT_CHECKS = {check.__name__: check for check in (quarantine_share, codes_are_unique, preview)}
 
 
-def evaluations(
-    buffer: Buffer, keys: Sequence[str], *, say: Callable[[str], None]
-) -> list[dg.AssetCheckEvaluation]:
-    """The checks of what changes all day as events, for runs that are not of the asset itself.
+def connection_check(system: str) -> str:
+    """The name of the check that asks a source's shops whether they are still connected (connection.py)."""
+    return f"{system}_connection"
 
-    Three calls for all shops (their keys). What fails is said, and its checks are left out.
+
+def judged_elsewhere(key: str) -> list[str]:
+    """The checks of a shop's products that ask the shop itself: a drain repeats what they said last."""
+    return [shop_is_read.__name__, connection_check(shop_of(key)["source_system"])]
+
+
+def evaluations(buffer: Buffer, keys: Sequence[str], *, say: Callable[[str], None]) -> list[Judged]:
+    """The checks of what changes all day, for runs that are not of the asset itself.
+
+    Four calls for all shops (their keys). What fails is said, and its checks are left out.
     """
-    shops, now = [shop_of(key) for key in keys], datetime.now(UTC)
-    found: list[dg.AssetCheckEvaluation] = []
+    shops, now, hours = [shop_of(key) for key in keys], datetime.now(UTC), load_settings().esl_silence_hours
+    found: list[Judged] = []
 
-    def judge(
-        asset: str,
-        names: Iterable[str],
-        ask: Callable[[], Any],
-        of: Callable[[Any, str, str], dg.AssetCheckResult],
-    ) -> None:
+    def judge(ask: Callable[[], Any], made: Mapping[str, Callable[[Any, str], dg.AssetCheckResult]]) -> None:
         try:
             answer = ask()
-            for name in names:
+            for name, of in made.items():
                 found.extend(
-                    as_event(of(answer, key, name), asset=asset, name=name, shop=key) for key in keys
+                    Judged.of(_asset_of(name, key), name, key, of(answer, key))
+                    for key in keys
+                    if name != webhooks_arrive.__name__ or _sends_webhooks(key)
                 )
         except Exception as error:
-            say(f"the checks {', '.join(names)} could not be made: {reason_of(error)}")
+            say(f"the checks {', '.join(made)} could not be made: {reason_of(error)}")
 
     judge(
-        VARIANTS,
-        VARIANT_CHECKS,
         lambda: buffer.preview(shops=shops, limit=reports.PREVIEW_ROWS),
-        lambda mappings, key, name: VARIANT_CHECKS[name](_of(key, mappings)),
+        {name: partial(_of_mappings, check) for name, check in VARIANT_CHECKS.items()},
     )
     judge(
-        RESULTS,
-        [label_accuracy.__name__],
         lambda: buffer.accuracy(shops=shops),
-        lambda mappings, key, _: label_accuracy(_of(key, mappings)),
+        {label_accuracy.__name__: partial(_of_mappings, label_accuracy)},
     )
     judge(
-        RESULTS,
-        [backlog.__name__],
         lambda: buffer.status(shops=shops),
-        lambda status, key, _: backlog(status, key, servers=buffer.label_servers, now=now),
+        {
+            backlog.__name__: partial(backlog, servers=buffer.label_servers, now=now),
+            webhooks_arrive.__name__: partial(webhooks_arrive, hours=hours, now=now),
+        },
     )
+    judge(lambda: buffer.alert_list(is_open=True), {alert_check.NAME: alert_check.judged})
     return found
 
 
-def _of(key: str, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if shop_key(row) == key]
+def _asset_of(name: str, key: str) -> str:
+    if name in VARIANT_CHECKS:
+        return VARIANTS
+    return products_asset_name(key) if name == webhooks_arrive.__name__ else RESULTS
 
 
-def as_event(result: dg.AssetCheckResult, *, asset: str, name: str, shop: str) -> dg.AssetCheckEvaluation:
-    """A result as the event that Dagster would make of it in a run of the asset."""
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(asset),
-        check_name=name,
-        passed=result.passed,
-        severity=result.severity,
-        description=result.description,
-        metadata=result.metadata,
-        partition=shop,
-    )
+def _sends_webhooks(key: str) -> bool:
+    source = source_of(shop_of(key)["source_system"])
+    return source is not None and source.sends_webhooks()
+
+
+def _of_mappings(
+    check: Callable[[Sequence[Row]], dg.AssetCheckResult], mappings: Sequence[Row], key: str
+) -> dg.AssetCheckResult:
+    return check([mapping for mapping in mappings if shop_key(mapping) == key])
 
 
 def _readable(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
@@ -326,14 +388,14 @@ def _silence(buffer: Buffer, shop: str) -> dg.AssetCheckResult:
     return webhooks_arrive(buffer.status(shops=[shop_of(shop)]), shop, hours=hours, now=datetime.now(UTC))
 
 
-def _definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.AssetChecksDefinition:
+def definition(asset: str, check: Callable[..., Any], judge: Judge) -> dg.AssetChecksDefinition:
     """A check as an asset check of its own, per shop."""
 
     @dg.asset_check(asset=asset, name=check.__name__, description=check.__doc__, partitions_def=shops)
     def evaluate(
         context: dg.AssetCheckExecutionContext, buffer: dg.ResourceParam[Buffer]
     ) -> dg.AssetCheckResult:
-        return judge(buffer, context.partition_key)
+        return of_shop(judge(buffer, context.partition_key), context.partition_key)
 
     return evaluate
 
@@ -344,15 +406,15 @@ def asset_checks(sources: Sequence[type[Source[Any]]]) -> list[dg.AssetChecksDef
         # Partitions of checks are a preview in Dagster 1.13, which pyproject.toml stays with.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         return [
-            *(_definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
-            _definition(RESULTS, label_accuracy, _accuracy),
-            _definition(RESULTS, backlog, _backlog),
+            *(definition(VARIANTS, check, _variants(check)) for check in VARIANT_CHECKS.values()),
+            definition(RESULTS, label_accuracy, _accuracy),
+            definition(RESULTS, backlog, _backlog),
             *(
-                _definition(source.products_asset(), webhooks_arrive, _silence)
+                definition(source.products_asset(), webhooks_arrive, _silence)
                 for source in sources
                 if source.sends_webhooks()
             ),
-            *(_definition(source.products_asset(), shop_is_read, _readable) for source in sources),
+            *(definition(source.products_asset(), shop_is_read, _readable) for source in sources),
         ]
 
 
@@ -370,7 +432,7 @@ def _store(mapping: Row) -> dict[str, Any]:
     return {"store": mapping["hipoink_store_code"], "published": mapping["published"]}
 
 
-def _result(
+def result(
     *,
     passed: bool,
     says: str,
@@ -378,6 +440,7 @@ def _result(
     numbers: dict[str, Any],
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
 ) -> dg.AssetCheckResult:
+    """What a check says, with a row for each store and numbers."""
     frame = pd.DataFrame(stores)
     return dg.AssetCheckResult(
         passed=passed,

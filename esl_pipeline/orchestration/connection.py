@@ -15,7 +15,8 @@ import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_key, shop_of
-from esl_pipeline.orchestration.checks import as_event
+from esl_pipeline.orchestration.checks import connection_check
+from esl_pipeline.orchestration.evaluations import Judged, of_shop
 from esl_pipeline.orchestration.failures import reason_of, stop_retries
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import shops
@@ -70,7 +71,7 @@ def _verdict(sources: Sources, row: Mapping[str, Any]) -> Verdict:
 
 def connection_watch(source: type[Source[Any]], time_zone: str) -> Watch:
     """The check, the job and its schedule, for the shops of one source."""
-    asset, name = source.products_asset(), f"{source.system}_connection"
+    asset, name = source.products_asset(), connection_check(source.system)
 
     @dg.op(
         name=f"look_at_{source.system}_connections",
@@ -91,7 +92,7 @@ def connection_watch(source: type[Source[Any]], time_zone: str) -> Watch:
             result = evaluate(sources, row)
             if not result.passed:
                 context.log.warning(f"{shop_key(row)}: {result.description}")
-            yield as_event(result, asset=asset, name=name, shop=shop_key(row))
+            yield Judged.of(asset, name, shop_key(row), result).event(context.instance)
         yield dg.Output(None)
 
     @dg.job(
@@ -130,6 +131,6 @@ def _check(asset: str, name: str) -> dg.AssetChecksDefinition:
             rows = buffer.connection_list(shops=[shop_of(context.partition_key)])
             if not rows:
                 return dg.AssetCheckResult(passed=True, description="neither connected nor mapped to a store")
-            return evaluate(sources, rows[0])
+            return of_shop(evaluate(sources, rows[0]), context.partition_key)
 
         return connection

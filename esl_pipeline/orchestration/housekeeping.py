@@ -68,7 +68,7 @@ def tidy_up(
 
 def _tidy_buffer(buffer: Buffer, sources: Sources, settings: Settings) -> str:
     judged = judge_redactions(buffer, lambda shop: _token_works(sources, shop))
-    bodies = deliveries = unmapped = redacted = 0
+    bodies = deliveries = unmapped = redacted = passes = reach = 0
     more = True
     while more:
         done = buffer.housekeep(
@@ -77,8 +77,10 @@ def _tidy_buffer(buffer: Buffer, sources: Sources, settings: Settings) -> str:
         )
         bodies, redacted, more = bodies + done["bodies"], redacted + done["redacted"], done["more"]
         deliveries, unmapped = deliveries + done["deliveries"], unmapped + done["unmapped"]
+        passes, reach = passes + done["passes"], reach + done["reach"]
     return (
         f"{bodies} webhook bodies, {deliveries} old webhooks, {unmapped} that waited for a store to be mapped, "
+        f"{passes} reads of physical labels, {reach} changes of how these were reached, "
         f"{redacted} rows of shops that left (of the shops that "
         f"asked to be forgotten {judged['confirmed']} have left, {judged['void']} have not, "
         f"{judged['undecided']} could not be asked now)"

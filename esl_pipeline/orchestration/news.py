@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -12,6 +12,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferUnavailable
 from esl_pipeline.model.shop import shop_of
 from esl_pipeline.orchestration.assets import RECONCILIATION
+from esl_pipeline.orchestration.at_work import is_at_work
 from esl_pipeline.orchestration.catch_up import SHOP_TAG, catch_up, reads_only
 from esl_pipeline.orchestration.failures import reason_of
 from esl_pipeline.orchestration.nightly import reads_whole_shop
@@ -82,24 +83,14 @@ def _requests(
     if not news.name:
         return
     run_key = f"{key} {news.name} {int(time.time()) // _AGAIN_SECONDS}"
-    if news.changes and not _is_at_work(instance, catch_up.name, {SHOP_TAG: key}):
+    if news.changes and not is_at_work(instance, catch_up.name, tags={SHOP_TAG: key}):
         yield dg.RunRequest(
             run_key=f"changes {run_key}",
             job_name=catch_up.name,
             run_config=reads_only([key]),
             tags={SHOP_TAG: key},
         )
-    if news.whole and not _is_at_work(instance, RECONCILIATION, {"dagster/partition": key}):
+    if news.whole and not is_at_work(instance, RECONCILIATION, tags={"dagster/partition": key}):
         if not instance.has_dynamic_partition("shops", key):
             instance.add_dynamic_partitions("shops", [key])
         yield reads_whole_shop(key, type(sources.of(shop_of(key))), run_key=f"whole {run_key}")
-
-
-def _is_at_work(instance: dg.DagsterInstance, job: str, tags: dict[str, Any]) -> bool:
-    unfinished = [
-        dg.DagsterRunStatus.QUEUED,
-        dg.DagsterRunStatus.STARTING,
-        dg.DagsterRunStatus.STARTED,
-        dg.DagsterRunStatus.NOT_STARTED,
-    ]
-    return instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=unfinished, tags=tags)) > 0

@@ -8,6 +8,7 @@ import dagster as dg
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.model.shop import shop_of
 from esl_pipeline.orchestration.assets import RECONCILIATION, Push, Read
+from esl_pipeline.orchestration.pods import pod
 from esl_pipeline.orchestration.resources import Sources
 from esl_pipeline.orchestration.shops import active_shops
 from esl_pipeline.sources.source import Source
@@ -22,7 +23,6 @@ def full_reconciliation(
     """The job that reads a whole shop of any of these sources and compares its labels."""
     return dg.define_asset_job(
         RECONCILIATION,
-        # Without checks: of the assets' own the one that asks about the connection has a job of its own.
         selection=dg.AssetSelection.assets(*_assets(sources)).without_checks()
         | dg.AssetSelection.checks(*checks),
         description="The whole catalogue of a shop against its labels, on both sides: needs no webhook at all.",
@@ -34,6 +34,7 @@ def full_reconciliation(
             "dagster/max_retries": "3",
             "dagster/retry_strategy": "ALL_STEPS",
             "esl/role": "reconciliation",
+            **pod(cpu="500m", memory="1Gi", at_most="2Gi"),
         },
     )
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import dagster as dg
@@ -167,6 +167,8 @@ def _push_all(
     buffer: Buffer, client: HipoinkClient, rules: PushRules, *, run_id: str, shop: Shop, results: Parts
 ) -> None:
     """Push what is due of a shop, and add the results: some batches at a time, for a part is worth a few rows."""
+    while buffer.graces_end(shop=shop):
+        pass
     stop = threading.Event()
     pusher = Pusher(
         partial(claim_batch, buffer, rules, run_id=run_id, asset="hipoink_sync_results", shop=shop),
@@ -176,7 +178,8 @@ def _push_all(
     )
     waiting: list[pd.DataFrame] = []
     try:
-        with Refresher(buffer, client, _REFRESH_RULES, run_id=run_id, shop=shop) as refresher, pusher:
+        refresh_rules = replace(_REFRESH_RULES, concurrency=rules.concurrency)
+        with Refresher(buffer, client, refresh_rules, run_id=run_id, shop=shop) as refresher, pusher:
             for pushed in pusher.until_idle():
                 refresher.ask()
                 waiting.append(pushed)

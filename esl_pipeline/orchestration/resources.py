@@ -4,12 +4,13 @@ None holds another: what needs the buffer is given it, so that an override reach
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
+from esl_pipeline import logs
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.connections import (
     connections_of_run,
@@ -120,7 +121,9 @@ class BufferResource(dg.ConfigurableResource[Buffer]):
         settings = load_settings()
         buffer = open_buffer(settings, pool_size=connections_of_run(settings))  # opened when needed
         try:
-            yield buffer
+            # Every run has a buffer, and every line that it logs is about the run.
+            with logs.process_about(run_id=context.run.run_id) if context.run else nullcontext():
+                yield buffer
         finally:
             buffer.close()
 

@@ -1,4 +1,5 @@
-"""The webhook function: webhooks in, store mappings, health. One FastAPI application, or one for each of the two."""
+"""The webhook function: webhooks in, store mappings, metrics, the console for staff, health. One FastAPI application,
+or one for each part."""
 
 import asyncio
 import logging
@@ -7,20 +8,22 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.logins import Work, check_login
 from esl_pipeline.receiver.answers import Health
 from esl_pipeline.receiver.intake import Intake, Limits
 from esl_pipeline.receiver.lockout import Lockout
 from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
+from esl_pipeline.receiver.metrics import metrics_router
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.tokens import Gate
 from esl_pipeline.receiver.webhooks import Ways, webhook_routers, webhook_ways
 from esl_pipeline.settings import Settings
 
-Part = Literal["webhooks", "admin"]
+Part = Literal["webhooks", "admin", "console"]
 
 PING_SECONDS = 2.0
 
@@ -32,13 +35,14 @@ def create_app(
 ) -> FastAPI:
     """The application; what it holds beside the buffer (limits, lock-outs) may be forgotten.
 
-    only: nothing but that part, and health. So the store-mapping API can be kept off the port that shops reach.
+    only: nothing but that part, and health. So the store-mapping API can be kept off the port that shops reach. With it
+    goes the console.
     """
     shown, refusals = settings.app_environment != "production", Refusals()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        telling = asyncio.create_task(refusals.keep_telling(buffer)) if only != "admin" else None
+        telling = asyncio.create_task(refusals.keep_telling(buffer)) if only in (None, "webhooks") else None
         yield
         if telling:
             telling.cancel()
@@ -46,14 +50,18 @@ def create_app(
     app = FastAPI(
         title="Shelf label webhooks",
         openapi_url="/openapi.json" if shown else None,
-        docs_url="/docs" if shown else None,
+        docs_url=None,
         redoc_url=None,
         # A redirect would name the host and scheme that the request claims, and a token would follow it there.
         redirect_slashes=False,
         lifespan=lifespan,
     )
     app.add_exception_handler(BufferError, buffer_failure)  # type: ignore[arg-type]
-    if only != "admin":
+    if shown:
+        from esl_pipeline.console.reference import add_reference
+
+        add_reference(app)
+    if only in (None, "webhooks"):
         hooks = [found for source in settings.sources.values() if (found := source.webhooks())]
         if not any(found.are_verifiable for found in hooks):
             # 401 and not 503: without a secret nothing can be verified, and a stranger shall not learn from the
@@ -66,19 +74,38 @@ def create_app(
         for router in webhook_routers(settings, ways):
             app.include_router(router)
     if only != "webhooks":
-        app.include_router(mapping_router(Gate(settings.esl_admin_token, buffer, Lockout()), buffer))
-    app.include_router(_health_router(buffer))
+        _add_staff(app, Gate(settings.esl_admin_token, buffer, Lockout()), buffer, only)
+    app.include_router(_health_router(buffer, works_of(only)))
     return app
 
 
-def _health_router(buffer: Buffer) -> APIRouter:
+def _add_staff(app: FastAPI, gate: Gate, buffer: Buffer, only: Part | None) -> None:
+    """What asks for a token. Wrong ones count together, wherever they were tried."""
+    from esl_pipeline.console.app import console_router
+
+    if only == "console":
+        app.add_api_route("/", lambda: RedirectResponse("/console", 303), include_in_schema=False)
+    else:
+        app.include_router(mapping_router(gate, buffer))
+        app.include_router(metrics_router(gate, buffer))
+    app.include_router(console_router(gate, buffer))
+
+
+def works_of(only: Part | None) -> tuple[Work, ...]:
+    """What a part asks of the buffer's login."""
+    works: dict[Part | None, tuple[Work, ...]] = {None: ("receiver", "admin"), "webhooks": ("receiver",)}
+    return works.get(only, ("admin",))
+
+
+def _health_router(buffer: Buffer, works: tuple[Work, ...]) -> APIRouter:
     pending: asyncio.Task[bool] | None = None
 
-    def reachable() -> bool:
+    def works_now() -> bool:
         try:
-            buffer.ping()
+            for work in works:
+                check_login(buffer, work)
         except BufferError as error:
-            log.warning("health: the buffer cannot be reached: %a", str(error))
+            log.warning("health: the buffer cannot be used: %a", str(error))
             return False
         return True
 
@@ -86,7 +113,7 @@ def _health_router(buffer: Buffer) -> APIRouter:
         # Everybody may ask: all who ask at a time share one ping, and nobody waits long for a silent buffer.
         nonlocal pending
         if pending is None or pending.done():
-            pending = asyncio.create_task(asyncio.to_thread(reachable))
+            pending = asyncio.create_task(asyncio.to_thread(works_now))
         done, _ = await asyncio.wait([pending], timeout=PING_SECONDS)
         if done and pending.result():
             return JSONResponse({"status": "ok"})
@@ -98,10 +125,13 @@ def _health_router(buffer: Buffer) -> APIRouter:
             path,
             health,
             methods=["GET"],
-            summary="Whether webhooks can be kept",
+            summary="Whether webhooks can be kept, and staff can be answered",
             responses={
                 200: {"model": Health},
-                503: {"model": Health, "description": "The buffer cannot be reached."},
+                503: {
+                    "model": Health,
+                    "description": "The buffer cannot be reached, or does not let this process.",
+                },
             },
         )
     return router

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 from uuid import UUID
@@ -10,7 +10,6 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,12 +24,12 @@ from pydantic import (
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.labels.policy import Policy
+from esl_pipeline.labels.policy import Policy, said_of
 from esl_pipeline.model.label_server import DEFAULT_SERVER
 from esl_pipeline.printable import printable
 from esl_pipeline.receiver.answers import Answers, Unprocessable, refusals
 from esl_pipeline.receiver.body import read_body
-from esl_pipeline.receiver.tokens import Gate, Scope
+from esl_pipeline.receiver.tokens import Gate, admitted
 from esl_pipeline.sources.registry import SOURCES
 from esl_pipeline.storable import unstorable
 
@@ -191,19 +190,7 @@ _UNFIT: Answers = {
 def mapping_router(gate: Gate, buffer: Buffer) -> APIRouter:
     """`/api/store-mappings/`, for those whom the gate admits: reading, and with the scope write changing."""
 
-    bearer = HTTPBearer(auto_error=False, description="ESL_ADMIN_TOKEN, or from `esl-pipeline tokens add`")
-
-    def admitted(scope: Scope) -> Any:
-        def admit(
-            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-        ) -> str:
-            # Behind a proxy the server takes it from X-Forwarded-For; ESL_TRUSTED_PROXIES says from whom.
-            address = request.client.host if request.client else ""
-            return gate.admit(address, credentials.credentials if credentials else None, scope)
-
-        return Depends(admit)
-
-    may_read, may_write = admitted("read"), admitted("write")
+    may_read, may_write = admitted(gate, "read"), admitted(gate, "write")
     router = APIRouter(prefix="/api/store-mappings", tags=["store mappings"], responses=_REFUSALS)
 
     # The token comes first: nothing of a stranger's body is read.
@@ -275,12 +262,19 @@ def _fields(model: type[BaseModel], body: bytes, servers: Sequence[str]) -> dict
         wrong_fields = [
             {
                 "field": ".".join(map(str, wrong["loc"])) or "body",
-                "message": wrong["msg"].removeprefix("Value error, "),
+                "message": said_of_field(wrong),
             }
             for wrong in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise HTTPException(422, wrong_fields) from None
     return given.model_dump(mode="json", exclude_unset=True)
+
+
+def said_of_field(wrong: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with a field of a mapping, in words."""
+    at = wrong["loc"]
+    is_setting = at[:1] == ("settings",) and len(at) > 1
+    return said_of(wrong, at[1:]) if is_setting else str(wrong["msg"]).removeprefix("Value error, ")
 
 
 def _unprocessable(field: str, message: str) -> HTTPException:

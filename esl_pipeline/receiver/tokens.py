@@ -8,9 +8,10 @@ import re
 import secrets
 from collections import OrderedDict
 from threading import Lock
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
-from fastapi import HTTPException
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
@@ -26,6 +27,8 @@ CLOSED = (
     "The store-mapping API is closed: no token is valid. Make one with `esl-pipeline tokens add`, or set "
     "ESL_ADMIN_TOKEN and start the receiver again."
 )
+
+MAY_ONLY_READ = "The bearer token {} may only read; changes need one with the scope write."
 
 # What settings and `new_token` let through. Anything else is wrong without asking the buffer.
 _FORM = re.compile(r"[!-~]{32,1024}")
@@ -43,6 +46,13 @@ def new_token() -> str:
 def digest(token: str) -> str:
     """The SHA-256 of a token in hex, the form in which it is kept. Slow hashing is for passwords: a token is random."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Bearer(NamedTuple):
+    """Whose a token is, and what it is good for."""
+
+    name: str
+    scope: Scope
 
 
 class Gate:
@@ -82,13 +92,22 @@ class Gate:
             if self._bootstrap is None and not known["any"]:
                 raise HTTPException(403, CLOSED)
             _refuse("The bearer token is wrong.")
-        if found["state"] != "valid":
-            _refuse(f"The bearer token {found['name']} is {found['state']}.")
-        if scope == "write" and found["scope"] != "write":
-            raise HTTPException(
-                403, f"The bearer token {found['name']} may only read; changes need one with the scope write."
-            )
-        return str(found["name"])
+        bearer = _valid(found)
+        if scope == "write" and bearer.scope != "write":
+            raise HTTPException(403, MAY_ONLY_READ.format(bearer.name))
+        return bearer.name
+
+    def again(self, hashed: str) -> Bearer:
+        """Whoever was admitted with the token of this hash before, as it stands now. At most one call of the buffer.
+
+        Raises HTTPException 401 when it is no longer valid; BufferError when the buffer cannot be asked.
+        """
+        if self._bootstrap is not None and hmac.compare_digest(hashed, self._bootstrap):
+            return Bearer(BOOTSTRAP, "write")
+        found = self._buffer.token_check(hashed)["token"]
+        if found is None:
+            _refuse("The bearer token is wrong.")
+        return _valid(found)
 
     def _checked(self, hashed: str, wait: float) -> dict[str, Any]:
         """What the buffer says of the token; HTTPException 429 when it is asked about another unknown one just now."""
@@ -106,6 +125,28 @@ class Gate:
             if len(self._right) > _REMEMBERED:
                 self._right.popitem(last=False)
         return known
+
+
+def _valid(found: dict[str, Any]) -> Bearer:
+    if found["state"] != "valid":
+        _refuse(f"The bearer token {found['name']} is {found['state']}.")
+    return Bearer(str(found["name"]), found["scope"])
+
+
+_bearer = HTTPBearer(auto_error=False, description="ESL_ADMIN_TOKEN, or from `esl-pipeline tokens add`")
+
+
+def admitted(gate: Gate, scope: Scope) -> Any:
+    """The dependency of a route for those whom the gate admits for this scope; its value is the token's name."""
+
+    def admit(
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> str:
+        # Behind a proxy the server takes it from X-Forwarded-For; ESL_TRUSTED_PROXIES says from whom.
+        address = request.client.host if request.client else ""
+        return gate.admit(address, credentials.credentials if credentials else None, scope)
+
+    return Depends(admit)
 
 
 def _refuse_for(wait: float) -> None:

@@ -101,10 +101,16 @@ def _way(source: Source[Any], hooks: Webhooks, topic: str | None, intake: Intake
                 _described(hooks, topic, request),
                 refused.status_code,
                 refused.detail,
+                extra=_about(hooks, topic, request),
             )
             raise
         if log.isEnabledFor(logging.INFO):
-            log.info("webhook %s, outcome %s", _described(hooks, topic, request), outcome)
+            log.info(
+                "webhook %s, outcome %s",
+                _described(hooks, topic, request),
+                outcome,
+                extra=_about(hooks, topic, request),
+            )
         return _KEPT[outcome]
 
     return receive
@@ -154,6 +160,12 @@ def _takes(hooks: Webhooks, *topics: str) -> dict[str, Any]:
         for name, schema in hooks.parameters(topics).items()
     ]
     return {"parameters": parameters, "requestBody": {"content": {"application/json": {"schema": {}}}}}
+
+
+def _about(hooks: Webhooks, topic: str | None, request: Request) -> dict[str, str]:
+    """The same as fields of the log."""
+    claimed, shop, webhook_id = (ascii(text[:128])[1:-1] for text in hooks.described(request.headers))
+    return {"topic": topic or claimed, "shop": shop, "webhook_id": webhook_id}
 
 
 def _described(hooks: Webhooks, topic: str | None, request: Request) -> str:

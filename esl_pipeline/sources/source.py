@@ -23,8 +23,11 @@ OnStart = Callable[[datetime], None]
 class SourceSettings(Environment):
     """The environment variables of one source; `settings.Settings` holds one object of each registered source's class.
 
-    Every field has a default, and a name that begins with the source's.
+    Every field has a default, and a name that begins with the source's. also_signing: what opens shops and signs their
+    webhooks as well, beside the source's own ..._WEBHOOK_SECRET.
     """
+
+    also_signing: ClassVar[tuple[str, ...]] = ()
 
     def warnings(self) -> Iterator[str]:
         """Sentences about settings that work but deserve a second look; no secret in them."""

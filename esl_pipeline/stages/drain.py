@@ -8,11 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -36,9 +37,9 @@ RELIEF_SECONDS = 180.0
 _POLL_SECONDS = 0.25
 # What is read and evaluated of one shop keeps the news of another (a price rise) waiting: rounds are shorter while
 # several shops have work.
-_ALONE_SECONDS, _SHARED_SECONDS = 0.25, 0.1
+_ALONE_SECONDS, _SHARED_SECONDS = 0.6, 0.1
 _SHARED_FOR_SECONDS = 10.0
-_MOST_SECONDS = 1.0
+_MOST_SECONDS = 1.2
 _SMALLEST_PORTION = 100
 # Of a webhook's body, about the least, so that hardly more is read than is evaluated.
 _BYTES_PER_VARIANT = 500
@@ -69,9 +70,11 @@ class DrainLimits:
 
 @dataclass
 class Portion:
-    """How much one round reads and evaluates: as many variants as take a quarter of a second, as the last ones took.
+    """How much one round reads and evaluates: as many variants as take 0.6 seconds, as the last ones took.
 
-    Where a round of a few takes long as well (a buffer that is far away), twice as long as that, up to a second:
+    Much of what a round costs is the same for one variant and for hundreds.
+
+    Where a round of a few takes long as well (a buffer that is far away), twice as long as that, up to 1.2 seconds:
     smaller portions would mostly wait for answers. While several shops have work, a tenth of a second.
     """
 
@@ -97,6 +100,38 @@ class Portion:
             wanted = variants * target / seconds
             wanted = min(max(wanted, self.variants / 2), self.variants * 2)
             self.variants = round(min(max(wanted, _SMALLEST_PORTION), MAX_ROWS_PER_CALL))
+
+
+class Inbox:
+    """Reads what has come in (inbox.read_inbox): while a backlog is evaluated and staged, the next of it beside that.
+
+    A context manager; what was read ahead is part of the next round, or the last.
+    """
+
+    def __init__(self, read: Callable[[], list[dict[str, Any]]]) -> None:
+        self._read = read
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="inbox")
+        self._ahead: Future[list[dict[str, Any]]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether something is read that no round has taken."""
+        return self._ahead is not None
+
+    def take(self) -> list[dict[str, Any]]:
+        """The events that were read ahead, else those that are due now. Raises as read_inbox."""
+        ahead, self._ahead = self._ahead, None
+        return self._read() if ahead is None else ahead.result()
+
+    def read_ahead(self) -> None:
+        """Begin to read the next ones."""
+        self._ahead = self._pool.submit(self._read)
 
 
 @dataclass
@@ -125,33 +160,52 @@ class Round:
 
 
 def connections(concurrency: int) -> int:
-    """What a drain may ask of the buffer at a time: who reads, who renews the lease, who refreshes, and who push."""
-    return 3 + batches_at_once(concurrency)
+    """What a drain may ask of the buffer at a time: who reads, who evaluates, who renews the lease, who refreshes, and
+    who push."""
+    return 4 + batches_at_once(concurrency)
 
 
 def read_round(
-    buffer: Buffer, *, run_id: str, stop: threading.Event | None = None, portion: Portion | None = None
+    buffer: Buffer,
+    *,
+    run_id: str,
+    portion: Portion | None = None,
+    inbox: Inbox | None = None,
+    stop: threading.Event | None = None,
 ) -> Round:
-    """Read and evaluate once what is due now, a portion of it. Once `stop` is set nothing further is begun."""
+    """Read and evaluate once what is due now, a portion of it; ahead too, with an inbox. Once `stop` is set nothing
+    further is begun."""
     portion = portion or Portion()
-    done = Round()
     began = time.monotonic()
+    done = _read(inbox or _inbox(buffer, run_id, portion))
+    if stop is not None and stop.is_set():
+        return done
+    done.variants, mappings = due_variants(buffer, limit=portion.variants)
+    if not done.variants.empty:
+        if inbox is not None and len(done.variants) >= _SMALLEST_PORTION:
+            inbox.read_ahead()
+        done.evaluation = validate(done.variants, mappings)
+        done.staged = stage(buffer, done.variants, done.evaluation)
+        shops = {shop_key(mapping.shop) for mapping in mappings}
+        portion.learn(len(done.variants), time.monotonic() - began, shops=len(shops))
+    return done
+
+
+def _inbox(buffer: Buffer, run_id: str, portion: Portion) -> Inbox:
+    """Reads a portion at a time, as large as that is then."""
+    return Inbox(lambda: read_inbox(buffer, run_id=run_id, max_bytes=portion.bytes))
+
+
+def _read(inbox: Inbox) -> Round:
+    done = Round()
     try:
-        done.events = read_inbox(buffer, run_id=run_id, max_bytes=portion.bytes)
+        done.events = inbox.take()
     except BufferError:
         raise
     except Exception as error:
         # Something in the deliveries of a shop. They are claimed alone from now on (esl_inbox_claim); the rest goes on.
         log.exception("deliveries cannot be read")
         done.failure = error
-    if stop is not None and stop.is_set():
-        return done
-    done.variants, mappings = due_variants(buffer, limit=portion.variants)
-    if not done.variants.empty:
-        done.evaluation = validate(done.variants, mappings)
-        done.staged = stage(buffer, done.variants, done.evaluation)
-        shops = {shop_key(mapping.shop) for mapping in mappings}
-        portion.learn(len(done.variants), time.monotonic() - began, shops=len(shops))
     return done
 
 
@@ -184,7 +238,9 @@ def drain(
         try:
             with (
                 _renewed(buffer, holder, stop, relieve_at),
-                Refresher(buffer, client, refresh_rules, run_id=run_id) as refresher,
+                Refresher(
+                    buffer, client, replace(refresh_rules, concurrency=rules.concurrency), run_id=run_id
+                ) as refresher,
             ):
 
                 def report(done: Round) -> None:
@@ -231,25 +287,26 @@ def _rounds(
     started = last_work = time.monotonic()
     portion, is_first = Portion(), True
     idle = limits.longest if limits.keep_warm else limits.idle
-    while not stop.is_set() and time.monotonic() - started < limits.longest:
-        pusher.check()  # before a round, not after: what a round has done is reported
-        done = read_round(buffer, run_id=run_id, stop=stop, portion=portion)
-        if (
-            done.did_something or is_first
-        ):  # not before the first: what was left behind may be old news by now
-            pusher.ask()
-        is_first = False
-        done.results = pusher.take()
-        if done.did_something or pusher.is_busy:
-            last_work = time.monotonic()
-        if done.did_something:
-            yield done
-        elif not pusher.is_busy and time.monotonic() - last_work > idle:
-            return
-        else:
-            until = min(last_work + max(idle, _POLL_SECONDS), started + limits.longest)
-            for _ in _looks(buffer, pusher, refresher, stop, until):
-                on_idle()
+    with _inbox(buffer, run_id, portion) as inbox:
+        while not stop.is_set() and time.monotonic() - started < limits.longest:
+            pusher.check()  # before a round, not after: what a round has done is reported
+            done = read_round(buffer, run_id=run_id, portion=portion, inbox=inbox, stop=stop)
+            if done.did_something or is_first:
+                pusher.ask()  # not before the first: what was left behind may be old news by now
+            is_first = False
+            done.results = pusher.take()
+            if done.did_something or pusher.is_busy:
+                last_work = time.monotonic()
+            if done.did_something:
+                yield done
+            elif not pusher.is_busy and time.monotonic() - last_work > idle:
+                break
+            else:
+                until = min(last_work + max(idle, _POLL_SECONDS), started + limits.longest)
+                for _ in _looks(buffer, pusher, refresher, stop, until):
+                    on_idle()
+        if inbox.is_ahead:
+            yield _read(inbox)
 
 
 def _looks(
@@ -268,6 +325,8 @@ def _looks(
             pusher.ask()
         if due.refresh:
             refresher.ask()
+        if due.graces and buffer.graces_end():
+            pusher.ask()
         if due.inbox or due.variants:
             return
 

@@ -143,6 +143,7 @@ class _Comparison:
         self._dry_run, self._page_size, self._pages_ahead = dry_run, page_size, pages_ahead
         self._since, self._is_owned = begun["at"], begun["owned"]
         self._listed: set[str] = set()
+        self._reserved = 0
         self._judged: set[str] = set()
         self._foreign: dict[str, Row] = {}
         self._padded: list[Mapping[str, Any]] = []
@@ -224,8 +225,9 @@ class _Comparison:
         if not there:
             return
         self._listed.update(there)
-        self.drift.listed = len(self._listed)
         known = self._buffer.drift_compare(store=self._store, since=self._since, codes=list(there))
+        self._reserved += known["reserved"]
+        self.drift.listed = len(self._listed) - self._reserved
         wrong = []
         for held in known["labels"]:
             self._judged.add(held["code"])

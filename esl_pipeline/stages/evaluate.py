@@ -1,9 +1,9 @@
 """Stage 2: variants that are due become labels under each store's policy, and the differences are queued."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -13,12 +13,13 @@ from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
 from esl_pipeline.labels.evaluate import Store, evaluate_together, held_back
 from esl_pipeline.labels.mapping import StoreMapping
 from esl_pipeline.labels.schema import TOLD
+from esl_pipeline.model.records import frame_of, records
 from esl_pipeline.model.rows import FINDINGS, LABELS, VARIANTS
-from esl_pipeline.model.shop import Shop
+from esl_pipeline.model.shop import Shop, shop_key
 from esl_pipeline.sources.registry import source_of
 
-# What one call carries, unless a single variant has more.
-STAGE_BYTES = 4_000_000
+# What one call carries, unless a single variant has more: while it works, nothing of its stores can be recorded.
+STAGE_LABELS, STAGE_BYTES = 200, 4_000_000
 # Of a label beside its text, and of its findings.
 _ROW_BYTES = 400
 
@@ -33,8 +34,8 @@ def due_variants(
     The frame has rows.VARIANTS. `after` pages on from a revision, of one shop.
     """
     found, mappings = buffer.variants_due(limit=limit, shop=shop, after=after)
-    frame = pd.DataFrame(found, columns=VARIANTS.names).astype(VARIANTS.dtypes)
-    return frame, mappings
+    columns = {name: [row.get(name) for row in found] for name in VARIANTS.names}
+    return frame_of(columns, VARIANTS.dtypes), mappings
 
 
 @dataclass
@@ -56,12 +57,10 @@ def validate(variants: pd.DataFrame, mappings: Sequence[StoreMapping]) -> Evalua
     evaluation = Evaluation()
     # By policy and source: whatever changed in how many shops, the checks of one policy run once.
     parts: dict[tuple[str, ...], list[tuple[pd.DataFrame, Store]]] = {}
+    of_shop = _by_shop(variants)
     for mapping in mappings:
-        ours = variants[
-            (variants["source_system"] == mapping.shop["source_system"])
-            & (variants["source_store_id"] == mapping.shop["source_store_id"])
-        ]
-        if ours.empty:
+        ours = of_shop.get((mapping.shop["source_system"], mapping.shop["source_store_id"]))
+        if ours is None:
             continue
         policy = mapping.policy
         if policy is None:
@@ -86,9 +85,21 @@ def validate(variants: pd.DataFrame, mappings: Sequence[StoreMapping]) -> Evalua
         parts.setdefault((policy.model_dump_json(), *told.values()), []).append((ours, store))
     if parts:
         labels, findings = zip(*map(_evaluated, parts.values()), strict=True)
-        evaluation.labels = pd.concat(labels, ignore_index=True)
-        evaluation.findings = pd.concat(findings, ignore_index=True)
+        evaluation.labels, evaluation.findings = _together(labels), _together(findings)
     return evaluation
+
+
+def _about(variants: pd.DataFrame, store: Store) -> dict[str, str]:
+    """What a line of the log about one variant names."""
+    (row,) = records(variants)
+    return {"shop": shop_key(row), "store": store.code, "variant_id": str(row["variant_id"])}
+
+
+def _by_shop(variants: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    shops = list(zip(variants["source_system"], variants["source_store_id"], strict=True))
+    if len(set(shops)) == 1:  # as mostly, and a copy would take longer than the rest
+        return {shops[0]: variants}
+    return {shop: variants[[other == shop for other in shops]] for shop in dict.fromkeys(shops)}
 
 
 def _evaluated(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -101,29 +112,31 @@ def _evaluated(parts: Sequence[tuple[pd.DataFrame, Store]]) -> tuple[pd.DataFram
             ((variants, store),) = parts
             half = len(variants) // 2
             if not half:
-                log.exception("a variant cannot be evaluated")
+                log.exception("a variant cannot be evaluated", extra=_about(variants, store))
                 return held_back(variants, store, type(error).__name__)
             halves = [[(part, store)] for part in (variants.iloc[:half], variants.iloc[half:])]
         labels, findings = zip(*map(_evaluated, halves), strict=True)
-        return pd.concat(labels, ignore_index=True), pd.concat(findings, ignore_index=True)
+        return _together(labels), _together(findings)
+
+
+def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
 
 
 def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dict[str, int]:
-    """Store the evaluation and queue what differs from the ledger, in calls of at most 5,000 rows and STAGE_BYTES.
+    """Store the evaluation and queue what differs from the ledger, in calls of about STAGE_LABELS and STAGE_BYTES.
 
     Returns summed counts: labels_changed, stale, upserts_queued, removals_queued. Variants whose code another one of
     the store has too are known to the buffer alone: they become held in the evaluation, with their findings.
     Staging an old frame is harmless: variants that have changed since are left out (stale).
     """
-    labels, findings = evaluation.labels, evaluation.findings
     total = dict.fromkeys(("labels_changed", "stale", "upserts_queued", "removals_queued"), 0)
     collisions: list[dict[str, Any]] = []
-    for chunk in _chunks(variants, labels):
-        ids = set(chunk["variant_id"])
+    for part in _parts(variants, evaluation):
         counts = buffer.labels_stage(
-            labels=[_label_row(row) for row in _records(labels[labels["variant_id"].isin(ids)])],
-            findings=_records(findings[findings["variant_id"].isin(ids)]),
-            evaluated=_records(chunk[["source_system", "source_store_id", "variant_id", "revision"]]),
+            labels=part.labels,
+            findings=part.findings,
+            evaluated=part.evaluated,
             problems=evaluation.mappings,
         )
         for key in total:
@@ -134,20 +147,38 @@ def stage(buffer: Buffer, variants: pd.DataFrame, evaluation: Evaluation) -> dic
     return total
 
 
-def _chunks(variants: pd.DataFrame, labels: pd.DataFrame) -> Iterator[pd.DataFrame]:
+@dataclass
+class _Part:
+    """What one call stages: variants, and all labels and findings of theirs."""
+
+    evaluated: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _parts(variants: pd.DataFrame, evaluation: Evaluation) -> list[_Part]:
     """The variants in their order, as many at a time as one call takes with their labels."""
-    stores = max(1, labels["mapping_id"].nunique())
-    step = max(1, MAX_ROWS_PER_CALL // stores)
-    texts = labels["label"].str.len().fillna(0).groupby(labels["variant_id"]).sum()
-    sizes = variants["variant_id"].map(texts).fillna(0).astype(int) + _ROW_BYTES * stores
-    starts, before = [0], 0
-    for position, bytes_ in enumerate(accumulate(sizes)):
-        if position > starts[-1] and (bytes_ - before > STAGE_BYTES or position - starts[-1] == step):
-            starts.append(position)
-            before = bytes_ - int(sizes.iloc[position])
-    for start, end in zip(starts, [*starts[1:], len(variants)], strict=True):
-        if end > start:
-            yield variants.iloc[start:end]
+    labels = list(records(evaluation.labels))
+    count, size = Counter[str](), Counter[str]()
+    for row in labels:
+        count[row["variant_id"]] += 1
+        size[row["variant_id"]] += _ROW_BYTES + len(row["label"] or "")
+    part_of: dict[str, _Part] = {}
+    parts, rows, bytes_ = list[_Part](), 0, 0
+    for row in records(variants[["source_system", "source_store_id", "variant_id", "revision"]]):
+        variant = row["variant_id"]
+        if variant not in part_of:
+            rows, bytes_ = rows + count[variant], bytes_ + size[variant]
+            if not parts or rows > STAGE_LABELS or bytes_ > STAGE_BYTES:
+                parts.append(_Part())
+                rows, bytes_ = count[variant], size[variant]
+            part_of[variant] = parts[-1]
+        part_of[variant].evaluated.append(row)
+    for row in labels:
+        part_of[row["variant_id"]].labels.append(_label_row(row))
+    for row in records(evaluation.findings):
+        part_of[row["variant_id"]].findings.append(row)
+    return parts
 
 
 def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
@@ -158,19 +189,6 @@ def _hold_back(evaluation: Evaluation, collisions: pd.DataFrame) -> None:
     labels.loc[held, "state"] = "held"
     found = collisions.merge(labels[[*keys, "source_store_id", "revision"]], on=keys)[FINDINGS.names]
     evaluation.findings = pd.concat([evaluation.findings, found], ignore_index=True)
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dicts of plain values, None for what is missing."""
-    columns = {str(name): _plain(frame[name]) for name in frame.columns}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _plain(column: pd.Series) -> list[Any]:
-    values, missing = column.tolist(), column.isna()
-    if not missing.any():
-        return values
-    return [None if is_missing else value for value, is_missing in zip(values, missing, strict=True)]
 
 
 def _label_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def _read(claimed: Sequence[Row]) -> tuple[Facts, Exception | None]:
         try:
             facts.extend(source.read_deliveries(events))
         except Exception as error:
-            log.exception("deliveries cannot be read")
+            ids = ", ".join(str(event.get("webhook_id")) for event in events[:5])
+            log.exception("deliveries cannot be read", extra={"shop": shop_key(events[0]), "webhook_id": ids})
             unread = error
     return facts, unread
 

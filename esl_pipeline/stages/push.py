@@ -1,5 +1,6 @@
 """Stage 3: queued labels go to the label server, one batch a call, with an intent before and a result after."""
 
+import logging
 import threading
 import time
 import traceback
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.door import Row
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
 from esl_pipeline.hipoink.errors import HipoinkError
@@ -16,6 +18,11 @@ from esl_pipeline.model.push import Claim, Later, Outcome, PushRules
 from esl_pipeline.model.rows import RESULTS
 from esl_pipeline.model.shop import Shop
 from esl_pipeline.stages.outcomes import accepted, not_accepted
+
+CODES_LOGGED = 10
+"""Of a call that was not accepted; all of them are in the audit, by its push_id."""
+
+log = logging.getLogger(__name__)
 
 
 def push_batch(
@@ -74,7 +81,8 @@ def push_claimed(
         return None
 
     outcome = _called(client, claim, Call(hindrance, recorded_as=claim.push_id))
-    buffer.push_finish(claim, outcome, rules)
+    done = buffer.push_finish(claim, outcome, rules)
+    _log_push(claim, outcome, done)
     return pd.DataFrame(
         [
             {
@@ -93,6 +101,29 @@ def push_claimed(
             for row in claim.rows
         ],
         columns=RESULTS.names,
+    )
+
+
+def _log_push(claim: Claim, outcome: Outcome, done: Row) -> None:
+    """A line for each call: that it went well, or with the server's words (a stranger's text) which labels it is
+    about."""
+    shops = ", ".join(sorted({row.shop for row in claim.rows}))
+    told = {"store": claim.store_code, "push_id": claim.push_id, "shop": shops}
+    if outcome.outcome == "accepted":
+        log.info(
+            "%s: %d labels accepted in %s ms",
+            claim.operation,
+            len(claim.rows),
+            outcome.duration_ms,
+            extra=told,
+        )
+        return
+    codes = ", ".join(ascii(row.code)[1:-1] for row in claim.rows[:CODES_LOGGED])
+    log.warning(
+        "%s: %d labels %s (%s again, %s refused, %s dead): %a",
+        *(claim.operation, len(claim.rows), outcome.outcome, done["retried"], done["failed"], done["dead"]),
+        (outcome.message or "")[:500],
+        extra=told | {"code": codes},
     )
 
 

@@ -34,7 +34,7 @@ class Pusher:
     ) -> None:
         self._claim, self._push, self._stop = claim, push, stop
         self._changed = threading.Condition()
-        self._asked = self._looks = self._ends = self._woken = False
+        self._asked = self._looks = self._ends = self._woken = self._is_paced = False
         self._again_at: float | None = None
         self._pushing = 0
         self._results: list[pd.DataFrame] = []
@@ -142,11 +142,12 @@ class Pusher:
             finally:
                 with self._changed:
                     self._looks = False
+                    self._is_paced = isinstance(found, Later) and found.is_paced
                     if isinstance(found, Later):
                         self._again_at = time.monotonic() + found.seconds
                     elif found is not None:
                         self._pushing += 1
-                        self._asked = True  # another batch may be due too
+                        self._asked |= found.has_more
                     self._changed.notify_all()
             if isinstance(found, Claim):
                 return found
@@ -154,7 +155,7 @@ class Pusher:
     @property
     def _may_look(self) -> bool:
         is_time = self._again_at is not None and self._again_at <= time.monotonic()
-        return not self._looks and (self._asked or is_time)
+        return not self._looks and (is_time or (self._asked and not self._is_paced))
 
     @property
     def _seconds_until_again(self) -> float | None:

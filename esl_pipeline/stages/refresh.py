@@ -5,7 +5,6 @@ it stands in the buffer, marked with the accepted push itself; nothing here hold
 """
 
 import logging
-import re
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from typing import Self
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.client import HipoinkClient
-from esl_pipeline.hipoink.errors import HipoinkError, RejectedError
+from esl_pipeline.hipoink.devices import is_not_known
+from esl_pipeline.hipoink.errors import HipoinkError
 from esl_pipeline.hipoink.limiter import Call
 from esl_pipeline.model.push import Outcome, RefreshClaim
 from esl_pipeline.model.shop import Shop
@@ -25,31 +25,25 @@ _log = logging.getLogger(__name__)
 
 # At the end of a run, for the call at hand: one that is cut off is made again when its claim runs out.
 _LAST_SECONDS = 5.0
-# No public source says how a server of the 2020 generation refuses what it does not know.
-_NO_SUCH_ACTION = re.compile(
-    r"\b(?:action|method|route|api|interface|function|url|path)\b[^\"]*"
-    r"\b(?:not (?:exists?|found|defined|supported|allowed)|undefined|unknown|invalid)\b"
-    r"|\b(?:unknown|undefined|unsupported|invalid|no such) (?:action|method|route|api|interface|function|url|path)\b"
-    r"|\bnot implemented\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
 class RefreshRules:
     """When a store's labels are refreshed; seconds.
 
-    Once nothing more can be pushed to it, at the latest `settle` after the first push of a burst; two triggers of a
-    store are `gap` apart. After failures it is tried again with the next burst, or with growing delays. `look`: so
-    often does a run ask what is due.
+    Once nothing more can be pushed to it, at the latest when its policy says so (refresh_seconds) after the first push
+    of a burst, or `rise` after the first of a price that rises; two triggers of a store are `gap` apart. After failures
+    it is tried again with the next burst, or with growing delays. `look`: so often does a run ask what is due.
+    `concurrency`: how many calls the label server takes at a time; a store leaves one of them to the others.
     """
 
     gap: float = 3
-    settle: float = 5
+    rise: float = 3
     initial_delay: float = 5
     multiplier: float = 2
     max_delay: float = 900
     look: float = 0.5
+    concurrency: int | None = None
     # Longer than the client's longest call with its own retries, so that no store is triggered by two workers at once.
     lease: float = 60
 
@@ -64,20 +58,25 @@ def refresh_stores(
     *,
     run_id: str,
     shop: Shop | None = None,
-) -> int:
-    """Trigger the stores that are due, one after another -> how many triggers the label server accepted.
+) -> list[str]:
+    """Trigger the stores that are due, one after another -> those whose trigger the label server accepted.
 
     Two round trips and a call each, beside the limiter's; one round trip when nothing is due. Raises BufferError only.
     """
-    count, more = 0, True
+    triggered, more = list[str](), True
     while more:
         claim = buffer.refresh_claim(
-            lease_seconds=rules.lease, settle_seconds=rules.settle, run_id=run_id, shop=shop
+            lease_seconds=rules.lease,
+            rise_seconds=rules.rise,
+            concurrency=rules.concurrency,
+            run_id=run_id,
+            shop=shop,
         )
         if claim is None:
             break
         outcome = _trigger(client, claim)
-        count += outcome.outcome == "accepted"
+        if outcome.outcome == "accepted":
+            triggered.append(claim.store_code)
         more = buffer.refresh_finish(
             claim,
             outcome,
@@ -87,7 +86,7 @@ def refresh_stores(
             multiplier=rules.multiplier,
             max_delay_seconds=rules.max_delay,
         )
-    return count
+    return triggered
 
 
 class Refresher:
@@ -155,15 +154,8 @@ def _trigger(client: HipoinkClient, claim: RefreshClaim) -> Outcome:
         raise
     except HipoinkError as error:
         outcome = not_accepted(error, started)
-        return replace(outcome, outcome="not_known") if _is_not_known(error) else outcome
+        return replace(outcome, outcome="not_known") if is_not_known(error) else outcome
     except Exception as error:  # whatever it is, it is this call's
         message = f"the call could not be made: {type(error).__name__}"
         return Outcome("transient", message, duration_ms=milliseconds_since(started))
     return accepted(answer)
-
-
-def _is_not_known(error: HipoinkError) -> bool:
-    """Whether the label server has no such action."""
-    return error.http_status in (404, 405, 501) or (
-        isinstance(error, RejectedError) and bool(_NO_SUCH_ACTION.search(error.answer or ""))
-    )

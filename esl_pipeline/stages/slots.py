@@ -16,6 +16,10 @@ from esl_pipeline.hipoink.limiter import Call
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 0.1
 # So long does the end of a call wait for the next one, to be told with it.
 _TELL_SECONDS = 0.1
+# Of the rate, for all calls of the background; so long does one of them let others go first, and so rarely it asks.
+BACKGROUND_SHARE = 0.2
+_PATIENT_SECONDS = 5.0
+_BACKGROUND_PAUSE = 0.25
 
 
 class SharedLimiter:
@@ -24,6 +28,9 @@ class SharedLimiter:
     Who waits and what is in flight stands in the buffer, so that of all runs' calls those begin first that asked first;
     here no more than `concurrency` ask at a time. A call that is not heard of again is over `call_seconds` after it
     began. Which calls have ended is told with the next one, with what is recorded of them, or soon after.
+
+    Calls of the background begin one at a time, no more than a fifth of the rate, while the pace and a call are free;
+    one that has waited some seconds for that stands in line as others do.
     """
 
     def __init__(
@@ -39,18 +46,20 @@ class SharedLimiter:
     @contextmanager
     def slot(self, call: Call) -> Iterator[None]:
         """Wait until the call may begin; it is in flight until the end of the context."""
-        self._enter(call)
-        call_id = str(uuid4())
+        if not call.is_background:
+            self._enter(call)
+        call_id, asked = str(uuid4()), time.monotonic()
         try:
-            pause = _FIRST_PAUSE
-            while (seconds := self._take(call_id, call.recorded_as)) is None:
+            pause, longest = _FIRST_PAUSE, _BACKGROUND_PAUSE if call.is_background else _LONGEST_PAUSE
+            while (seconds := self._take(call_id, call, asked)) is None:
                 _wait(pause, call)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, longest)
             _wait(seconds, call)
             yield
         finally:
             self._note_end(call_id, is_recorded=call.recorded_as is not None)
-            self._leave()
+            if not call.is_background:
+                self._leave()
 
     def close(self) -> None:
         """Tell of the calls that have ended since the last one began."""
@@ -74,15 +83,17 @@ class SharedLimiter:
             with suppress(BufferError):  # then they are over when their time is
                 self._buffer.rate_give(ended=ended)
 
-    def _take(self, call_id: str, recorded_as: str | None) -> float | None:
+    def _take(self, call_id: str, call: Call, asked: float) -> float | None:
         ended = self._told()
+        is_patient = time.monotonic() - asked < _PATIENT_SECONDS
         try:
             return self._buffer.rate_take(
                 server=self._server,
                 rate_per_second=self._rate,
                 concurrency=self._concurrency,
                 call_id=call_id,
-                recorded_as=recorded_as,
+                recorded_as=call.recorded_as,
+                background={"share": BACKGROUND_SHARE, "patient": is_patient} if call.is_background else None,
                 ended=ended,
                 seconds=self._call_seconds,
             )

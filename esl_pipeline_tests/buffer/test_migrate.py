@@ -1,5 +1,6 @@
 """Migrations: from nothing, twice, by two at once, through an SQL editor, and over what is older or newer."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -80,6 +81,42 @@ def test_functions_of_another_build_are_replaced(buffer_dsn: str) -> None:
         connection.execute("comment on schema esl is 'another build'; drop function public.esl_due(jsonb)")
     assert migrate(buffer_dsn) == ["functions"]
     assert describe(buffer_dsn) == before
+
+
+@pytest.mark.parametrize("apply", [migrate, paste])
+def test_a_function_of_an_older_build_makes_no_call_ambiguous(
+    buffer_dsn: str, apply: Callable[[str], object]
+) -> None:
+    """As when a parameter with a default is added: both would fit the older call."""
+    before = describe(buffer_dsn)
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute(
+            "create function esl.next_push(p jsonb, p_alone boolean default false, p_other text default '')"
+            " returns jsonb language sql as 'select null::jsonb';"
+            "create function esl.of_older_builds_alone() returns int language sql as 'select 1';"
+            "comment on schema esl is '1 of another build'"
+        )
+
+    apply(buffer_dsn)
+
+    after = describe(buffer_dsn)
+    assert after["functions"] != before["functions"]  # older code that still runs may need it
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute("drop function esl.of_older_builds_alone()")
+    assert describe(buffer_dsn) == before
+
+
+@pytest.mark.long
+def test_a_migration_that_was_chosen_to_end_a_deadlock_begins_anew(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "create sequence of_test;"
+            "create function deadlock() returns event_trigger language plpgsql as"
+            " 'begin if nextval(''public.of_test'') < 2 then raise exception using errcode = ''40P01''; end if; end';"
+            "create event trigger of_test on ddl_command_start execute function deadlock()"
+        )
+    assert migrate(database)[-1] == "functions"
+    assert is_usable(database)
 
 
 def test_two_migrators_at_once_take_turns(database: str) -> None:

@@ -55,6 +55,13 @@ def test_the_functions_of_every_file_are_found() -> None:
     assert counted == written > 100
 
 
+def test_no_two_indexes_have_one_name() -> None:
+    """The second would not be made, for each is made only where there is none of its name."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("migrations/*.sql"))]
+    names = re.findall(r"create (?:unique )?index if not exists (\w+)", "".join(texts))
+    assert len(names) > 50 and sorted(names) == sorted(set(names))
+
+
 def test_no_two_files_say_the_same() -> None:
     pairs = [(one, other) for n, one in enumerate(DONE) for other in DONE[n + 1 :]]
     found = {(a.name, b.name): runs for a, b in pairs if (runs := copies(a, b))}

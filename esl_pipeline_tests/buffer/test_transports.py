@@ -193,6 +193,7 @@ def test_five_thousand_rows_in_one_call(both: Both) -> None:
         assert transport.calls == 1
 
 
+@pytest.mark.long
 def test_threads_share_a_transport(both: Both) -> None:
     for transport in both():
         with ThreadPoolExecutor(8) as threads:
@@ -281,6 +282,16 @@ def test_errors_of_functions_are_the_same_on_both(both: Both) -> None:
         assert "a detail" not in str(error)
 
 
+def test_a_call_under_which_a_migration_has_replaced_something_is_tried_again() -> None:
+    def retried(code: str, message: str) -> bool:
+        failure = Failure(code, message)
+        return classify(failure, function="esl_due", size=Size.FIXED, credential="ESL_DATABASE_URL").retryable
+
+    assert retried("XX000", "cache lookup failed for type 17026")
+    assert not retried("XX000", "unexpected end of data")
+
+
+@pytest.mark.long
 def test_passing_faults_are_tried_again_and_others_are_not(both: Both) -> None:
     for transport in both(attempts=3):
         run_sql(both.database, "alter sequence esl_test_calls restart")
@@ -711,6 +722,7 @@ def assert_no_canary(transport: Transport, error: BufferError) -> None:
     assert error.__cause__ is None
 
 
+@pytest.mark.long
 def test_secrets_stay_out_of_logs_and_errors(both: Both, capsys: pytest.CaptureFixture[str]) -> None:
     written = io.StringIO()
     handler = logging.StreamHandler(written)

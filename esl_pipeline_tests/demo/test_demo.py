@@ -24,6 +24,7 @@ from esl_pipeline.demo.day import DemoDay, Difference, Shelf, compare, label_of,
 from esl_pipeline.demo.night import meddle
 from esl_pipeline.demo.report import NightReport, Report, WaveReport, print_report
 from esl_pipeline.demo.run import run_demo
+from esl_pipeline.demo.shelf import shelf_of
 from esl_pipeline.sandbox.shopify.catalogue import Product
 from esl_pipeline.sandbox.shopify.shop import Shop
 from esl_pipeline.settings import load_settings
@@ -270,6 +271,56 @@ def test_field_41_a_label_that_is_right_but_not_on_the_shelf_makes_the_report_wr
     assert "Every label is right" not in said.getvalue()
 
 
+def place(
+    esl: str = "AD1", label: dict[str, str] | None = MILK, price: str | None = "1.19", **more: Any
+) -> dict[str, Any]:
+    shows = {"name": (label or MILK)["pn"], "price": price} if price else None
+    bound = {"esl_code": esl, "product_code": label and label["pc"], "shown": shows}
+    return {**bound, "state": "right", "why": "", **more}
+
+
+def test_the_shelf_counts_each_physical_label_once_and_names_those_that_do_not_show_their_price() -> None:
+    places = [
+        place("AD1"),
+        place("AD2", MILK, "1.09", state="stale", why="waits for its refresh"),
+        place("AD3", MILK, None, state="unreachable", why="offline"),
+        place("AD4", None, "9.99", state="unbound", why="not bound"),
+        place("AD5", None, None, state="unbound"),
+    ]
+    shelf = shelf_of(places, EXPECTED)
+    assert (shelf.hanging, shelf.right, shelf.spare, shelf.without_label) == (4, 1, 1, [TEA["pc"]])
+    assert [shelf.count(state) for state in ("stale", "unreachable", "unbound")] == [1, 1, 1]
+    assert [(p.esl_code, p.must_show, p.shows) for p in shelf.not_right] == [
+        ("AD2", "1.19", "1.09"), ("AD3", "1.19", None), ("AD4", None, "9.99"),
+    ]  # fmt: skip
+
+
+def test_a_label_that_shows_what_the_server_wrongly_holds_is_not_right() -> None:
+    for wrong in (place(price="1.29"), place(label=TEA, price="4.00")):
+        shelf = shelf_of([wrong], {MILK["pc"]: MILK})
+        assert (shelf.right, [p.state for p in shelf.not_right]) == (0, ["stale"])
+
+
+def test_labels_that_do_not_show_their_price_make_the_report_wrong_and_are_named() -> None:
+    repaired = {"missing": 0, "different": 0}
+    drift = repaired | {"foreign": 0}
+    night = NightReport(
+        labels=2, outdated=0, drift=drift, drift_in_dagster=drift, repaired=repaired, seconds=1
+    )
+    report = report_of(WaveReport("opening", labels=2), shown(MILK, TEA), night)
+    assert report.right
+    stale = place("AD7", MILK, None, state="stale", why="waits for its refresh")
+    report.shelf = shelf_of([stale, place("AD8", TEA, "4.00")], EXPECTED)
+    figures = report.figures()
+    assert (figures["right"], figures["shelf"]["right"], figures["shelf"]["stale"]) == (False, 1, 1)
+    assert [found["esl_code"] for found in figures["shelf"]["not_right"]] == ["AD7"]
+    said = io.StringIO()
+    print_report(Console(file=said, width=100), report, as_json=False)
+    assert "1 of 2 physical labels do not show their price." in said.getvalue()
+    assert re.search(rf"AD7\s+{MILK['pc']}\s+1.19\s+nothing\s+stale\s+waits for its refresh", said.getvalue())
+    assert "Every label is right" not in said.getvalue()
+
+
 @pytest.mark.parametrize("told", ["drift_in_dagster", "repaired"])
 def test_drift_that_is_not_told_exactly_makes_the_report_wrong_and_is_printed(told: str) -> None:
     repaired = {"missing": 3, "different": 5}
@@ -310,7 +361,7 @@ def report_of(
             "refreshes": {},
         },
         traced_code="",
-        trace=[],
+        trace=None,
         start_seconds=1,
         total_seconds=2,
     )
@@ -405,6 +456,9 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert webhooks["duplicates"] > 6
     assert (webhooks["refused"], webhooks["unusable"], webhooks["dead"]) == (1, 1, 0)
     assert labels["on_shelf"] == labels["on_server"] == labels["expected"] > 280
+    shelf = figures["shelf"]
+    assert shelf["right"] == shelf["hanging"] == labels["expected"] + 2, "and what somebody else has hung up"
+    assert (shelf["not_right"], shelf["without_label"]) == ([], [])
     assert 3 <= labels["refreshes"] <= 2 * labels["calls"], "one a burst, at least one each part of the demo"
     assert labels["written"] > labels["on_shelf"]
     assert labels["removed"] >= 10
@@ -423,6 +477,24 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert figures["seconds"]["first_label"] <= figures["seconds"]["opening_right"] < seconds
     assert processes_of(scratch) == []
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_without_a_refresh_the_demo_names_every_physical_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said = io.StringIO()
+    assert not run_demo(load_settings(), Console(file=said, width=100), refresh="never", as_json=True)
+    figures = json.loads(said.getvalue())
+    labels, shelf = figures["labels"], figures["shelf"]
+    assert (figures["wrong"], labels["on_shelf"], labels["refreshes"]) == ([], 0, 0)
+    assert labels["on_server"] == labels["expected"] > 280, "the label server has everything"
+    assert shelf["stale"] == shelf["hanging"] == labels["expected"] + 2
+    assert {place["why"] for place in shelf["not_right"]} == {"waits for its refresh"}
+    assert all(place["must_show"] and place["shows"] is None for place in shelf["not_right"])
+    assert len({place["esl_code"] for place in shelf["not_right"]}) == shelf["stale"]
 
 
 @pytest.mark.long

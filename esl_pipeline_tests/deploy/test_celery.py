@@ -29,6 +29,7 @@ from esl_pipeline.local.databases import DATABASE, dagster_url, prepare_database
 from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.webserver import Webserver
+from esl_pipeline.orchestration.near_real_time import HOLDER_TAG
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN
 from esl_pipeline.sandbox.shopify.server import RunningShopify, running_shopify
@@ -145,8 +146,8 @@ class Deployment:
     def launch_drain(self, name: str = "default") -> str:
         """As inbox_sensor does it."""
         self.hold_leases()
-        config = {"holder": HOLDER, "label_server": name}
-        return self.webserver.launch("event_sync", config={"ops": {"drain_events": {"config": config}}})
+        config = {"ops": {"drain_events": {"config": {"label_server": name}}}}
+        return self.webserver.launch("event_sync", config=config, tags={HOLDER_TAG: HOLDER})
 
     def run(self, run_id: str) -> DagsterRun:
         found = self.instance.get_run_by_id(run_id)

@@ -68,6 +68,33 @@ class Sandbox:
     def state(self) -> dict[str, Any]:
         return self.http.get("/sandbox/state").raise_for_status().json()
 
+    def hang(self, store: str, **wish: Any) -> list[str]:
+        """Hang devices (floor.Hang) -> their codes."""
+        answer = self.http.put("/sandbox/devices", json={"store": store, **wish}).raise_for_status()
+        return list(answer.json()["esl_codes"])
+
+    def change_devices(self, store: str, **change: Any) -> int:
+        """Let something happen to devices (floor.Change) -> to how many."""
+        answer = self.http.patch("/sandbox/devices", json={"store": store, **change}).raise_for_status()
+        return int(answer.json()["count"])
+
+    def set_floor(self, store: str, **floor: Any) -> None:
+        """Say how the labels of a store behave (floor.Floor)."""
+        self.http.put(f"/sandbox/floors/{store}", json=floor).raise_for_status()
+
+    def set_ap(self, store: str, ap: str, *, dead: bool) -> None:
+        """Let an access point die, or live again."""
+        self.http.put(f"/sandbox/aps/{store}/{ap}", json={"dead": dead}).raise_for_status()
+
+    def tick(self, seconds: float) -> None:
+        """Let time pass for the devices."""
+        self.http.post("/sandbox/tick", json={"seconds": seconds}).raise_for_status()
+
+    def places(self, store: str) -> dict[str, dict[str, Any]]:
+        """What each physical label of a store shows, and what the server holds for it, by the label's code."""
+        answer = self.http.get("/sandbox/shelf", params={"store": store}).raise_for_status()
+        return {place["esl_code"]: place for place in answer.json()}
+
 
 @contextmanager
 def running_sandbox(store: LabelStore | None = None, **options: Any) -> Iterator[Sandbox]:

@@ -397,6 +397,7 @@ def test_errors_survive_pickling():
 # --- waiting ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_short_retry_after_is_waited_for(client: HipoinkClient, sandbox: Sandbox):
     stamina.set_testing(False)
     sandbox.faults({"kind": "status", "status": 429, "retry_after": "1", "times": 1})

@@ -88,6 +88,7 @@ def test_pages_do_not_grow_without_bounds() -> None:
     assert max(small.sizes) == 80, "an answer of twice the size would not be taken"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "odd",
     [

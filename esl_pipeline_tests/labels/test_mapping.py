@@ -25,7 +25,7 @@ def test_right_settings_are_a_policy() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"no such": "setting"}, "no such: Extra inputs are not permitted"),
+        ({"no such": "setting"}, "no such: is no setting of a policy, see `esl-pipeline stores policy`"),
         ({"fields": {"f1": "{colour}"}}, "fields.f1: "),
         (["zero_price"], "settings: "),
         (None, "settings: "),

@@ -49,6 +49,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_change_pct": 0}, "max_change_pct"),
     ({"guard_labels": -1}, "guard_labels"),
     ({"guard_share_pct": 101}, "guard_share_pct"),
+    ({"unbind_grace_hours": -1}, "unbind_grace_hours"),
+    ({"during_grace": "remove"}, "during_grace"),
+    ({"promotion": 0}, "promotion"),
+    ({"promotion": 5}, "promotion"),
+    ({"promotion": True}, "promotion"),
+    ({"promotion": {"scene": 2, "when": "price_cut", "days": 91}}, "promotion.days"),
+    ({"promotion": {"scene": 2, "when": "compare_at"}}, "show_compare_at"),
+    ({"refresh_seconds": 0}, "refresh_seconds"),
+    ({"refresh_minutes": 0}, "refresh_minutes"),
+    ({"sleep_hours": "22-6"}, "sleep_hours"),
+    ({"sleep_hours": "22:00-24:00"}, "sleep_hours"),
+    ({"sleep_hours": "06:00-06:00"}, "its begin and its end are the same"),
 ]
 
 
@@ -64,6 +76,7 @@ def test_the_defaults_are_safe() -> None:
     assert "draft" not in policy.statuses
     assert (policy.pad_upc, policy.label_code_form) == (False, "as_is")
     assert policy.exclude.gift_cards
+    assert (policy.unbind_grace_hours, policy.during_grace, policy.promotion) == (24, "blank", None)
 
 
 @pytest.mark.parametrize(("settings", "words"), REFUSED)

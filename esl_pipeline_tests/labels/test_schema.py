@@ -127,3 +127,14 @@ def test_no_content_raises(rows: list[dict[str, Any]], policy: Policy) -> None:
     assert set(found["row"]) <= set(range(len(rows)))
     assert set(found["check_name"]) <= set(RULES)
     assert not found.duplicated(["row", "check_name"]).any()
+
+
+def test_what_was_asked_of_many_texts_is_not_remembered() -> None:
+    """A drain lives for hours: it would keep the titles of every round."""
+    small = facts({"title": "Tea"})
+    assert schema.schema_for(Policy(), small) is None
+    known = schema._known.cache_info()
+    many = facts(*[{"title": f"Tea {n}", "code": f"C-{n}"} for n in range(50)])
+    assert schema.schema_for(Policy(), many) is None
+    assert schema._known.cache_info().currsize == known.currsize
+    assert schema._known.cache_info().hits > known.hits, "the rest is"

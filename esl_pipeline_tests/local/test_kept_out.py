@@ -403,13 +403,15 @@ def test_s32_a_name_that_is_made_to_mean_this_machine_opens_nothing(
 
 # --- its own parts
 
-_OF_DATABASES = {"ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY"}
+_OF_DATABASES = {
+    *("ESL_DATABASE_URL", "ESL_OPERATOR_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY")
+}
 # The secrets that a process may have in its environment, and for the buffer as whom.
 MAY_KNOW = {
     "receiver": {"ESL_DATABASE_URL", "SHOPIFY_WEBHOOK_SECRET", "ESL_ADMIN_TOKEN"},
     "code server": {
         *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "HIPOINK_API_SECRET", "SHOPIFY_APPS"),
-        "AWS_SESSION_TOKEN",
+        *("ESL_OPERATOR_DATABASE_URL", "AWS_SESSION_TOKEN"),
     },
     "Dagster webserver": {"ESL_DAGSTER_DATABASE_URL"},
     "Dagster daemon": {"ESL_DAGSTER_DATABASE_URL"},
@@ -455,9 +457,11 @@ def test_s40_each_part_knows_only_what_it_needs(running: Running) -> None:
         assert str(superuser["password"]) not in str(variables), name
     for name, login in (("receiver", "up_receiver"), ("code server", "up_pipeline")):
         assert psycopg.conninfo.conninfo_to_dict(found[name]["ESL_DATABASE_URL"])["user"] == login
+    operators = found["code server"]["ESL_OPERATOR_DATABASE_URL"]
+    assert psycopg.conninfo.conninfo_to_dict(operators)["user"] == "up_operator"
 
     # Nor does it help to know where the database is.
-    for user in ("postgres", "dagster", "up_receiver", "up_pipeline"):
+    for user in ("postgres", "dagster", "up_receiver", "up_pipeline", "up_operator"):
         for password in (None, "", "postgres", str(superuser["password"]) if user != "postgres" else "x"):
             with pytest.raises(psycopg.OperationalError, match="password"):
                 psycopg.connect(host=superuser["host"], dbname="esl", user=user, password=password).close()

@@ -200,6 +200,36 @@ def is_healthy(receiver: str) -> bool:
 
 
 @pytest.mark.slow
+def test_the_first_look_fills_the_store_and_a_second_up_is_told_where_the_first_is(
+    start: Callable[..., Up], home: Path
+) -> None:
+    up = start("--fill")
+    urls = up.wait_until_ready()
+    eventually(lambda: "What to try next:" in up.said(), 120, "a filled store")
+    (filled,) = re.findall(r"^(\d+) labels hang, after one full_reconciliation", up.said(), re.MULTILINE)
+    labels = httpx.get(f"{urls['labels']}/sandbox/state", timeout=10).json()["labels"]["001"]
+    assert int(filled) == len(labels) > 300
+
+    def told(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "esl_pipeline.commands.cli", *arguments]
+        done = subprocess.run(
+            command, env=os.environ | {"ESL_HOME": str(home)}, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = told("up")
+    assert (
+        code == 1 and f"(process {up.process.pid}): Dagster UI {urls['ui']}; labels {urls['labels']}" in said
+    )
+    assert told("report", "--limit", "1")[0] == 0
+    family = up.family()
+    assert up.end(signal.SIGKILL) == -signal.SIGKILL
+    code, said = told("status")
+    assert code == 1 and said.startswith(f"esl-pipeline up, which ran on {home}, has ended without a word")
+    up.leaves_nothing(family)
+
+
+@pytest.mark.slow
 def test_a_part_that_dies_is_started_again(start: Callable[..., Up], home: Path) -> None:
     up = start(SHOPIFY_ADMIN_TOKEN="shpat_of_a_real_shop")
     urls = up.wait_until_ready()
@@ -295,19 +325,23 @@ SECRETS = (
     *("SHOPIFY_ADMIN_TOKEN", "HIPOINK_API_SECRET", "ESL_ADMIN_TOKEN"),
     *("HIPOINK_PASSWORD", "SHOPIFY_API_KEY", "SHOPIFY_API_SECRET", "SHOPIFY_APPS"),
     *("WOOCOMMERCE_KEYS", "WOOCOMMERCE_WEBHOOK_SECRET", "FILES_FOLDERS"),
+    *("ESL_ALERT_WEBHOOK_URL", "ESL_HEARTBEAT_URL", "ESL_OPERATOR_DATABASE_URL"),
 )
 PIPELINES = {
     *("ESL_DATABASE_URL", "ESL_DAGSTER_DATABASE_URL", "SUPABASE_SERVICE_KEY", "SHOPIFY_ADMIN_TOKEN"),
     *("HIPOINK_API_SECRET", "SHOPIFY_API_KEY", "SHOPIFY_API_SECRET", "SHOPIFY_APPS"),
-    *("WOOCOMMERCE_KEYS", "FILES_FOLDERS"),
+    *("WOOCOMMERCE_KEYS", "FILES_FOLDERS", "ESL_ALERT_WEBHOOK_URL", "ESL_HEARTBEAT_URL"),
+    "ESL_OPERATOR_DATABASE_URL",
 }
+
+HOW_TO_LOG = ("LOG_LEVEL", "app_environment")
 
 
 @pytest.mark.parametrize(
     ("part", "secrets", "others"),
     [
-        ("label server", set(), {"PATH"}),
-        ("shop", set(), {"PATH"}),
+        ("label server", set(), {"PATH", *HOW_TO_LOG}),
+        ("shop", set(), {"PATH", *HOW_TO_LOG}),
         (
             "receiver",
             {
@@ -324,8 +358,12 @@ PIPELINES = {
                 *("DAGSTER_HOME", "AWS_SECRET_ACCESS_KEY"),
             },
         ),
-        ("Dagster webserver", {"ESL_DAGSTER_DATABASE_URL"}, {"PATH", "PGSSLMODE", "DAGSTER_HOME"}),
-        ("Dagster daemon", {"ESL_DAGSTER_DATABASE_URL"}, {"PATH", "PGSSLMODE", "DAGSTER_HOME"}),
+        (
+            "Dagster webserver",
+            {"ESL_DAGSTER_DATABASE_URL"},
+            {"PATH", "PGSSLMODE", "DAGSTER_HOME", *HOW_TO_LOG},
+        ),
+        ("Dagster daemon", {"ESL_DAGSTER_DATABASE_URL"}, {"PATH", "PGSSLMODE", "DAGSTER_HOME", *HOW_TO_LOG}),
     ],
 )
 def test_s40_a_part_is_given_what_is_named_for_it_and_nothing_else(

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.orchestration.near_real_time import HOLDER_TAG
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import KEY, OTHER_KEY
@@ -64,9 +65,9 @@ class Pipeline:
 
     def drain(self, *, raise_on_error: bool = True, holder: str = "") -> dg.ExecuteInProcessResult:
         """One drain run."""
-        config = {"ops": {"drain_events": {"config": {"holder": holder}}}}
+        tags = {HOLDER_TAG: holder} if holder else {}
         return self.definitions.resolve_job_def("event_sync").execute_in_process(
-            instance=self.instance, run_config=config, raise_on_error=raise_on_error
+            instance=self.instance, tags=tags, raise_on_error=raise_on_error
         )
 
     def sql(self, query: str) -> None:

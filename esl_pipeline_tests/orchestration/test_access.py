@@ -73,6 +73,7 @@ def seen(shop: str) -> Connection:
         return look(client, shop)
 
 
+@pytest.mark.long
 def test_a_good_connection_says_what_it_is(shops: TwoShops) -> None:
     found = seen(SHOP)
     assert (found.problem, found.retired) == (None, None)
@@ -93,6 +94,7 @@ def test_an_answer_of_another_shape_is_the_shops_problem() -> None:
         )
 
 
+@pytest.mark.long
 def test_doctor_says_that_a_version_is_retired_and_that_an_address_is_none(
     shops: TwoShops, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from esl_pipeline_tests.orchestration.world import (
     STORE,
     arrive,
     map_shop,
+    plain,
     product,
 )
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.long
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
     """The metadata of the one materialisation of an asset."""
     (event,) = result.asset_materializations_for_node(asset)
-    return {name: value.value for name, value in event.metadata.items()}
+    return plain(event.metadata)
 
 
 def test_one_shop_goes_through_the_three_steps(pipeline: Pipeline) -> None:
@@ -168,8 +169,11 @@ def test_from_failure_the_parent_runs_frame_is_read(pipeline: Pipeline) -> None:
     assert again.success
     steps = {e.step_key for e in again.all_events if e.is_step_success}
     checks = {f"validated_variants_{check}" for check in VARIANT_CHECKS}
-    checks |= {f"hipoink_sync_results_{check}" for check in ("label_accuracy", "backlog")}
-    assert steps == {"validated_variants", "hipoink_sync_results"} | checks
+    checks |= {f"hipoink_sync_results_{check}" for check in ("label_accuracy", "backlog", "alerts")}
+    checks |= {
+        f"shelf_labels_{check}" for check in ("labels_reachable", "batteries", "bindings", "shelf_is_fresh")
+    }
+    assert steps == {"validated_variants", "hipoink_sync_results", "shelf_labels"} | checks
     frame = Path(".esl/frames/validated_variants") / KEY.replace(":", "_") / f"{again.run_id}.parquet"
     assert list(pd.read_parquet(frame)["code"]) == ["C-1"]
     assert set(pipeline.labels(STORE)) == {"C-1"}

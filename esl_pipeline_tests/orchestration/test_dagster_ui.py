@@ -63,6 +63,7 @@ def limits(app: ASGIApp) -> Any:
     return answer.json()["data"]["instance"]["concurrencyLimits"]
 
 
+@pytest.mark.long
 def test_s32_no_foreign_word_reaches_dagster(context: WorkspaceProcessContext) -> None:
     bare = create_app_from_workspace_process_context(context)
     app = guarded_app(context)

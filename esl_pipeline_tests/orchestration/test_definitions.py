@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from esl_pipeline.commands.health import SENSORS
 from esl_pipeline.settings import SettingsError
 
 
@@ -65,6 +66,13 @@ def test_the_graph(build: Callable[..., dg.Definitions]) -> None:
             "group": "labels",
             "partitions": "shops",
         },
+        "shelf_labels": {
+            "after": ["hipoink_sync_results"],
+            "kinds": ["hipoink", "postgres"],
+            "owners": ["team:esl"],
+            "group": "labels",
+            "partitions": "shops",
+        },
     }
 
 
@@ -80,6 +88,8 @@ def test_jobs_sensors_and_schedules(
         "event_sync",
         "full_reconciliation",
         "housekeeping",
+        "probe",
+        "shelf",
         "shopify_connections",
     ]
     assert [
@@ -90,7 +100,11 @@ def test_jobs_sensors_and_schedules(
             s.default_status.value,
         )
         for s in repository.sensor_defs
-    ] == [("inbox_sensor", ["event_sync"], 7, "RUNNING"), ("silence_sensor", [], 300, "RUNNING")]
+    ] == [
+        ("alert_sensor", [], 10, "RUNNING"),
+        ("inbox_sensor", ["event_sync"], 7, "RUNNING"),
+        ("silence_sensor", [], 300, "RUNNING"),
+    ]
     assert [
         (s.name, s.job_name, s.cron_schedule, s.execution_timezone, s.default_status.value)
         for s in repository.schedule_defs
@@ -98,6 +112,8 @@ def test_jobs_sensors_and_schedules(
         ("catch_up", "catch_up", "*/15 * * * *", None, "RUNNING"),
         ("housekeeping_daily", "housekeeping", "30 4 * * *", "Europe/Berlin", "RUNNING"),
         ("nightly_reconciliation", "full_reconciliation", "30 1 * * *", "Europe/Berlin", "RUNNING"),
+        ("probe", "probe", "23 */6 * * *", None, "RUNNING"),
+        ("shelf", "shelf", "*/15 * * * *", None, "RUNNING"),
         ("shopify_connections_daily", "shopify_connections", "30 5 * * *", "Europe/Berlin", "RUNNING"),
     ]
     checks = {
@@ -112,8 +128,15 @@ def test_jobs_sensors_and_schedules(
         ("validated_variants", "preview"),
         ("hipoink_sync_results", "label_accuracy"),
         ("hipoink_sync_results", "backlog"),
+        ("hipoink_sync_results", "alerts"),
+        ("shelf_labels", "labels_reachable"),
+        ("shelf_labels", "batteries"),
+        ("shelf_labels", "bindings"),
+        ("shelf_labels", "shelf_is_fresh"),
     }
-    assert dict(repository.get_job("event_sync").tags) == {
+    tags = dict(repository.get_job("event_sync").tags)
+    assert "512Mi" in tags.pop("dagster-k8s/config")  # which deploy/test_pods.py looks at
+    assert tags == {
         "dagster/max_runtime": "4080",
         "dagster/max_retries": "2",
         "esl/role": "drain",
@@ -154,4 +177,8 @@ def test_loading_needs_no_connection() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "4"
+    assert done.stdout.strip() == "5"
+
+
+def test_the_sensors_that_health_asks_about_are_there(build: Callable[..., dg.Definitions]) -> None:
+    assert set(SENSORS) <= {sensor.name for sensor in build().sensors or ()}

@@ -51,6 +51,7 @@ def read(run_id: str, shop: str = KEY) -> pd.DataFrame:
     return pd.concat(ParquetFrames().load_input(context), ignore_index=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["memory://esl-frames-test", "file://{tmp}/frames", "{tmp}/plain"])
 def test_frames_on_any_storage(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: str

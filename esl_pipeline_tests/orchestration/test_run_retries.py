@@ -1,12 +1,11 @@
 """Dagster itself retries a killed full_reconciliation: the whole stack of `esl-pipeline up`, and nobody else's help.
 
 What Dagster does about it, with the shipped dagster.yaml. The job runs in one process (in_process_executor), which the
-code server has started. DefaultRunLauncher has no health check (`supports_check_run_worker_health` is false), so run
-monitoring never looks at the process of a STARTED run; it is the code server that sees its child dead, within its
-tick of 0.5 s, and reports the run failed. The daemon reads that event within 5 s and queues the retry, which begins
-anew (`dagster/retry_strategy`) and takes up what the dead run had claimed. A code server that dies with its runs
-reports nothing: such a run stays STARTED until its `dagster/max_runtime`, or until the next `esl-pipeline up`, see
-orchestration/abandoned_runs.py.
+code server has started, and which sees its child dead within its tick of 0.5 s and reports the run failed. The daemon
+reads that event within 5 s and queues the retry, which begins anew (`dagster/retry_strategy`) and takes up what the
+dead run had claimed. A code server that dies with its runs reports nothing: run monitoring asks the launcher every
+10 s, and that asks the code server that is there by now, see orchestration/code_server_runs.py; the next
+`esl-pipeline up` does it at once, see orchestration/abandoned_runs.py.
 
 Each kill hits a moment that is held from outside: by the sandboxes' failure switches, or by a lock on which the
 database keeps whoever writes a certain row. inbox_sensor and the schedules are stopped, and webhooks are lost.
@@ -34,9 +33,9 @@ from psycopg.rows import dict_row
 
 from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline.orchestration.near_real_time import HOLD_SECONDS
+from esl_pipeline.orchestration.near_real_time import HOLD_SECONDS, HOLDER_TAG
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline_tests.processes import Up, descendants_of, is_alive
+from esl_pipeline_tests.processes import Up, descendants_of, is_alive, part_of
 from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
@@ -208,7 +207,7 @@ class Stack:
         """As inbox_sensor does it."""
         run = {
             "selector": {**REPOSITORY, "jobName": "event_sync"},
-            "runConfigData": {"ops": {"drain_events": {"config": {"holder": "the sensor's"}}}},
+            "executionMetadata": {"tags": [{"key": HOLDER_TAG, "value": "the sensor's"}]},
         }
         answer = self.ask(
             "mutation ($run: ExecutionParams!) {"
@@ -244,10 +243,22 @@ class Stack:
         os.kill(process, signal.SIGKILL)
         eventually(lambda: not is_alive(process), 5, "the end of the process")
 
-    def retried(self, run_id: str, before: set[str]) -> DagsterRun:
+    def kill_code_server(self) -> None:
+        """With all its runs, in no time: none of them can report anything. `up` starts another."""
+        code_server = part_of(self.home, "code server")
+        dying = {code_server, *descendants_of(code_server)}
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in dying:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+        eventually(lambda: not any(map(is_alive, dying)), 10, "the end of the code server")
+
+    def retried(self, run_id: str, before: set[str], *, within: float = 30) -> DagsterRun:
         """The run that Dagster starts by itself for one that was just killed, when it has succeeded."""
         began = time.time()
-        noticed = eventually(lambda: self.run(run_id).status == DagsterRunStatus.FAILURE, 30, "a failed run")
+        noticed = eventually(
+            lambda: self.run(run_id).status == DagsterRunStatus.FAILURE, within, "a failed run"
+        )
         eventually(lambda: self.runs() - before - {run_id}, 30, "a retry")
         (retry,) = self.runs() - before - {run_id}
         eventually(lambda: self.started(retry), 30, "the start of the retry")
@@ -430,6 +441,25 @@ def test_a_killed_drain_is_taken_up_before_its_leases_end(stack: Stack) -> None:
 
     assert retry.parent_run_id == run_id
     assert_converged(stack, stack.shopify.prices())
+
+
+def test_a_run_that_died_with_its_code_server_is_noticed_within_a_minute_and_retried(stack: Stack) -> None:
+    stack.shopify.lose_webhooks()
+    for product in stack.shopify.products()[3:7]:
+        stack.shopify.raise_price(product)
+    prices, before = stack.shopify.prices(), stack.runs()
+    run_id = stack.webserver.launch_night(SHOP)
+    with stack.shop_fault(kind="bulk_slow", seconds=HELD_SECONDS, times=1) as is_reached:
+        eventually(is_reached, 30, "a bulk operation")
+        assert stack.run(run_id).status == DagsterRunStatus.STARTED
+        stack.kill_code_server()
+
+    retry = stack.retried(run_id, before, within=60)
+
+    assert (retry.parent_run_id, retry.tags["dagster/retry_number"]) == (run_id, "1")
+    shown = stack.labels.prices()
+    assert {code: shown[code] for code in prices} == prices
+    assert stack.runs() == before | {run_id, retry.run_id}
 
 
 def test_runs_that_died_with_everything_are_retried_by_the_next_start(stack: Stack) -> None:

@@ -42,7 +42,7 @@ def test_due_work_starts_one_drain_run(pipeline: Pipeline) -> None:
 
     assert result.run_requests is not None
     (request,) = result.run_requests
-    holder = request.run_config["ops"]["drain_events"]["config"]["holder"]
+    holder = request.tags[near_real_time.HOLDER_TAG]
     drain = pipeline.buffer.due().drain
     assert drain == holder and request.run_key == f"default:{holder}"
     assert request.tags["esl/label_server"] == "default"
@@ -55,7 +55,7 @@ def test_the_run_it_starts_holds_the_lease(pipeline: Pipeline) -> None:
     arrive(pipeline.buffer, product(1))
     (request,) = tick(pipeline).run_requests or []
 
-    done = pipeline.drain(holder=request.run_config["ops"]["drain_events"]["config"]["holder"])
+    done = pipeline.drain(holder=request.tags[near_real_time.HOLDER_TAG])
 
     assert done.success and set(pipeline.labels("S1")) == {"C-1"}
     assert skipped(tick(pipeline)) == "nothing is due"
@@ -76,6 +76,38 @@ def test_a_living_drain_is_left_alone(pipeline: Pipeline) -> None:
     pipeline.buffer.lease_take(name=lease_of("default"), holder="a drain run", seconds=60)
 
     assert skipped(tick(pipeline)) == "the drain run is at work"
+
+
+@pytest.mark.parametrize(
+    ("runs", "is_over"),
+    [
+        ([("STARTED", {})], False),
+        ([("FAILURE", {"dagster/will_retry": "true"})], False),
+        ([("FAILURE", {"dagster/will_retry": "true"}), ("STARTING", {})], False),
+        ([("FAILURE", {"dagster/will_retry": "true"}), ("FAILURE", {"dagster/will_retry": "false"})], True),
+        ([("CANCELED", {})], True),
+    ],
+    ids=["at work", "to be tried again", "tried again", "failed for good", "cancelled"],
+)
+def test_a_run_that_ended_before_it_began_gives_its_lease_back(
+    pipeline: Pipeline, runs: list[tuple[str, dict[str, str]]], is_over: bool
+) -> None:
+    """As when the code server is restarted while it starts the run: else labels would wait for the lease's end."""
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    (request,) = tick(pipeline).run_requests or []
+    for status, tags in runs:
+        run = dg.DagsterRun("event_sync", status=dg.DagsterRunStatus(status), tags=dict(request.tags) | tags)
+        pipeline.instance.add_run(run)
+
+    again = tick(pipeline)
+
+    if is_over:
+        (successor,) = again.run_requests or []
+        assert successor.run_key != request.run_key
+        assert pipeline.buffer.due().drain == successor.tags[near_real_time.HOLDER_TAG]
+    else:
+        assert skipped(again) == "the drain run is at work"
 
 
 def test_it_waits_a_while_for_work(pipeline: Pipeline) -> None:
@@ -163,9 +195,8 @@ def warm(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
 
 def holder_of(result: dg.SensorResult) -> str:
     (request,) = result.run_requests or []
-    config = request.run_config["ops"]["drain_events"]["config"]
-    assert config["keep_warm"] is True
-    return str(config["holder"])
+    assert request.run_config["ops"]["drain_events"]["config"]["keep_warm"] is True
+    return request.tags[near_real_time.HOLDER_TAG]
 
 
 def test_a_drain_is_kept_warm_although_nothing_is_due(warm: Pipeline) -> None:

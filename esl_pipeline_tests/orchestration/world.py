@@ -1,8 +1,12 @@
 """The same world for tests that see it through Dagster: two shops, their partitions, products that change."""
 
 import itertools
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+import dagster as dg
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline_tests import world
@@ -17,6 +21,7 @@ __all__ = [
     "STORE",
     "arrive",
     "map_shop",
+    "plain",
     "product",
 ]
 
@@ -40,6 +45,17 @@ def product(number: int, *, codes: list[str | None] | None = None, **changes: An
         for i, code in enumerate([f"C-{number}"] if codes is None else codes)
     ]
     return world.product(number, next(_versions), variants, **own)
+
+
+def plain(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, Any]:
+    """What a report says, before its numbers became text, or those of a shop's line."""
+    return {re.sub(r", \w+:\S+$", "", name): _number(value.value) for name, value in metadata.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        return float(value) if "." in value else int(value)
+    return value
 
 
 def arrive(buffer: Buffer, *bodies: world.Body, shop: str = SHOP, topic: str = "products/update") -> None:

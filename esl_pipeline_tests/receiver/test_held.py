@@ -252,6 +252,7 @@ def test_s42_chunks_of_one_byte_are_400_before_they_hold_up_the_others(buffer: W
         assert answer.status_code == 200
 
 
+@pytest.mark.long
 def test_s29_a_crowd_that_waits_for_its_turns_keeps_no_newcomer_out(buffer: WatchedBuffer) -> None:
     """All places are theirs, and each has a hundred requests that are not begun."""
     request = f"POST {UPDATE} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esl_pipeline.buffer.errors import BufferError, BufferUnavailable
-from esl_pipeline_tests.receiver.support import PRODUCT, SHOP, TOKEN, call, deliver, make_app
+from esl_pipeline_tests.receiver.support import PRODUCT, SHOP, TOKEN, call, deliver, kept_app, make_app
 from esl_pipeline_tests.watched import WatchedBuffer
 
 PATH = "/api/store-mappings/"
@@ -32,7 +32,7 @@ def ask(
 ) -> httpx.Response:
     content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    return call(make_app(buffer, **overrides), method, path, content=content, headers=headers)
+    return call(kept_app(buffer, **overrides), method, path, content=content, headers=headers)
 
 
 def problems(answer: httpx.Response) -> dict[str, str]:

@@ -3,15 +3,21 @@
 import socket
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.buffer.errors import BufferError, NewerBuffer
+from esl_pipeline.buffer.migrate import functions_build
 from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.commands.running import startable
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.sources.shopify.topics import TOPICS
 from esl_pipeline_tests.receiver.support import BODIES, PRODUCT, SHOP, TOKEN, call, deliver, make_settings
+from esl_pipeline_tests.reliability.test_roles import login
 
 PATH = "/api/store-mappings/"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -62,6 +68,7 @@ def test_store_mappings_are_made_listed_changed_and_not_doubled(buffer: Buffer) 
     assert call(app, "PUT", unknown, json={"is_active": False}, headers=ADMIN).status_code == 404
 
 
+@pytest.mark.long
 def test_a_database_that_is_not_there_is_503_everywhere() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and never listening, so that nobody else answers there
@@ -121,3 +128,63 @@ def test_s36_the_api_needs_a_word_for_a_store_that_another_shop_feeds(buffer: Bu
     said = call(app, "PUT", PATH + elsewhere["id"], json=change | {"shared": True}, headers=ADMIN)
     assert (said.status_code, said.json()["hipoink_store_code"]) == (200, "001")
     assert call(app, "PUT", PATH + elsewhere["id"], json={"shared": True}, headers=ADMIN).status_code == 422
+
+
+def newer(dsn: str) -> None:
+    """As the next build leaves the buffer."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"comment on schema esl is '{functions_build() + 1} of-later'".encode())
+
+
+def test_field_38_on_a_newer_buffer_a_receiver_starts_and_keeps_deliveries_and_no_more(
+    buffer: Buffer, buffer_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between `migrate` and the roll-out: a restart there loses no capacity."""
+    assert startable(buffer, None) is None
+    newer(buffer_dsn)
+    assert startable(buffer, "webhooks") == "webhooks"
+    assert "deliveries are kept, but the buffer is at build" in caplog.text
+    assert "console stay closed" not in caplog.text
+    assert startable(buffer, None) == "webhooks" and "console stay closed until then" in caplog.text
+    app = create_app(make_settings(), buffer, only="webhooks")
+    assert deliver(app, "products/update", PRODUCT).status_code == 200
+    assert call(app, "GET", "/health").status_code == 200
+    for only in ("admin", "console"):
+        with pytest.raises(NewerBuffer, match="newer than this code"):
+            startable(buffer, only)
+
+
+def test_field_38_on_a_newer_buffer_that_does_not_take_its_deliveries_it_stops(
+    buffer: Buffer, buffer_dsn: str
+) -> None:
+    newer(buffer_dsn)
+    with psycopg.connect(buffer_dsn) as connection:
+        connection.execute("alter function public.esl_inbox_add(jsonb) rename to esl_inbox_take")
+    with pytest.raises(
+        BufferError, match=r"newer than this code .* nor does it take deliveries of this code: .*"
+    ):
+        startable(buffer, None)
+    assert call(create_app(make_settings(), buffer, only="webhooks"), "GET", "/health").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("group", "only", "says"),
+    [
+        ("esl_receiver", "webhooks", None),
+        ("esl_admin", "admin", None),
+        ("esl_admin", "console", None),
+        ("esl_pipeline", "webhooks", "needs one of the group esl_receiver"),
+        ("esl_receiver", "admin", "needs one of the group esl_admin"),
+        ("esl_receiver", None, "needs one of the group esl_admin .* --only webhooks"),
+        ("esl_admin", None, "needs one of the group esl_receiver .* --only admin"),
+    ],
+)
+def test_it_stops_at_start_with_a_sentence_when_its_login_is_another_process(
+    buffer_dsn: str, group: str, only: Any, says: str | None
+) -> None:
+    with PsycopgTransport(SecretStr(login(buffer_dsn, group))) as transport:
+        if says is None:
+            assert startable(Buffer(transport), only) == only
+        else:
+            with pytest.raises(BufferError, match=says):
+                startable(Buffer(transport), only)

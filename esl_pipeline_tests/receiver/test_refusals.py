@@ -13,7 +13,7 @@ from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.errors import BufferUnavailable
-from esl_pipeline.commands.console import print_status
+from esl_pipeline.commands.status import print_status
 from esl_pipeline.receiver import refusals as module
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.receiver.refusals import QUIET, TELL_SECONDS, Refusals
@@ -131,6 +131,7 @@ def shown(buffer: Buffer) -> str:
     return text.getvalue()
 
 
+@pytest.mark.long
 def test_a_wrong_secret_is_shown_by_status(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over real HTTP and the real buffer; the timer is faster than its seconds, which are few enough."""
     assert TELL_SECONDS <= 30

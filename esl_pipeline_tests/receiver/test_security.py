@@ -161,6 +161,7 @@ def test_s11_the_signed_body_must_name_the_shop_and_have_its_topics_shape(
     assert CANARY not in json.dumps(row)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("topic", [topic for topic in LIFECYCLE_TOPICS if topic != "shop/redact"])
 def test_s12_what_is_about_people_is_not_used_under_a_product_topic(
     buffer: WatchedBuffer, topic: str

@@ -136,6 +136,7 @@ def large(number: int) -> bytes:
     return json.dumps(PRODUCT | {"id": number, "variants": [variant] * 10_600}).encode()
 
 
+@pytest.mark.long
 def test_s34_bodies_of_megabytes_do_not_hold_up_another_shop(buffer: WatchedBuffer) -> None:
     raw = large(1)
     assert 4_700_000 < len(raw) < 5_000_000

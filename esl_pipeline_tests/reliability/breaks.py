@@ -125,6 +125,15 @@ BREAKS: Mapping[str, Break] = {
             "if new.in_doubt and new.priority = 2 then return null; end if; return new;",
         ),
     ),
+    "grace": Break(
+        "a removal waits for nothing",
+        _trigger(
+            "graces",
+            "before insert or update",
+            "new.until := coalesce(new.until, clock_timestamp()) - interval '1 day';"
+            " new.since := coalesce(new.since, clock_timestamp()) - interval '1 day'; return new;",
+        ),
+    ),
     "taken": Break(
         "an id is whoever's names it last: the product goes from the shop that had it",
         _trigger(

@@ -10,9 +10,10 @@ import itertools
 import json
 import os
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.buffer import MAX_ROWS_PER_CALL, Buffer
-from esl_pipeline.buffer.errors import BufferError
+from esl_pipeline.buffer.errors import ActionRefused, BufferError
 from esl_pipeline.hipoink import HipoinkClient
 from esl_pipeline.hipoink.paging import Page
 from esl_pipeline.labels.lengths import MOST_PARTS, MOST_VARIANTS
@@ -79,6 +80,9 @@ class Faults:
     two_servers: bool = True  # some stores are at another label server, and stores move from one to the other
     dry_runs: bool = True  # a mapping in dry run with a wrong template
     held_claims: bool = True  # a variant with an error keeps its claim
+    graces: bool = (
+        True  # removals wait, with their labels blank or as they were; time passes, or devices are read
+    )
     left_stores: bool = True  # what a mapping has left behind in another store goes, whatever it was
     edits_among_rivals: bool = (
         True  # a label of a variant that has left, kept because others collide there, is edited
@@ -132,10 +136,24 @@ ONCE_OR_NOT = st.sampled_from([None, None, *ONCE])
 FATES: st.SearchStrategy[Fate] = st.sampled_from(["go"] * 5 + ["repeat", "lose", "fail", "kill", "kill"])
 TOPICS = ("products/create", "products/update", "products/delete")
 POLICIES = [
-    *("prefix", "prefix", "window", "window", "leaving", "leaving", "guard", "guard"),
+    *(
+        "prefix",
+        "prefix",
+        "window",
+        "window",
+        "leaving",
+        "leaving",
+        "guard",
+        "guard",
+        "grace",
+        "grace",
+        "grace",
+    ),
     *("bad", "absurd", "mend", "mend", "dry", "live"),
 ]
 FOREIGN = "FOREIGN"
+# Less than what the model's clock is behind: when a mapping was switched on is long ago.
+GRACE_HOURS = 2
 WITH_A_BATCH = (SLOT, LABEL_SERVER, "esl_push_finish")
 PREFIX = "New: "
 WRONG = "WRONG "  # of a policy that was never live: on no label, ever
@@ -900,7 +918,10 @@ class Machine(RuleBasedStateMachine):
             place = before[store, code]
             if now != place.shelf:
                 assert now in verdict.allowed, self._told_of(store, code, place, now, verdict)
-                is_removal = now is None or (now.is_blank and place.ledger == place.shelf)
+                was_blank = place.shelf is not None and place.shelf.is_blank  # for this the guard has let it
+                is_removal = (now is None and not was_blank) or (
+                    now is not None and now.is_blank and place.ledger == place.shelf
+                )
                 if self.faults.guards and is_removal and guards[store] == 0 and not place.in_doubt:
                     assert place.approved, (
                         "not guarded",
@@ -1082,9 +1103,9 @@ class Machine(RuleBasedStateMachine):
         """A removal is never claimed before its variant's new label is accepted."""
         too_early = self.parts.sql(
             "select q.* from esl.sync_queue q where q.push_id = %s::uuid and q.state = 'leased'"
-            " and q.operation = 'delete' and q.variant_id <> '' and ("
+            " and (q.operation = 'delete' or esl.is_blanked(q.label_hash)) and q.variant_id <> '' and ("
             "  exists (select from esl.sync_queue u where u.mapping_id = q.mapping_id"
-            "          and u.variant_id = q.variant_id and u.operation = 'upsert')"
+            "          and u.variant_id = q.variant_id and u.operation = 'upsert' and not esl.is_blanked(u.label_hash))"
             "  or exists (select from esl.labels l where l.mapping_id = q.mapping_id and l.variant_id = q.variant_id"
             "             and l.state = 'publish' and not l.collides and not exists ("
             "               select from esl.hipoink_products s where s.store_code = l.store_code and s.code = l.code"
@@ -1132,6 +1153,8 @@ class Machine(RuleBasedStateMachine):
             + ["connections break", "redrive", "approve", "off", "on", "on", "move"]
             + ["label edited", "label taken away", "foreign label", "read", "read in part", "list"]
             + ["to another server"] * 3
+            + ["removals have waited"] * 3
+            + ["devices are read"]
         ),
         which=st.integers(0, 1),
     )
@@ -1164,12 +1187,30 @@ class Machine(RuleBasedStateMachine):
                 self._read_in_part(shop)
             case "list":
                 self._run(*self._list_job(shop))
+            case "removals have waited" if self.faults.graces:
+                back = f"interval '{GRACE_HOURS} hours'"
+                self.parts.sql(f"update esl.graces set since = since - {back}, until = until - {back}")
+                if which:
+                    self._end_graces()
+            case "devices are read" if self.faults.graces:
+                self._read_devices(mapping.store)
             case "to another server" if self.faults.two_servers:
                 self._move_to(mapping, SERVERS[self.placed[mapping.store] == SERVERS[0]])
-            case "move" | "to another server":
+            case "move" | "to another server" | "removals have waited" | "devices are read":
                 pass
             case _:
                 self._change_a_label(mapping.store, what)
+
+    def _end_graces(self) -> int:
+        return sum(site.world.buffer.graces_end() for site in self.parts.sites.values())
+
+    def _read_devices(self, store: str) -> None:
+        """A pass over the physical labels of a store: there are none."""
+        buffer = self.parts.sites[self.placed[store]].world.buffer
+        pass_id = str(uuid.uuid4())
+        begun = buffer.device_pass_begin(pass_id=pass_id, store=store, run_id="devices")
+        if begun["outcome"] == "open":
+            buffer.device_pass_finish(pass_id=pass_id, state="complete")
 
     def _move_to(self, mapping: MappingModel, server: str) -> None:
         """A store moves to a label server, where its people begin afresh; at the other nobody changes anything more."""
@@ -1220,6 +1261,8 @@ class Machine(RuleBasedStateMachine):
             case "guard" if self.faults.guards:
                 mapping.guard = data.draw(st.sampled_from([0, 1, 3, 1000]))
                 mapping.max_change = data.draw(st.sampled_from([1, 80, 10_000]))
+            case "grace" if self.faults.graces:
+                mapping.grace = data.draw(st.sampled_from([None, "blank", "blank", "keep"]))
             case "bad" if self.faults.bad_settings:
                 return self._tamper(mapping, data.draw(st.sampled_from(BAD)), data.draw(st.booleans()))
             case "absurd" if self.faults.absurd_settings:
@@ -1314,7 +1357,10 @@ class Machine(RuleBasedStateMachine):
 
     def _approve(self, shop: ShopModel) -> bool:
         stores = [store for mapping in shop.mappings for store in mapping.stores]
-        done = [self.world.buffer.changes_approve(store=store, by="test") for store in stores]
+        done = []
+        for store in stores:
+            with suppress(ActionRefused):  # no mapping has ever named it
+                done.append(self.world.buffer.changes_approve(store=store, by="test"))
         return any(count for counts in done for count in counts.values())
 
     def _settings(self, mapping: MappingModel) -> dict[str, Any]:
@@ -1325,6 +1371,8 @@ class Machine(RuleBasedStateMachine):
             "max_change_pct": mapping.max_change,
             "on_delete": mapping.on_delete,
             "on_unpublish": mapping.on_unpublish,
+            "unbind_grace_hours": GRACE_HOURS if mapping.grace else 0,
+            "during_grace": mapping.grace or "blank",
         }
         if mapping.shows_stock:
             said |= {"stock_field": "qty", "location_id": model.LOCATION}
@@ -1425,7 +1473,8 @@ class Machine(RuleBasedStateMachine):
         accepted, fruitless = -1, 0
         for _ in range(200):
             self._end_back_off()
-            did = self._round()
+            did = self._end_graces() > 0
+            did |= self._round()
             if approve:
                 for shop in self.shops.values():
                     did |= self._approve(shop)
@@ -1451,8 +1500,12 @@ class Machine(RuleBasedStateMachine):
         known = self.parts.sql(
             "select store_code, code, s.label, coalesce(s.variant_id, q.variant_id) as owner,"
             " coalesce(q.in_doubt or q.state = 'leased', false) as in_doubt, q.label as pending,"
-            " coalesce(q.approved, false) as approved"
+            " coalesce(q.approved, false) as approved,"
+            f" coalesce(g.since <= now() - interval '{GRACE_HOURS} hours'"
+            "   or exists (select from esl.device_passes d where d.store_code = g.store_code and d.state = 'complete'"
+            "              and d.started_at > g.decided_at), false) as is_over"
             " from esl.hipoink_products s full join esl.sync_queue q using (store_code, code)"
+            " left join esl.graces g using (store_code, code)"
         )
         rows = {(row["store_code"], row["code"]): row for row in known}
         keys = set(rows)
@@ -1473,8 +1526,9 @@ class Machine(RuleBasedStateMachine):
                 owners.add(shelf.sku[1:])
             in_doubt = bool(row and row["in_doubt"])
             pending = Shown.of(row["pending"]) if row and in_doubt else None
-            approved = bool(row and row["approved"])
-            places[store, code] = Place(shelf, ledger, frozenset(owners - {""}), in_doubt, pending, approved)
+            approved, is_over = bool(row and row["approved"]), bool(row and row["is_over"])
+            owned = frozenset(owners - {""})
+            places[store, code] = Place(shelf, ledger, owned, in_doubt, pending, approved, is_over)
         return places
 
     def _oracle_rules(self) -> model.Rules:
@@ -1740,7 +1794,7 @@ class Machine(RuleBasedStateMachine):
         self._end_workers()
         for mapping in self.mappings:
             mapping.on_delete = mapping.on_unpublish = "remove"
-            mapping.window, mapping.unsure, mapping.is_dry = None, False, False
+            mapping.window, mapping.unsure, mapping.is_dry, mapping.grace = None, False, False, None
             self._map(mapping, is_dry_run=False, settings=self._settings(mapping))
             self._switch_on(self.shops[mapping.shop], mapping)
         for letter, shop in self.shops.items():

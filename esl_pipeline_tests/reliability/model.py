@@ -113,6 +113,9 @@ class MappingModel:
     on_delete: str = "remove"
     on_unpublish: str = "remove"
     window: str | None = None  # "closed"
+    grace: str | None = (
+        None  # what a label shows that waits to be removed: "blank" or "keep"; None: it does not wait
+    )
 
     @property
     def store(self) -> str:
@@ -169,6 +172,7 @@ class Place(NamedTuple):
     in_doubt: bool = False  # a push went out whose end is not known
     pending: Shown | None = None  # the label of that push
     approved: bool = False  # somebody has said that it may be changed
+    is_over: bool = False  # it was to go, and has waited long enough
 
 
 class Verdict(NamedTuple):
@@ -241,7 +245,8 @@ def judge(
             return Verdict(frozenset(as_it_is), "collision or held")
     allowed = _leave(told, mapping, place, by_variant, rules)
     if store != mapping.store:
-        allowed = {None} if rules.left_stores else allowed | as_it_is | {None}
+        allowed = _goes(mapping, place) if rules.left_stores else allowed | as_it_is | {None}
+        allowed = allowed | ({None} if edited else set())
     return Verdict(frozenset(allowed), "nobody claims it")
 
 
@@ -283,8 +288,22 @@ def _leave(
         elif state == "blank" and owner:
             allowed |= {BLANK}
         else:
-            allowed |= {None}
+            allowed |= _goes(mapping, place) if owner else {None}
     return allowed
+
+
+def _goes(mapping: MappingModel, place: Place) -> set[Shown | None]:
+    """What may hang where a label is to go: nothing, or what it shows until it has waited.
+
+    Where a change is too much for the guard, somebody's word may have it wait once more.
+    """
+    waits = mapping.grace is not None and place.ledger is not None
+    if not waits or (place.is_over and mapping.guard >= 1_000):
+        return {None, BLANK} if mapping.grace and place.in_doubt else {None}
+    shows: set[Shown | None] = {place.shelf, place.ledger} if mapping.grace == "keep" else {BLANK}
+    if place.in_doubt:
+        shows |= {BLANK, place.pending, None}
+    return shows | {None} if place.is_over else shows
 
 
 def _products_unsaid(told: Told) -> set[str]:

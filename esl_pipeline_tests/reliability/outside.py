@@ -41,7 +41,7 @@ MAPPING = {
     "source_system": "shopify",
     "source_store_id": DOMAIN,
     "hipoink_store_code": STORE,
-    "settings": {"expected_currency": CURRENCY, "guard_share_pct": 100},
+    "settings": {"expected_currency": CURRENCY, "guard_share_pct": 100, "unbind_grace_hours": 0},
 }
 
 Row = dict[str, Any]

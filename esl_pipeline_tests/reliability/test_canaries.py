@@ -66,9 +66,12 @@ SECRETS = {
     "WOOCOMMERCE_KEYS": f"shop.example.com=ck_{MARK}key:cs_{MARK}secret",
     "WOOCOMMERCE_WEBHOOK_SECRET": f"{MARK}webhookOfWooCommerce",
     "FILES_FOLDERS": f"corner=/nowhere/{MARK}folder",
+    "ESL_ALERT_WEBHOOK_URL": f"info=http://{NEVER}/{MARK}alerts",
+    "ESL_HEARTBEAT_URL": f"http://{NEVER}/{MARK}heartbeat",
     "ESL_ADMIN_TOKEN": f"{MARK}bearer0123456789012345678901234567",
     "ESL_DATABASE_URL": f"postgresql://postgres:{MARK}buffer@{NEVER}/esl",
     "ESL_DAGSTER_DATABASE_URL": f"postgresql://dagster:{MARK}dagster@{NEVER}/esl",
+    "ESL_OPERATOR_DATABASE_URL": f"postgresql://postgres:{MARK}operator@{NEVER}/esl",
 }
 
 
@@ -318,6 +321,7 @@ def test_f40_no_secret_is_left_anywhere(home: Path, postgres: EmbeddedPostgres, 
 
             # The command: with everything, and with each connection broken.
             for line in ("doctor", "doctor --json", "status", "findings", "trace C-1", "stores list",
+                         "alerts list", "alerts test",
                          f"preview --store {STORE}", f"reconcile --shop {SHOP}"):  # fmt: skip
                 command(*line.split())
             broken = {

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from esl_pipeline.commands import console as shown
-from esl_pipeline.commands.findings import CSV_COLUMNS, write_csv
+from esl_pipeline.commands import shown
+from esl_pipeline.commands.findings import CSV_COLUMNS, print_findings
+from esl_pipeline.commands.spreadsheets import write_csv
+from esl_pipeline.commands.status import print_status
+from esl_pipeline.commands.story_lines import print_story
 from esl_pipeline.connections import open_label_server
 from esl_pipeline.printable import cell, printable
 from esl_pipeline.settings import load_settings
@@ -62,7 +65,7 @@ def finding(text: str) -> dict[str, Any]:
 def test_s25_no_cell_of_the_export_is_a_formula(tmp_path: Path) -> None:
     texts, numbers = naughty(), ["-1", "-1.50", "+3", "-1,5", "0012"]
     file = tmp_path / "findings.csv"
-    write_csv(file, map(finding, texts + numbers))
+    write_csv(file, CSV_COLUMNS, map(finding, texts + numbers))
     with file.open(encoding="utf-8-sig", newline="") as opened:
         rows = list(csv.DictReader(opened))
     assert len(rows) == len(texts) + len(numbers)
@@ -79,8 +82,10 @@ def test_s25_nothing_that_is_printed_steers_the_terminal(capsys: pytest.CaptureF
     console = Console(width=200)
     for text in naughty():
         assert is_safe(printable(text)) and "\n" not in printable(text)
-        foreign = dict.fromkeys((*CSV_COLUMNS, "variant_id"), text)
-        shown.print_findings(console, [foreign], more=False)
+        foreign = dict.fromkeys((*CSV_COLUMNS, "variant_id"), text) | {
+            "first_seen_at": "2026-11-29T00:00:00Z"
+        }
+        print_findings([foreign], [], more=False)
         console.print(shown.table(("a", "b"), [(text, text)]))
     assert is_safe(capsys.readouterr().out)
     console.print(shown.table(("a",), [("[red]markup[/red]",)]))
@@ -126,11 +131,12 @@ def world(monkeypatch: pytest.MonkeyPatch, buffer: Any, buffer_dsn: str) -> Any:
             yield World(buffer, buffer_dsn, sandbox, client)
 
 
+@pytest.mark.long
 def test_s25_from_a_hostile_title_to_the_trace(
     world: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Titles, SKUs and the label server's words go the whole way: exact on the label, harmless in logs and console."""
-    from esl_pipeline_tests.world import product, variant
+    from esl_pipeline_tests.world import STORE, product, variant
 
     caplog.set_level(logging.DEBUG)
     world.map(settings={"code_source": ["variant_id"]})
@@ -143,9 +149,11 @@ def test_s25_from_a_hostile_title_to_the_trace(
     assert len(on_labels) > len(texts) * 0.8
     console = Console(width=200)
     for code in ("1", "2", "3"):
-        shown.print_trace(console, world.buffer.trace(code))
-    shown.print_status(console, world.buffer.status())
-    shown.print_findings(console, world.buffer.findings(), more=False)
+        story, (place,) = world.buffer.story(store=STORE, code=code), world.buffer.trace(code)
+        assert story is not None
+        print_story(console, story, place)
+    print_status(console, world.buffer.status())
+    print_findings(world.buffer.findings(), [], more=False)
     assert is_safe(capsys.readouterr().out)
     for record in caplog.records:
         if record.name.startswith(("esl_pipeline", "stamina", "httpx")):

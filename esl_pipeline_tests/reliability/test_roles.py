@@ -101,6 +101,7 @@ def test_s21_each_role_may_call_what_its_process_needs_and_nothing_else(buffer_d
     # Nobody but an administrator decides; nobody but the pipeline reports what the label server said.
     decisions = {"esl_mapping_create", "esl_mapping_update", "esl_changes_approve", "esl_redrive"}
     decisions |= {"esl_owner_settle", "esl_connection_set", "esl_connection_end"}
+    decisions |= {name for name in everything if name.startswith("esl_operator_")}
     work = {"esl_inbox_claim", "esl_variants_merge", "esl_labels_stage", "esl_push_claim", "esl_push_finish"}
     assert decisions <= found["esl_admin"] and not decisions & found["esl_pipeline"]
     assert work <= found["esl_pipeline"] and not work & found["esl_admin"]
@@ -266,6 +267,43 @@ def test_s38_the_history_keeps_the_login_beside_the_name_that_was_given(buffer_d
     assert rows == [("ceo", "login_esl_admin")]
 
 
+AUDIT = (
+    *("sync_log", "price_history", "approvals", "drift", "refreshes", "label_actions", "mapping_changes"),
+    *("operator_actions", "store_pauses"),
+)
+
+
+def test_s38_what_operators_did_is_kept_with_their_login_and_nobody_changes_it(buffer_dsn: str) -> None:
+    """No role reaches a row of any audit table, and the owner cannot change one either."""
+    with open_as(buffer_dsn, "esl_admin") as admin:
+        map_shop(admin)
+        admin.store_pause(store="S1", reason="stock-taking", by="ceo")
+        admin.store_resume(store="S1", by="ceo", verified=True, run_id="r")
+        kept = admin.operator_actions()
+    who = [(row["action"], row["by"], row["verified"], row["run_id"], row["db_user"]) for row in kept]
+    assert who == [
+        ("resume", "ceo", True, "r", "login_esl_admin"),
+        ("pause", "ceo", False, None, "login_esl_admin"),
+    ]
+    for group in GROUPS:
+        with psycopg.connect(login(buffer_dsn, group), autocommit=True) as connection:
+            for table in AUDIT:
+                for change in ("update esl.{} set id = id", "delete from esl.{}", "truncate esl.{}"):
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        connection.execute(sql.SQL(change).format(sql.Identifier(table)))
+    for group in ("esl_pipeline", "esl_receiver"):
+        with open_as(buffer_dsn, group) as other, pytest.raises(BufferError) as refused:
+            other.store_pause(store="S1", reason="x", by="x")
+        assert refused.value.code == "42501"
+    with psycopg.connect(buffer_dsn, autocommit=True) as owner:
+        for table in AUDIT:
+            for change in ("delete from esl.{}", "truncate esl.{}"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
+                    owner.execute(sql.SQL(change).format(sql.Identifier(table)))
+        rows = owner.execute("select count(*) from esl.operator_actions").fetchone()
+    assert rows == (2,)
+
+
 DELIVERY = {
     "source_system": "shopify",
     "source_store_id": "corner-shop.myshopify.com",
@@ -299,7 +337,11 @@ FORGED: dict[str, dict[str, Any]] = {
     "done at once": {"state": "done"},
     "leased": {"state": "leased"},
     "superseded": {"state": "superseded"},
-    "no state": {"state": None},
+    "no state, of a source that SQL cannot judge": {
+        "source_system": "square",
+        "source_store_id": "L1",
+        "state": None,
+    },
     "a lifecycle message to be read": {"topic": "shop/redact", "body_base64": None},
     "personal data": {"topic": "customers/redact", "state": "done"},
     "uninstalled in the year 2126": {

@@ -118,6 +118,7 @@ def test_every_source_has_a_stand() -> None:
     assert STANDS.keys() == SOURCES.keys()
 
 
+@pytest.mark.long
 def test_what_is_told_hangs_on_the_label_however_often_it_is_told(bench: Bench) -> None:
     made, changed = bench.stand.put(1, "1.00"), bench.stand.put(1, "2.00")
     bench.tell(made)
@@ -159,6 +160,7 @@ def test_a_read_of_everything_needs_nothing_told_and_removes_what_is_gone(bench:
     assert bench.prices() == {"C-1": "1.00", "C-3": "3.50"} and bench.world.calls() == calls
 
 
+@pytest.mark.long
 def test_a_read_that_breaks_half_way_concludes_nothing(bench: Bench) -> None:
     for number in range(1, 7):
         bench.stand.put(number, f"{number}.00")
@@ -188,6 +190,7 @@ def test_changes_are_read_although_nothing_was_told(bench: Bench) -> None:
     assert bench.prices() == {"C-1": "1.20"}
 
 
+@pytest.mark.long
 def test_equal_ids_of_two_shops_are_two_products_unless_the_source_says_otherwise(bench: Bench) -> None:
     bench.tell(bench.stand.put(1, "1.00", A))
     bench.tell(bench.stand.put(1, "9.00", B), shop=B)
@@ -262,6 +265,7 @@ def test_a_finding_names_the_row_and_the_label_stays(bench: Bench) -> None:
 TOY = Path(__file__).parent / "toy.py"
 
 
+@pytest.mark.long
 def test_a_fourth_source_is_sixty_lines_and_one_more(
     buffer: Buffer, buffer_dsn: str, label_server: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline.commands.console import print_status
+from esl_pipeline.commands.status import print_status
 from esl_pipeline.model.shop import shop_key
 from esl_pipeline.orchestration.checks import webhooks_arrive
 from esl_pipeline_tests.stages.test_budgets import HUNDRED

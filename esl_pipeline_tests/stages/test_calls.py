@@ -219,6 +219,51 @@ def test_beside_others_one_store_has_all_calls_but_one(two: World) -> None:
     assert stores_claimed(two, 1) == [STORE]
 
 
+def test_a_trigger_is_one_of_the_calls_that_a_store_has_beside_others(two: World) -> None:
+    """One that hung took the call that was kept free for the others."""
+    queue(two, 50)
+    queue(two, 5, shop=OTHER_SHOP, first=1001)
+    while OTHER not in stores_claimed(two, 1):
+        pass
+    stores_claimed(two, 5)
+    two.sql("insert into esl.refresh_marks (store_code, since) values (%s, now() - interval '1 hour')", STORE)
+
+    def trigger(concurrency: int | None = 4) -> object:
+        return two.buffer.refresh_claim(run_id=RUN, lease_seconds=60, rise_seconds=3, concurrency=concurrency)
+
+    assert trigger() is None, "three pushes are under way"
+    two.sql(
+        "delete from esl.flights where push_id = (select min(push_id::text)::uuid from esl.flights"
+        " where store_code = %s)",
+        STORE,
+    )
+    assert trigger() is not None
+    assert stores_claimed(two, 1) == [None], "it is the third"
+    two.sql(
+        "update esl.refresh_marks set lease_until = null, claim_id = null, since = now() - interval '1 hour'"
+    )
+    two.sql(
+        "insert into esl.flights (push_id, store_code, label_server, run_id, until)"
+        " values (gen_random_uuid(), %s, 'default', 'r', now() + interval '1 minute')",
+        STORE,
+    )
+    assert trigger() is None
+    assert trigger(None) is not None, "where nobody says how many calls there may be"
+
+
+def test_while_the_pace_keeps_the_next_call_back_no_small_batch_is_claimed(two: World) -> None:
+    """What comes until then goes with it."""
+    queue(two, 3)
+    two.sql(
+        "insert into esl.label_servers (server, next_slot) values ('default', clock_timestamp() + interval '250 ms')"
+        " on conflict (server) do update set next_slot = excluded.next_slot"
+    )
+    waits = claim(two)
+    assert isinstance(waits, Later) and 0 < waits.seconds <= 0.25
+    time.sleep(waits.seconds)
+    assert isinstance(claim(two), Claim)
+
+
 def test_a_store_that_has_its_share_comes_after_the_others(two: World) -> None:
     queue(two, 50)
     assert stores_claimed(two, 3) == [STORE] * 3
@@ -519,3 +564,60 @@ def test_a_drain_that_shall_end_sends_nothing_that_waits(
         on_idle=lambda: None,
     )
     assert len(two.labels()) == 60
+
+
+# --- the background: what no price waits for
+
+
+def begin(limiter: SharedLimiter, made: list[float], times: int, call: Call) -> threading.Thread:
+    def work() -> None:
+        for _ in range(times):
+            with limiter.slot(call):
+                made.append(time.monotonic())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_calls_of_the_background_have_a_fifth_of_the_pace(open_world: Callable[..., World]) -> None:
+    limiter, made = limiter_of(open_world().buffer, concurrency=4, rate=50), list[float]()
+    threads = [begin(limiter, made, 4, Call(is_background=True)) for _ in range(2)]
+    for thread in threads:
+        thread.join()
+    made.sort()
+    assert made[-1] - made[0] > 7 * 0.1 * 0.9, "seven steps of a tenth of a second"
+
+
+def test_a_call_of_the_background_waits_while_prices_use_the_pace_or_the_calls(
+    world: World, open_world: Callable[..., World]
+) -> None:
+    buffer = open_world().buffer
+    prices, beside = limiter_of(buffer, concurrency=2), limiter_of(buffer, concurrency=2)
+    made = list[float]()
+    with prices.slot(Call()):
+        thread = begin(beside, made, 1, Call(is_background=True))
+        time.sleep(0.4)
+        assert made == [], "one call is kept free for prices"
+        began = time.monotonic()
+        with prices.slot(Call()):
+            assert time.monotonic() - began < 0.3, "and none stands before them in line"
+    thread.join()
+    assert len(made) == 1
+    world.sql("update esl.label_servers set next_slot = now() + interval '0.5 s'")
+    asked = time.monotonic()
+    begin(beside, made, 1, Call(is_background=True)).join()
+    assert made[-1] - asked > 0.4, "prices have taken the pace until then"
+
+
+def test_a_call_of_the_background_that_has_waited_long_stands_in_line(
+    open_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esl_pipeline.stages.slots._PATIENT_SECONDS", 0.2)
+    buffer, made, prices = open_world().buffer, list[float](), list[float]()
+    limiter = limiter_of(buffer, concurrency=1, rate=20)
+    busy = [begin(limiter, prices, 15, Call()) for _ in range(2)]
+    thread = begin(limiter_of(buffer, concurrency=1, rate=20), made, 1, Call(is_background=True))
+    for one in (*busy, thread):
+        one.join()
+    assert made[0] < sorted(prices)[-2], "before everything else was done"

@@ -72,6 +72,7 @@ def test_only_one_drain_runs_at_a_time(world: World) -> None:
     assert run(world, rounds.append) is True
 
 
+@pytest.mark.long
 def test_a_drain_that_waits_takes_up_what_comes(world: World) -> None:
     world.map()
     thread = threading.Thread(target=run, args=(world, lambda _: None, DrainLimits(idle=1)))
@@ -83,6 +84,7 @@ def test_a_drain_that_waits_takes_up_what_comes(world: World) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.long
 def test_a_drain_ends_when_it_is_old_although_work_goes_on(world: World) -> None:
     world.map()
 
@@ -98,6 +100,7 @@ def test_a_drain_ends_when_it_is_old_although_work_goes_on(world: World) -> None
     assert world.buffer.due().drain is None
 
 
+@pytest.mark.long
 def test_f17_a_slow_label_server_does_not_keep_new_events_from_being_read(world: World) -> None:
     world.map()
     world.settle(product(12))

@@ -13,7 +13,7 @@ from rich.console import Console
 from starlette.datastructures import Headers
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands.console import print_status
+from esl_pipeline.commands.status import print_status
 from esl_pipeline.labels.lengths import CUT, LENGTHS
 from esl_pipeline.sources.facts import Facts
 from esl_pipeline.sources.registry import SOURCES

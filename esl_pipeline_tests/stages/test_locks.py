@@ -167,7 +167,7 @@ def test_what_crosses_takes_turns_and_never_stands_still(world: World) -> None:
                 buffer.redrive,
                 lambda: buffer.mapping_update(random.choice(mappings), {"is_active": random.random() < 0.7}),
                 lambda: drift(buffer, world, SHOP, random.choice(["S1", "S2"])),
-                lambda: buffer.refresh_claim(run_id=RUN, lease_seconds=1, settle_seconds=0),
+                lambda: buffer.refresh_claim(run_id=RUN, lease_seconds=1, rise_seconds=0),
             ]
         )()
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from esl_pipeline.buffer.errors import BufferError
-from esl_pipeline.commands.console import print_status
+from esl_pipeline.commands.status import print_status
 from esl_pipeline.orchestration.checks import backlog
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.sources.content import CONTENT

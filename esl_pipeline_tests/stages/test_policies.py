@@ -8,7 +8,7 @@ import pytest
 
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline_tests.receiver.support import TOKEN, call, make_settings
-from esl_pipeline_tests.world import LOCATION, SHOP, STORE, World, level, product, variant
+from esl_pipeline_tests.world import AT_ONCE, LOCATION, SHOP, STORE, World, level, product, variant
 
 OTHER_SHOP = "other-shop.myshopify.com"
 OTHER_STORE = "S2"
@@ -24,7 +24,7 @@ def put(world: World, mapping: str, **changes: Any) -> None:
 
 def change(world: World, mapping: str, **settings: Any) -> None:
     """Replace a mapping's policy, with no webhook; the drain follows."""
-    put(world, mapping, settings=settings)
+    put(world, mapping, settings=AT_ONCE | settings)
 
 
 def shop_of(*codes: str, **fields: Any) -> list[dict[str, Any]]:

@@ -76,6 +76,7 @@ def test_field_04_a_busy_moment_leaves_no_label_wrong(ready: World) -> None:
     assert set(ready.prices().values()) == {"1.20"} and len(ready.prices()) == 20
 
 
+@pytest.mark.long
 def test_field_04_labels_refused_while_others_pass_are_shown_later_by_themselves(ready: World) -> None:
     ready.sandbox.faults(refuses([f"C-{n}" for n in range(11, 31)]))
     ready.update(product(variants=labels(100)))
@@ -124,6 +125,7 @@ def test_field_04_a_store_that_the_server_does_not_know_costs_a_handful_of_calls
     assert ready.calls() - before <= 12
 
 
+@pytest.mark.long
 def test_field_04_pauses_of_a_store_grow_up_to_a_limit_and_end_with_the_first_label(ready: World) -> None:
     ready.sandbox.faults(BUSY)
     ready.update(product(variants=labels(30)))

@@ -41,7 +41,7 @@ from esl_pipeline.stages.snapshot import Snapshot, SnapshotLostError, read_snaps
 from esl_pipeline_tests.hipoink.servers import FreeLimiter, Sandbox, client_of, running
 from esl_pipeline_tests.sandbox.shopify.support import Running
 from esl_pipeline_tests.sandbox.shopify.support import running as running_shop
-from esl_pipeline_tests.world import ASSET, RULES, RUN, STORE, World, drain_round
+from esl_pipeline_tests.world import ASSET, AT_ONCE, RULES, RUN, STORE, World, drain_round
 from esl_pipeline_tests.world import product as product_body
 from esl_pipeline_tests.world import variant as variant_body
 
@@ -541,7 +541,7 @@ def test_the_label_of_a_variant_that_is_held_back_is_put_back_as_it_was(world: W
 def test_foreign_labels_leave_a_store_that_is_ours_alone_under_the_guard(stocked: Market) -> None:
     world, right = stocked.world, stocked.world.labels()
     (mapping,) = world.buffer.mapping_list()
-    world.buffer.mapping_update(mapping["id"], {"settings": {"owns_store": True}})
+    world.buffer.mapping_update(mapping["id"], {"settings": AT_ONCE | {"owns_store": True}})
     world.settle()
     stocked.edit_label("FOREIGN", pn="not ours", pp="1.00")
     assert stocked.compare().requeued == 1

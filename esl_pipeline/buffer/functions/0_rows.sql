@@ -74,11 +74,11 @@ create type esl.unclear_row as (lowest text, highest text, title text);
 drop type if exists esl.evaluated_row cascade;
 create type esl.evaluated_row as (source_system text, source_store_id text, variant_id text, revision bigint);
 
--- What the evaluation of a variant puts on a label of one mapping.
+-- What the evaluation of a variant puts on a label of one mapping. cause: why it was evaluated (callers do not say).
 drop type if exists esl.label_row cascade;
 create type esl.label_row as (
     mapping_id uuid, variant_id text, revision bigint, store_code text, state text, code text, precedence text,
-    label jsonb, label_hash text, event_ids bigint[]
+    label jsonb, label_hash text, event_ids bigint[], cause text
 );
 
 -- What the evaluation of a variant found.
@@ -89,22 +89,26 @@ create type esl.finding_row as (
 );
 
 -- A place where a label hangs or may hang, with all that its decision rests on (see esl.places and esl.what_is_due).
---   wins           whether anybody's label wins the place; null: nobody publishes one for it. mapping_id … event_ids:
+--   wins           whether anybody's label wins the place; null: nobody publishes one for it. mapping_id … cause:
 --                  that label
 --   shown          the label of the ledger (is_shown: there is one), is_its_own: of the variant that wins
 --   pending        the operation that waits or is on its way, and what with. in_doubt: the server may have taken that
 --   owner_mapping  whose the place is, by the ledger or the queue. is_home: its mapping feeds this store, is_kept: the
 --                  label is to stay as it is, is_paused: its mapping is
 --   blank          the owner's label without content, where it wants that; null: it does not
+--   decided_at     since when it is to go and waits (see esl.graces), waits_since: since when its time counts,
+--                  has_passed: the guard has let the removal go
 drop type if exists esl.place_row cascade;
 create type esl.place_row as (
     store_code text, code text,
     wins boolean, mapping_id uuid, variant_id text, label jsonb, label_hash text, event_ids bigint[],
+    cause text,
     shown jsonb, shown_hash text, is_shown boolean, is_its_own boolean,
     pending text, pending_label jsonb, pending_hash text, pending_mapping uuid, pending_variant text,
-    pending_events bigint[], in_doubt boolean,
-    owner_mapping uuid, owner_variant text, owner_events bigint[], is_home boolean, is_kept boolean, is_paused boolean,
-    blank jsonb
+    pending_events bigint[], pending_cause text, in_doubt boolean,
+    owner_mapping uuid, owner_variant text, owner_events bigint[], owner_cause text,
+    is_home boolean, is_kept boolean, is_paused boolean,
+    blank jsonb, decided_at timestamptz, waits_since timestamptz, has_passed boolean
 );
 
 -- A label of a push, as it was claimed.
@@ -116,3 +120,91 @@ drop type if exists esl.drift_row cascade;
 create type esl.drift_row as (
     code text, kind text, push_id uuid, ours jsonb, theirs jsonb, label jsonb, label_hash text
 );
+
+-- shelf
+
+-- A physical label, as a page of the label server's list has it.
+drop type if exists esl.device_row cascade;
+create type esl.device_row as (
+    esl_code text, product_code text, model text, ap_code text, battery_mv int, online boolean, action text,
+    server_created_at timestamptz, server_updated_at timestamptz, server_updated text
+);
+
+-- How far the price of a product has come towards its labels, as functions/ladder.sql has it: 1 to 4, or what speaks
+-- for more. label_hash, accepted_at: of the ledger. sighted_at: when somebody looked last; is_right: and saw what the
+-- ledger said then; is_seen: and that is what it says now, since it was accepted.
+drop type if exists esl.ladder_row cascade;
+create type esl.ladder_row as (
+    code text, mapping_id uuid, variant_id text, label_hash text, accepted_at timestamptz, rung int,
+    is_triggered boolean, sighted_at timestamptz, is_right boolean, is_seen boolean
+);
+
+-- What holds for all labels of a store. rows_move, auto_triggers: as a probe has found; triggered_at: when the newest
+-- accepted trigger began; compared_at: when the newest comparison did, if complete; read_at: when the newest complete
+-- pass did, is_read: lately; low_mv: below which a battery is low of a label of nobody's.
+drop type if exists esl.facts_row cascade;
+create type esl.facts_row as (
+    rows_move boolean, auto_triggers boolean, triggered_at timestamptz, compared_at timestamptz, has_given_up boolean,
+    read_at timestamptz, is_read boolean, low_mv int
+);
+
+-- A physical label, or a product without one (no esl_code), and how far its price is known to have come.
+--   rung           null: it shows no product of ours
+--   hindrance      what stands in the way, as far as is known; null: nothing does
+--   has_moved      its row has moved since the price was accepted, whatever that says of the price
+--   since, stale_seconds   of one that is not known to be right: since when it shows something old, and for how long
+--                  while it was awake; is_late: for longer than its policy expects; is_rise: and the price is higher
+drop type if exists esl.shelf_row cascade;
+create type esl.shelf_row as (
+    esl_code text, product_code text, mapping_id uuid, variant_id text, model text, ap_code text, battery_mv int,
+    online boolean, is_low boolean, is_blanked boolean, accepted_at timestamptz, rung int, hindrance text,
+    has_moved boolean, since timestamptz, stale_seconds float8, is_late boolean, is_rise boolean
+);
+
+-- The same before it is known since when it shows something old, with what tells that.
+drop type if exists esl.judged_row cascade;
+create type esl.judged_row as (
+    store_code text, esl_code text, product_code text, mapping_id uuid, variant_id text, model text, ap_code text,
+    battery_mv int, online boolean, is_low boolean, is_blanked boolean, accepted_at timestamptz, rung int,
+    hindrance text, has_moved boolean, first_seen_at timestamptz, bound_at timestamptz, moved_at timestamptz,
+    late_seconds int, zone text, sleeps_from int, sleeps_to int
+);
+
+-- numbers
+
+-- Something that is counted (see esl.measures).
+drop type if exists esl.measure_row cascade;
+create type esl.measure_row as (
+    name text, party text, server text, kind text, n bigint, total float8, buckets bigint[]
+);
+
+-- alerts
+
+-- A trouble, as what sees it tells of it. subject: a label server, a store or a shop's key.
+drop type if exists esl.condition_row cascade;
+create type esl.condition_row as (
+    kind text, subject text, since timestamptz, labels bigint, shops text[], stores text[], number bigint, detail text
+);
+
+-- The labels of a shop and store in the queue (see esl.queue_troubles): how many, since when, and why refused.
+drop type if exists esl.queue_row cascade;
+create type esl.queue_row as (
+    shop text, store_code text, waiting bigint, refused bigint, refused_since timestamptz, refused_says text,
+    guarded bigint, guarded_since timestamptz, late bigint, late_since timestamptz, rises bigint,
+    rises_since timestamptz
+);
+
+-- What becomes of an alert: it is seen, opened, kept, gone, closed or forgotten (do).
+drop type if exists esl.alert_row cascade;
+create type esl.alert_row as (
+    "do" text, key text, kind text, subject text, severity text, since timestamptz, says text, todo text, link text,
+    labels bigint, shops text[]
+);
+
+-- Who is told, of what severity on.
+drop type if exists esl.recipient_row cascade;
+create type esl.recipient_row as (name text, severity text);
+
+-- How the sending to a recipient ended; error: null where it went well.
+drop type if exists esl.told_row cascade;
+create type esl.told_row as (recipient text, error text, again_seconds float8);

@@ -11,12 +11,15 @@ language sql immutable set search_path = '' as $$
             'esl_version', 'esl_mapping_list', 'esl_status', 'esl_preview', 'esl_accuracy', 'esl_due',
             'esl_inbox_claim', 'esl_variants_*', 'esl_missing_variants', 'esl_labels_*', 'esl_push_*', 'esl_rate_*',
             'esl_lease_*', 'esl_claims_*', 'esl_snapshot_*', 'esl_watermark_*', 'esl_drift_*', 'esl_housekeep',
-            'esl_redaction_*', 'esl_refresh_*', 'esl_connection_list', 'esl_files_known', 'esl_files_note',
-            'esl_files_finish', 'esl_files_list', 'esl_problems_note']),
+            'esl_redaction_*', 'esl_refresh_*', 'esl_graces_end', 'esl_connection_list', 'esl_files_known',
+            'esl_files_note', 'esl_files_finish', 'esl_files_list', 'esl_problems_note', 'esl_device_*', 'esl_shelf*',
+            'esl_ladder', 'esl_probe_*', 'esl_alert_*']),
         ('esl_admin', array[
             'esl_version', 'esl_mapping_*', 'esl_token_*', 'esl_status', 'esl_findings', 'esl_preview', 'esl_trace',
+            'esl_trace_find', 'esl_story',
             'esl_changes_approve', 'esl_redrive', 'esl_owner_settle', 'esl_connection_*', 'esl_files_list',
-            'esl_files_approve'])
+            'esl_files_approve', 'esl_shelf*', 'esl_ladder', 'esl_hands_*', 'esl_waiting_*', 'esl_night', 'esl_sizes',
+            'esl_numbers', 'esl_stats', 'esl_alert_list', 'esl_operator_*', 'esl_console_*'])
     ) as c (role, functions)
 $$;
 
@@ -26,6 +29,34 @@ language sql immutable set search_path = '' as $$
         when c.function like '%*' then starts_with(p_function, rtrim(c.function, '*'))
         else c.function = p_function end)
 $$;
+
+-- How a door is planned is said by the door, and holds for all that it calls: where tables may grow from nothing within
+-- a session, for each call, by what is there. (A plan that was made for an empty queue reads all of a long one.)
+
+-- At the beginning of a door that is called for each change of a price: to plan it anew takes longer than all else. Its
+-- plans are kept while no table is more than twice as large as when it was last analysed: that makes them anew.
+create or replace function esl.choose_plans() returns void language plpgsql set search_path = '' as $$
+begin
+    perform set_config('plan_cache_mode', case when exists (
+        select from pg_catalog.pg_class c
+        where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r'
+          and pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint)
+        then 'force_custom_plan' else 'force_generic_plan' end, true);
+end $$;
+
+-- Once the functions have been replaced: a function of an older build goes when this build has one of its name with
+-- other parameters. Else one call could mean both, and Postgres refuses it. What this transaction has written is new.
+create or replace function esl.drop_older_overloads() returns void language plpgsql set search_path = '' as $$
+declare f record;
+begin
+    for f in select o.oid::regprocedure as signature from pg_catalog.pg_proc o
+             where o.pronamespace = 'esl'::regnamespace and o.xmin <> pg_current_xact_id()::xid
+               and exists (select from pg_catalog.pg_proc n
+                           where n.pronamespace = o.pronamespace and n.proname = o.proname
+                             and n.xmin = pg_current_xact_id()::xid) loop
+        execute format('drop function %s', f.signature);
+    end loop;
+end $$;
 
 -- Called at the end of every migration: who may call what, and what holds for every call. The roles are groups: each
 -- process has a login of its own, a member of one. (A function's own statement_timeout is for PostgREST, which applies

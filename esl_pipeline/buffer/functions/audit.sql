@@ -1,8 +1,9 @@
 -- What is told of the past: from a label back to its pushes, variant and webhooks; who changed which mapping.
 
--- {code, store?, limit} -> {places: [{store_code, label_server, ledger, queue, variants, log, deliveries, forgotten}]}:
--- from a label back to its pushes, runs, variant and webhooks. Newest log rows first. forgotten: how many webhooks are
--- gone.
+-- {code, store?, limit} -> {places: [{store_code, label_server, ledger, queue, grace, variants, log, deliveries,
+-- forgotten}]}: from a label back to its pushes, runs, variant and webhooks. Newest log rows first. queue: with why it
+-- waits (why, until: esl.why_waiting). grace: where its
+-- removal waits, with the physical labels that are bound to it. forgotten: how many webhooks are gone.
 create or replace function public.esl_trace(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with places as (
@@ -25,8 +26,12 @@ language sql volatile security definer set search_path = '' as $$
                    where h.store_code = s.store_code and h.code = p ->> 'code'),
         'refresh', (select esl.refresh_after(h.store_code, h.accepted_at) from esl.hipoink_products h
                     where h.store_code = s.store_code and h.code = p ->> 'code'),
-        'queue', (select to_jsonb(q) from esl.sync_queue q
+        'queue', (select to_jsonb(q) || to_jsonb(y)
+                  from esl.sync_queue q join esl.store_mappings m on m.id = q.mapping_id
+                  cross join lateral esl.why_waiting(q, m, esl.window_opens(m.settings -> 'raise_window')) y
                   where q.store_code = s.store_code and q.code = p ->> 'code'),
+        'grace', (select to_jsonb(g) || jsonb_build_object('bound', esl.bound_labels(g.store_code, g.code))
+                  from esl.graces g where g.store_code = s.store_code and g.code = p ->> 'code'),
         'variants', (select coalesce(jsonb_agg(to_jsonb(o) || jsonb_build_object(
                              'mapping_id', m.id, 'label_state', b.state, 'collides', b.collides,
                              'file', esl.file_of(o),

@@ -114,7 +114,7 @@ language sql volatile security definer set search_path = '' as $$
                esl.has_active_mapping(k.source_system, k.source_store_id) as is_active,
                coalesce(r.refused, 0) as refused, r.since as refused_since, r.last_at as last_refused_at
         from (select source_system, source_store_id from esl.connections
-              union select source_system, source_store_id from esl.store_mappings) k
+              union select source_system, source_store_id from esl.store_mappings where removed_at is null) k
         left join esl.connections c using (source_system, source_store_id)
         left join esl.shop_deliveries d using (source_system, source_store_id)
         left join esl.refused() r using (source_system, source_store_id)
@@ -132,6 +132,7 @@ begin
     if length(p ->> 'receiver') between 1 and 64 is not true or jsonb_array_length(p -> 'refused') > 1000 then
         raise exception 'receiver must be a name, and refused tell of at most 1000 shops' using errcode = '22023';
     end if;
+    perform esl.measure_refused(p);
     insert into esl.refused_signatures as o (source_system, source_store_id, receiver, refused, since, last_at)
     select r.source_system, r.source_store_id, p ->> 'receiver', max(r.refused), least(min(r.since), now()),
            least(max(r.last_at), now())
@@ -144,5 +145,6 @@ begin
     delete from esl.refused_signatures where last_at < now() - interval '7 days';
     return jsonb_build_object('mapped', (
         select coalesce(jsonb_agg(to_jsonb(m) order by m.source_system, m.source_store_id), '[]')
-        from (select distinct source_system, source_store_id from esl.store_mappings) m));
+        from (select distinct source_system, source_store_id from esl.store_mappings
+              where removed_at is null) m));
 end $$;

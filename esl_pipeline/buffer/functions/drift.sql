@@ -4,14 +4,17 @@ drop function if exists esl.is_moving(text, text, timestamptz);
 
 -- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only
 -- waits (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang. Of a
--- foreign label that is to be removed it is all the same what it says. A table of one row, because only those are
--- inlined: as a plain function it would be planned anew for each label. One look at each table, however long the audit
--- (offset 0: else all of it may be read, to be looked up in).
+-- foreign label that is to be removed, or waits for that, it is all the same what it says. A table of one row, because
+-- only those are inlined: as a plain function it would be planned anew for each label. One look at each table, however
+-- long the audit (offset 0: else all of it may be read, to be looked up in).
 create or replace function esl.moves(p_store text, p_code text, p_since timestamptz) returns table (moves boolean)
 language sql stable as $$  -- inlined as well
     select exists (select from esl.sync_queue q
                    where q.code = p_code and q.store_code = p_store
                      and (q.in_doubt or q.state = 'leased' or q.variant_id = '') offset 0)
+        or exists (select from esl.graces g
+                   join esl.hipoink_products s on s.code = g.code and s.store_code = g.store_code and s.variant_id = ''
+                   where g.code = p_code and g.store_code = p_store offset 0)
         or coalesce((select l.at from esl.sync_log l where l.code = p_code and l.store_code = p_store
                      order by l.id desc limit 1) >= p_since, false)
 $$;
@@ -47,9 +50,9 @@ language sql stable as $$  -- inlined as well
           and r.at >= coalesce((select s.placed_at from esl.stores s where s.store_code = p_store), '-infinity')))
 $$;
 
--- {store, since, codes} -> {labels: [{code, push_id, label}], ours: [{code, label}], foreign: [codes]}: what we know of
--- listed codes. Moving labels are left out. ours: in no ledger, but written by us (label: what was sent last).
--- foreign: in no ledger, queue, audit or evaluated label of ours.
+-- {store, since, codes} -> {labels: [{code, push_id, label}], ours: [{code, label}], foreign: [codes], reserved: n}:
+-- what we know of listed codes. Moving labels are left out. ours: in no ledger, but written by us (label: what was sent
+-- last). foreign: in no ledger, queue, audit or evaluated label of ours. reserved: so many are of probes, and left out.
 create or replace function public.esl_drift_compare(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
@@ -59,7 +62,7 @@ begin
             from jsonb_array_elements_text(p -> 'codes') as c (code)
             cross join lateral esl.moves(p ->> 'store', c.code, (p ->> 'since')::timestamptz) m
             left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
-            where not m.moves
+            where not m.moves and not esl.is_reserved(c.code)
         ), unknown as materialized (
             select l.code, w.mapping_id is not null as is_ours, w.label
             from listed l left join lateral esl.written(p ->> 'store', l.code) w on true
@@ -73,7 +76,9 @@ begin
                      from unknown u where u.is_ours),
             'foreign', (select coalesce(jsonb_agg(u.code order by u.code), '[]') from unknown u
                         where not u.is_ours and not exists (
-                            select from esl.labels b where b.code = u.code and b.store_code = p ->> 'store'))));
+                            select from esl.labels b where b.code = u.code and b.store_code = p ->> 'store')),
+            'reserved', (select count(*) from jsonb_array_elements_text(p -> 'codes') as c (code)
+                         where esl.is_reserved(c.code))));
 end $$;
 
 -- {store, after?, limit} -> {codes, next}: the places of ledger and queue, page by page.
@@ -135,7 +140,7 @@ begin
         left join esl.hipoink_products s on s.code = d.code and s.store_code = p ->> 'store'
         left join lateral esl.written(p ->> 'store', case when d.kind = 'ours' then d.code end) w on true
         where d.push_id is not distinct from s.push_id
-          and not m.moves
+          and not m.moves and not esl.is_reserved(d.code)
           and (d.kind <> 'ours' or w.mapping_id is not null)
           and (d.kind <> 'foreign' or not exists (
               select from esl.labels b where b.code = d.code and b.store_code = p ->> 'store'));
@@ -174,9 +179,9 @@ begin
     ), doubted as (
         -- What the server holds is not what the ledger says, or not known: nobody may drop the row.
         insert into esl.sync_queue (store_code, code, mapping_id, variant_id, operation, label, label_hash, priority,
-                                    in_doubt)
+                                    in_doubt, cause)
         select v_store, t.code, t.mapping_id, t.variant_id, 'upsert', coalesce(s.label, t.label),
-               coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true
+               coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true, 'drift'
         from taken t left join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
         where t.kind in ('missing', 'different', 'ours')
         on conflict (store_code, code) do update set in_doubt = true
@@ -195,7 +200,8 @@ begin
     )
     select array_agg(code) filter (where repairs < 3), coalesce(array_agg(code) filter (where repairs >= 3), '{}')
     into v_codes, v_given_up from found;
-    perform esl.requeue(array_fill(v_store, array[coalesce(cardinality(v_codes), 0)]), v_codes);
+    perform esl.requeue(array_fill(v_store, array[coalesce(cardinality(v_codes), 0)]), v_codes, 'drift');
+    perform esl.measure_drift(v_store, v_codes);
     if v_codes is not null then  -- the server may hold what it never confirmed, and its labels not show it
         perform esl.want_refresh(v_store);
     end if;
@@ -208,7 +214,7 @@ end $$;
 -- {store, at, run_id, complete, reason, listed, ledger, skipped, given_up} -> {}: how a comparison that began at that
 -- time ended; the latest of each store is kept.
 create or replace function public.esl_drift_end(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     insert into esl.comparisons as c (store_code, at, run_id, complete, reason, listed, ledger, skipped, given_up)
     values (p ->> 'store', (p ->> 'at')::timestamptz, p ->> 'run_id', (p ->> 'complete')::boolean, p ->> 'reason',
@@ -220,19 +226,33 @@ begin
     return '{}';
 end $$;
 
+-- What was counted of these mappings is kept for those who cannot count it each time (see functions/numbers.sql).
+create or replace function esl.note_accuracy(p_mappings jsonb) returns void
+language sql volatile set search_path = '' as $$
+    insert into esl.accuracies as a (mapping_id, at, publishable, accurate, unsettled, due)
+    select c.mapping_id, clock_timestamp(), c.publishable, c.accurate, c.unsettled, c.due
+    from jsonb_populate_recordset(null::esl.accuracies, p_mappings) c order by c.mapping_id
+    on conflict (mapping_id) do update
+    set at = excluded.at, publishable = excluded.publishable, accurate = excluded.accurate,
+        unsettled = excluded.unsettled, due = excluded.due
+$$;
+
 -- {shop?, shops?} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code, problem, publishable,
---   accurate, unsettled, due, comparison: {at, complete, reason, skipped, given_up, …} or null}]} of every active
---   mapping that is not in dry run.
+--   accurate, unsettled, window: {labels, until}, grace, due, comparison: {at, complete, reason, skipped, given_up, …}
+--   or null}]} of every active mapping that is not in dry run.
 -- accurate: of the publishable labels, those that the label server accepted as they should be now, with nothing in
 -- doubt. unsettled: other places where it does not hold, or is not known to hold, what it should: labels that are to go
--- and are still there, whatever they wait for, and ones that are to be put back. due: variants that are not evaluated
--- yet. comparison: how the last one of the store with the label server's own list ended.
+-- and are still there, whatever they wait for but their grace, and ones that are to be put back. grace: labels that go
+-- when theirs is over, and are as they are to be until then (see esl.grace_state). due: variants that are not evaluated
+-- yet. window: rises that wait for theirs and for nothing else: neither right nor wrong, as the policy says so.
+-- comparison: how the last one of the store with the label server's own list ended.
 create or replace function public.esl_accuracy(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan
 set statement_timeout = '55s' as $$
+declare v_answer jsonb;
 begin
-    return (select jsonb_build_object('mappings',
-        coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]')) from (
+    select jsonb_build_object('mappings',
+        coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.mapping_id), '[]')) into v_answer from (
         select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
                esl.mapping_problem(m) as problem,
                count(l.variant_id) as publishable,
@@ -242,6 +262,14 @@ begin
                     select from esl.labels b
                     where b.variant_id = w.variant_id and b.mapping_id = m.id and b.state = 'publish' and not b.collides
                       and b.code = w.code and b.store_code = w.store_code)) as unsettled,
+               (select jsonb_build_object('labels', count(*), 'until', min(o.opens))
+                from (select esl.window_opens(m.settings -> 'raise_window') as opens offset 0) o  -- asked once
+                join esl.sync_queue w on w.mapping_id = m.id and esl.waits_for_window(w, o.opens)
+                where w.variant_id not in (  -- once for all of them
+                    select d.variant_id from esl.products d
+                    where d.due and d.source_system = m.source_system
+                      and d.source_store_id = m.source_store_id)) as "window",
+               esl.grace_state(m.id) as grace,
                (select count(*) from esl.products d where d.due and not d.removed
                   and d.source_system = m.source_system and d.source_store_id = m.source_store_id) as due,
                (select to_jsonb(c) from esl.comparisons c where c.store_code = m.hipoink_store_code) as comparison
@@ -254,5 +282,7 @@ begin
           on o.due and o.variant_id = l.variant_id and o.source_system = m.source_system
          and o.source_store_id = m.source_store_id
         where m.is_active and not m.is_dry_run and m.id in (select c.id from esl.chosen_mappings(p) c)
-        group by m.id) t);
+        group by m.id) t;
+    perform esl.note_accuracy(v_answer -> 'mappings');
+    return v_answer;
 end $$;

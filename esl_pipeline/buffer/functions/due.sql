@@ -15,7 +15,7 @@ language sql stable as $$  -- inlined as well
     where l.source_system = p_system and l.source_store_id = p_shop and l.inventory_item_id = p_item and not l.gone
 $$;
 
--- {mapping id: {shown, prior}} of a variant, for esl_variants_due.
+-- {mapping id: {shown, prior, cut_days}} of a variant, for esl_variants_due.
 create or replace function esl.history_of(p_system text, p_shop text, p_variant text, p_price text, p_compare_at text)
 returns table (history jsonb)
 language sql stable as $$  -- inlined as well
@@ -23,13 +23,16 @@ language sql stable as $$  -- inlined as well
         'shown', case when not esl.is_blanked(s.label_hash) then esl.price_of(s.label)::text end,
         'prior', case when esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok'
                        and p_compare_at is not null and p_price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
-                 then esl.prior_price(m.id, p_variant, p_price::numeric)::text end))
+                 then esl.prior_price(m.id, p_variant, p_price::numeric)::text end,
+        'cut_days', case when esl.shows_cuts(m.settings) and p_price ~ '^[0-9]{1,9}([.][0-9]{1,4})?$'
+                    then esl.days_since_cut(m.id, p_variant, p_price::numeric) end))
     from esl.store_mappings m
     left join lateral (select h.label, h.label_hash from esl.hipoink_products h
                        where h.variant_id = p_variant and h.mapping_id = m.id
                        order by h.accepted_at desc limit 1) s on true
     where m.is_active and m.source_system = p_system and m.source_store_id = p_shop
-      and (s.label is not null or esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok')
+      and (s.label is not null or esl.policy_text(m.settings, 'show_compare_at') = 'if_prior_30d_ok'
+           or esl.shows_cuts(m.settings))
 $$;
 
 -- {limit, after, max_bytes?, shop?, label_server?, label_servers?} -> {variants: [...], mappings: [...]}: variants that
@@ -38,8 +41,8 @@ $$;
 -- (currency and taxes_included as the shop says).
 -- Nothing is claimed: evaluating twice is harmless (see esl_labels_stage). after: a revision, to page through one shop.
 -- unsaid: columns with a space between, or null. As JSON text, which is how a frame holds them: stock, as
--- unit_price_measurement; history: {mapping id: {shown, prior}}, the price on the label and, where the policy asks for
--- it, the lowest of 30 days.
+-- unit_price_measurement; history: {mapping id: {shown, prior, cut_days}}, the price on the label and, where the policy
+-- asks for it, the lowest of 30 days, and how many days ago it was cut.
 create or replace function public.esl_variants_due(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with shops as (
@@ -55,7 +58,8 @@ language sql volatile security definer set search_path = '' as $$
             select o.*, esl.text_bytes(o) as bytes, row_number() over (order by o.revision) as turn from esl.products o
             where o.source_store_id = w.source_store_id and o.source_system = w.source_system and o.due
               and o.revision > (p ->> 'after')::bigint
-            order by o.revision limit (2 * (p ->> 'limit')::int + w.shops - 1) / w.shops) d
+            order by o.revision
+            limit least((p ->> 'limit')::int, (2 * (p ->> 'limit')::int + w.shops - 1) / w.shops)) d
         order by d.turn, d.revision limit (p ->> 'limit')::int
     ), page as (
         select * from (select d.*, sum(d.bytes) over (order by d.turn, d.revision) - d.bytes as before from due d) t
@@ -63,7 +67,8 @@ language sql volatile security definer set search_path = '' as $$
     )
     select jsonb_build_object(
         'variants', coalesce((
-            select jsonb_agg(to_jsonb(d) - '{due,turn,bytes,before}'::text[] || jsonb_build_object(
+            select jsonb_agg(to_jsonb(d) - '{due,turn,bytes,before,cause,stock_event_ids}'::text[]
+                       || jsonb_build_object('event_ids', d.event_ids || d.stock_event_ids,
                        'unsaid', nullif(array_to_string(d.unsaid, ' '), ''), 'stock', k.stock::text,
                        'gift_card', coalesce(x.gift_card, false), 'unit_price', x.unit_price,
                        'unit_price_measurement', x.unit_price_measurement::text,

@@ -40,7 +40,7 @@ $$;
 -- begins or ends, the other places of its variants are to be decided again, for a label that was kept may go now: these
 -- places come back.
 create or replace function esl.note_collisions(p_stores text[], p_codes text[], out stores text[], out codes text[])
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 begin
     with claims as materialized (
         select c.*, c.rivals > 1 and not c.wins as loses from esl.claims(p_stores, p_codes) c

@@ -106,7 +106,7 @@ begin
           and r.version_at < f.version_at and coalesce(p -> 'told' ? r.variant_id, true)
         returning r.variant_id
     )
-    update esl.products o set due = true, revision = nextval('esl.revision')
+    update esl.products o set due = true, revision = nextval('esl.revision'), cause = 'read'
     from right_again r
     where o.variant_id = r.variant_id and o.source_store_id = f.source_store_id
       and o.source_system = f.source_system and not o.removed;
@@ -159,7 +159,8 @@ language sql volatile security definer set search_path = '' as $$
           and (o.version_at, o.problem) <> (excluded.version_at, excluded.problem)
         returning source_system, source_store_id, variant_id
     ), marked as (
-        update esl.products o set due = true, revision = nextval('esl.revision') from noted n
+        update esl.products o set due = true, revision = nextval('esl.revision'), cause = 'read'
+        from noted n
         where o.variant_id = n.variant_id and o.source_store_id = n.source_store_id
           and o.source_system = n.source_system and not o.removed
     )

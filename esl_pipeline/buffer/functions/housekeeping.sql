@@ -203,6 +203,9 @@ language sql volatile set search_path = '' as $$
         returning 1
     ), findings as (
         delete from esl.findings where mapping_id = any (p_mappings) returning 1
+    ), waits as (
+        delete from esl.graces g using esl.hipoink_products s
+        where s.mapping_id = any (p_mappings) and g.code = s.code and g.store_code = s.store_code
     ), queue as (
         delete from esl.sync_queue where mapping_id = any (p_mappings) and state <> 'leased' returning 1
     )
@@ -221,6 +224,9 @@ declare
                                where source_system = p_system and source_store_id = p_shop);
 begin
     delete from esl.turns where party = p_system || ':' || p_shop or party = any (v_mappings::text[]);
+    delete from esl.measures where party = p_system || ':' || p_shop;
+    delete from esl.accuracies where mapping_id = any (v_mappings);
+    delete from esl.number_answers;
     return esl.forget_shop(p_system, p_shop, p_limit) + esl.forget_labels(v_mappings);
 end $$;
 
@@ -280,19 +286,53 @@ begin
     return v_deliveries;
 end $$;
 
--- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, unmapped, redacted, more}: one batch; call
--- again while more. Deletes what has waited keep_bodies_days for a store to be mapped, the bodies of finished
--- deliveries, later the deliveries that protect nothing, and what shops have asked to be forgotten, once that is
--- confirmed (esl_redaction_decide) and for as long as nothing speaks against it.
+-- Deletes passes over labels that began p_days ago, but the newest complete one of each store at each server.
+create or replace function esl.forget_passes(p_days int, p_limit int) returns int
+language plpgsql volatile set search_path = '' as $$
+declare v_passes int;
+begin
+    delete from esl.device_passes
+    where id in (
+        select o.id from esl.device_passes o
+        where o.started_at < now() - make_interval(days => p_days) and (o.state <> 'complete' or exists (
+            select from esl.device_passes n
+            where n.store_code = o.store_code and n.label_server = o.label_server and n.state = 'complete'
+              and n.started_at > o.started_at))
+        order by o.started_at limit p_limit for update skip locked);
+    get diagnostics v_passes = row_count;
+    return v_passes;
+end $$;
+
+-- Deletes what was told p_days ago of how labels could be reached; what they were bound to and their batteries stay.
+create or replace function esl.forget_reach(p_days int, p_limit int) returns int
+language plpgsql volatile set search_path = '' as $$
+declare v_changes int;
+begin
+    delete from esl.device_changes
+    where id in (
+        select c.id from esl.device_changes c
+        where c.what in ('online', 'ap') and c.at < now() - make_interval(days => p_days) order by c.at limit p_limit);
+    get diagnostics v_changes = row_count;
+    return v_changes;
+end $$;
+
+-- {keep_bodies_days, keep_deliveries_days?, limit} -> {bodies, deliveries, unmapped, passes, reach, redacted, more}:
+-- one batch; call again while more. Deletes what has waited keep_bodies_days for a store to be mapped, the bodies of
+-- finished deliveries, later the deliveries that protect nothing, and what shops have asked to be forgotten, once that
+-- is confirmed (esl_redaction_decide) and for as long as nothing speaks against it.
 create or replace function public.esl_housekeep(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
 declare
     r esl.redactions; v_limit int := (p ->> 'limit')::int;
-    v_unmapped int; v_bodies int; v_deliveries int; v_redacted int := 0;
+    v_unmapped int; v_bodies int; v_deliveries int; v_passes int; v_reach int; v_hours int;
+    v_redacted int := 0;
 begin
     v_unmapped := esl.expire_unmapped((p ->> 'keep_bodies_days')::int, v_limit);
     v_bodies := esl.drop_bodies((p ->> 'keep_bodies_days')::int, v_limit);
     v_deliveries := esl.forget_deliveries((p ->> 'keep_deliveries_days')::int, v_limit);
+    v_passes := esl.forget_passes((p ->> 'keep_bodies_days')::int, v_limit);
+    v_reach := esl.forget_reach((p ->> 'keep_deliveries_days')::int, v_limit);
+    v_hours := esl.forget_hours(v_limit);
     select * into r from esl.redactions o
     where o.finished_at is null and esl.may_redact(o) order by o.id limit 1 for update skip locked;
     if found then
@@ -302,7 +342,8 @@ begin
         where id = r.id;
     end if;
     return jsonb_build_object('bodies', v_bodies, 'deliveries', v_deliveries, 'unmapped', v_unmapped,
-        'redacted', v_redacted,
-        'more', v_bodies = v_limit or v_deliveries = v_limit or v_unmapped = v_limit or (r.id is not null and exists (
+        'redacted', v_redacted, 'passes', v_passes, 'reach', v_reach,
+        'more', v_limit in (v_bodies, v_deliveries, v_unmapped, v_passes, v_reach, v_hours)
+            or (r.id is not null and exists (
             select from esl.redactions o where o.finished_at is null and esl.may_redact(o))));
 end $$;

@@ -33,6 +33,7 @@ begin
     if not exists (select from (select distinct d ->> 'source_system' as system, d ->> 'source_store_id' as shop
                                 from jsonb_array_elements(p_deliveries) d) s
                    left join esl.store_mappings m on m.source_system = s.system and m.source_store_id = s.shop
+                       and m.removed_at is null
                    where m.id is null) then  -- esl.is_mapped, of all at once
         return '{}';
     end if;
@@ -140,12 +141,14 @@ end $$;
 -- refused?, each?}. A delivery that is already there is not an error; 22023: none that a receiver sends
 -- (esl.check_deliveries). waiting: how much of the (first) delivery's shop waits now. refused: why some were not kept
 -- (esl.not_to_keep). each, of several: the same of each of them, in their order (esl.told_of_each).
+-- Without state, reason and said_at a delivery is judged here (esl.judged), for receivers that cannot read its body.
 -- said_at: the time in the signed body. proven: signed with a secret that only this shop has. The deliveries that say
 -- that a shop has left come without their body and take effect here, in the same transaction (see esl.shop_left).
 create or replace function public.esl_inbox_add(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare
-    v_received jsonb := p -> 'deliveries'; v_number int := jsonb_array_length(v_received); v_deliveries jsonb;
+    v_received jsonb := esl.judged(p -> 'deliveries'); v_number int := jsonb_array_length(v_received);
+    v_deliveries jsonb;
     v_bytes bigint := coalesce((p ->> 'unmapped_bytes')::bigint, 64000000);
     v_most bigint := coalesce((p ->> 'unmapped_deliveries')::bigint, 20000);
     v_not_kept text[]; v_kept esl.kept_row[]; v_why text; v_each jsonb; v_waiting jsonb;
@@ -254,11 +257,12 @@ end $$;
 -- (the others' events wait), one or those of a server (see esl.shops_to_read).
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
     v_claim uuid := (p ->> 'claim_id')::uuid; v_now timestamptz := clock_timestamp();
     v_next record; v_ids bigint[]; v_shops text[];
 begin
+    perform esl.choose_plans();
     if not exists (select from esl.webhook_inbox where claim_id = v_claim and state = 'leased') then
         v_next := esl.next_deliveries(p, v_now);
         v_ids := esl.lock_open(v_next.dead, v_now);

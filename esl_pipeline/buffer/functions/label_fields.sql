@@ -15,6 +15,7 @@ language sql immutable strict as $$
         when f.key = 'pc' then f.value
         when f.key = 'pn' then '"-"'
         when f.key = 'pp' then '"0.00"'
+        when f.key = 'promotion' then f.value  -- it takes nothing but numbers
         when jsonb_typeof(f.value) = 'object' then (
             select coalesce(jsonb_object_agg(e.key, ''), '{}') from jsonb_each(f.value) e)
         else '""' end)

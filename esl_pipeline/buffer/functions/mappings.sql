@@ -1,9 +1,11 @@
 -- Store mappings: made, changed, listed, and what follows for their labels.
 
--- A shop's variants are evaluated again: its labels follow the mapping, no webhook needed.
-create or replace function esl.evaluate_again(p_source_system text, p_source_store_id text) returns void
+-- A shop's variants are evaluated again: its labels follow the mapping, no webhook needed. Whatever is due already has
+-- its own cause.
+create or replace function esl.evaluate_again(p_source_system text, p_source_store_id text, p_cause text) returns void
 language sql set search_path = '' as $$
-    update esl.products set due = true, revision = nextval('esl.revision')
+    update esl.products
+    set due = true, revision = nextval('esl.revision'), cause = case when due then cause else p_cause end
     where source_system = p_source_system and source_store_id = p_source_store_id
 $$;
 
@@ -16,9 +18,10 @@ $$;
 -- {source_system, source_store_id, hipoink_store_code, label_server?, is_active?, is_dry_run?, settings?, shared?, by?}
 -- -> the mapping, with a remark where there is something to know. label_server: where the store is (see
 -- esl.place_store). shared: it is meant that other shops feed the store as well (else 23P01). by: who makes it, for
--- esl.mapping_changes. 23505: exists already. 22023: settings that this database cannot carry out, or no shop.
+-- esl.mapping_changes. One that was removed lives again. 23505: exists already. 22023: settings that this database
+-- cannot carry out, or no shop.
 create or replace function public.esl_mapping_create(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare m esl.store_mappings; v_remark text;
 begin
     perform esl.lock_mappings();
@@ -29,14 +32,22 @@ begin
     perform esl.check_sharing(p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
                               (p ->> 'shared')::boolean);
     v_remark := esl.place_store(p ->> 'hipoink_store_code', p ->> 'label_server', null);
-    insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code, is_active, is_dry_run, settings)
+    insert into esl.store_mappings as o (source_system, source_store_id, hipoink_store_code, is_active, is_dry_run,
+                                         settings)
     values (p ->> 'source_system', p ->> 'source_store_id', p ->> 'hipoink_store_code',
             coalesce((p ->> 'is_active')::boolean, true), coalesce((p ->> 'is_dry_run')::boolean, false),
             coalesce(p -> 'settings', '{}'))
+    on conflict (source_system, source_store_id, hipoink_store_code) do update
+    set is_active = excluded.is_active, is_dry_run = excluded.is_dry_run, settings = excluded.settings, problem = null,
+        removed_at = null, activated_at = excluded.activated_at, updated_at = now()
+    where o.removed_at is not null
     returning * into m;
+    if not found then
+        raise exception 'this shop is mapped to this store already' using errcode = '23505';
+    end if;
     perform esl.note_change(p ->> 'by', null, esl.shown_mapping(m));
     perform esl.contest_again(m.source_system, m.source_store_id);
-    perform esl.evaluate_again(m.source_system, m.source_store_id);
+    perform esl.evaluate_again(m.source_system, m.source_store_id, 'policy');
     return esl.shown_mapping(m) || jsonb_strip_nulls(jsonb_build_object('remark', v_remark));
 end $$;
 
@@ -72,6 +83,7 @@ begin
                               or p ->> 'source_store_id' <> source_store_id
                             then clock_timestamp() else activated_at end,
         switched_off = case when p ->> 'is_active' is null then switched_off end,
+        leaving = case when (p ->> 'is_active')::boolean then null else leaving end,
         is_dry_run = coalesce((p ->> 'is_dry_run')::boolean, is_dry_run),
         settings = coalesce(p -> 'settings', settings),
         -- As long as it is not evaluated again, nothing is pushed anyway.
@@ -101,13 +113,13 @@ begin
         -- Its own labels are not evaluated while it is paused, but those they collided with are free now.
         select array_agg(store_code), array_agg(code) into v_stores, v_codes
         from esl.labels where mapping_id = m.id and collides;
-        perform esl.requeue(v_stores, v_codes);
+        perform esl.requeue(v_stores, v_codes, 'policy');
     end if;
     select array_agg(k.store_code), array_agg(k.code) into v_stores, v_codes
     from (select * from esl.strays(p_before) union select * from esl.strays(m)) k;
-    perform esl.requeue(v_stores, v_codes);
+    perform esl.requeue(v_stores, v_codes, 'policy');
     if m.is_active then
-        perform esl.evaluate_again(m.source_system, m.source_store_id);
+        perform esl.evaluate_again(m.source_system, m.source_store_id, 'policy');
     end if;
 end $$;
 
@@ -118,13 +130,13 @@ end $$;
 -- same under another name, so the labels stay until it has been read completely (see esl.shop_was_read). Whoever says
 -- is_active ends the alarm that a message had switched it off. 22023: settings that this database cannot carry out.
 create or replace function public.esl_mapping_update(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
     m esl.store_mappings; v_before esl.store_mappings; v_shown_before jsonb; v_system text; v_shop text; v_remark text;
 begin
     perform esl.lock_mappings();
     perform esl.check_settings(p -> 'settings');
-    select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid;
+    select * into v_before from esl.store_mappings where id = (p ->> 'id')::uuid and removed_at is null;
     if not found then
         return null;
     end if;
@@ -167,7 +179,7 @@ begin
         union select * from esl.strays(m)
     )
     select array_agg(store_code), array_agg(code) into v_stores, v_codes from places;
-    perform esl.requeue(v_stores, v_codes);
+    perform esl.requeue(v_stores, v_codes, 'policy');
 end $$;
 
 -- A shop has just been read completely. Mappings that were given its name withdraw the labels of variants that it does
@@ -204,14 +216,14 @@ language sql volatile security definer set search_path = '' as $$
                'currency', s.currency, 'taxes_included', s.taxes_included) order by m.created_at, m.id), '[]'))
     from esl.store_mappings m
     left join esl.shops s on s.source_system = m.source_system and s.source_store_id = m.source_store_id
-    where p ->> 'id' is null or m.id = (p ->> 'id')::uuid
+    where m.removed_at is null and (p ->> 'id' is null or m.id = (p ->> 'id')::uuid)
 $$;
 
 -- Of which mappings something is asked: {store?, shop?, shops?}, all of them where nothing is said.
 create or replace function esl.chosen_mappings(p jsonb) returns setof esl.store_mappings
 language sql stable set search_path = '' as $$
     select m.* from esl.store_mappings m
-    where (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
+    where m.removed_at is null and (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
       and (p -> 'shop' is null
            or (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
       and (p -> 'shops' is null or (m.source_system, m.source_store_id) in (

@@ -8,7 +8,7 @@
 -- settled: by evidence.
 create or replace function esl.suspects(p_events jsonb)
 returns table (id bigint, source_system text, source_store_id text, thing text, owner text, is_settled boolean)
-language sql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language sql stable set search_path = '' as $$
     with claimed as (
         select i.id, i.source_system, i.source_store_id, e.product_id, e.inventory_item_id, e.thing,
                bool_or(i.proven) over (partition by i.source_system, i.source_store_id, e.thing) as proven,
@@ -115,7 +115,8 @@ begin
     where v.product_id = v_product and v.source_system = p_system and v.source_store_id = any (k.shops)
       and v.source_store_id <> p_owner and not v.deleted;
     update esl.products o
-    set removed = true, event_ids = '{}', revision = nextval('esl.revision'), due = true, changed_at = now()
+    set removed = true, event_ids = '{}', cause = 'read', revision = nextval('esl.revision'), due = true,
+        changed_at = now()
     where o.product_id = v_product and o.source_system = p_system and o.source_store_id = any (k.shops)
       and o.source_store_id <> p_owner and not o.removed;
     v_redo := exists (select from esl.product_versions v where v.product_id = v_product and v.source_store_id = p_owner
@@ -208,7 +209,7 @@ end $$;
 -- {source_system, source_store_id, thing?, by} -> {things}: a person says that the thing (product:1, inventory_item:1),
 -- or without it all that is open of what this shop claims, is this shop's. things: those that are its own now.
 create or replace function public.esl_owner_settle(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 begin
     perform esl.settle(k.source_system, k.thing, p ->> 'source_store_id',
                        coalesce(p ->> 'by', 'role:' || session_user))

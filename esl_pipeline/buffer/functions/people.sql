@@ -1,10 +1,19 @@
 -- For people: how things stand, what was found, what a push would change, and their word on what waits.
 
--- How the labels of these mappings stand, for esl_status.
+-- When a field of a mapping became what it is, and by whom: {at, by}.
+create or replace function esl.last_set(p_mapping uuid, p_field text) returns jsonb
+language sql stable set search_path = '' as $$
+    select jsonb_build_object('at', c.at, 'by', c.by) from esl.mapping_changes c
+    where c.mapping_id = p_mapping and c.new -> p_field is distinct from c.old -> p_field
+    order by c.id desc limit 1
+$$;
+
+-- How the labels of these mappings stand, for esl_status. Of the queue: what waits for its window alone (window, until
+-- window_opens) is not among what waits.
 create or replace function esl.store_states(p jsonb) returns jsonb
 language sql stable set search_path = '' as $$
-    with mappings as (
-        select * from esl.chosen_mappings(p)
+    with mappings as materialized (
+        select m.id, esl.window_opens(m.settings -> 'raise_window') as opens from esl.chosen_mappings(p) m
     ), shown as (
         select mapping_id, count(*) as on_labels, max(accepted_at) as last_accepted_at
         from esl.hipoink_products where mapping_id in (select id from mappings) group by 1
@@ -12,26 +21,34 @@ language sql stable set search_path = '' as $$
         select mapping_id, count(*) as held_back
         from esl.labels where (state = 'held' or collides) and mapping_id in (select id from mappings) group by 1
     ), queues as (
-        select mapping_id, jsonb_build_object(
-                   'waiting', count(*) filter (where state in ('ready', 'leased')),
-                   'guarded', count(*) filter (where state = 'guarded'),
-                   'failed', count(*) filter (where state = 'failed'),
-                   'dead', count(*) filter (where state = 'dead'),
-                   'oldest', min(created_at) filter (where state in ('ready', 'leased')),
-                   'last_error', max(last_error)) as queue
-        from esl.sync_queue where mapping_id in (select id from mappings) group by 1
+        select q.mapping_id, jsonb_build_object(
+                   'waiting', count(*) filter (where q.state in ('ready', 'leased') and not w.rise),
+                   'window', count(*) filter (where w.rise),
+                   'guarded', count(*) filter (where q.state = 'guarded' and q.rejected_at is null),
+                   'rejected', count(*) filter (where q.rejected_at is not null),
+                   'failed', count(*) filter (where q.state = 'failed'),
+                   'dead', count(*) filter (where q.state = 'dead'),
+                   'oldest', min(q.created_at) filter (where q.state in ('ready', 'leased') and not w.rise),
+                   'last_error', max(q.last_error)) as queue
+        from esl.sync_queue q join mappings m on m.id = q.mapping_id
+        cross join lateral (select esl.waits_for_window(q, m.opens) as rise) w group by 1
     )
     select coalesce(jsonb_agg(to_jsonb(t) order by t.hipoink_store_code, t.source_store_id), '[]') from (
         select m.id as mapping_id, m.source_system, m.source_store_id, m.hipoink_store_code,
             esl.server_of(m.hipoink_store_code) as label_server, m.is_active, m.activated_at, m.switched_off,
-            esl.mapping_problem(m) as problem, m.is_dry_run, coalesce(s.on_labels, 0) as on_labels,
-            coalesce(h.held_back, 0) as held_back,
-            coalesce(q.queue, jsonb_build_object('waiting', 0, 'guarded', 0, 'failed', 0, 'dead', 0, 'oldest', null,
-                                                 'last_error', null)) as queue,
-            (select jsonb_build_object('until', s.until, 'reason', s.reason) from esl.store_health s
+            case when not m.is_active then esl.last_set(m.id, 'is_active') end as inactive_since, m.is_dry_run,
+            case when m.is_dry_run then esl.last_set(m.id, 'is_dry_run') end as dry_run_since,
+            esl.mapping_problem(m) as problem, coalesce(s.on_labels, 0) as on_labels,
+            coalesce(h.held_back, 0) as held_back, o.opens as window_opens,
+            coalesce(q.queue, jsonb_build_object('waiting', 0, 'window', 0, 'guarded', 0, 'rejected', 0, 'failed', 0,
+                                                 'dead', 0, 'oldest', null, 'last_error', null)) as queue,
+            (select jsonb_build_object('since', s.refused_at, 'until', s.until, 'reason', s.reason)
+             from esl.store_health s
              where s.store_code = m.hipoink_store_code and s.until > now()) as paused,
+            esl.pause_of(m.hipoink_store_code) as pause, m.leaving,
             s.last_accepted_at
-        from mappings m left join shown s on s.mapping_id = m.id left join held h on h.mapping_id = m.id
+        from mappings o join esl.store_mappings m on m.id = o.id
+        left join shown s on s.mapping_id = m.id left join held h on h.mapping_id = m.id
         left join queues q on q.mapping_id = m.id) t
 $$;
 
@@ -64,8 +81,7 @@ language sql stable set search_path = '' as $$
             coalesce(e.unusable, 0) as unusable, coalesce(e.replays, 0) as replays, coalesce(e.dead, 0) as dead,
             o.oldest_waiting, greatest(o.last_received_at, e.last_received_at) as last_received_at,
             coalesce(e.refused_in_a_row, 0) as refused_in_a_row, e.last_refusal,
-            exists (select from esl.store_mappings m where m.source_system = k.source_system
-                    and m.source_store_id = k.source_store_id) as mapped,
+            esl.is_mapped(k.source_system, k.source_store_id) as mapped,
             coalesce(f.variants, 0) as variants_to_fetch, coalesce(c.things, 0) as contested, c.shops as contested_by
         from (select source_system, source_store_id from ended
               union select source_system, source_store_id from open_deliveries) k
@@ -125,32 +141,62 @@ language sql volatile security definer set search_path = '' as $$
             group by 1, 2) t))
 $$;
 
--- {mapping_id?, store?, limit, after?: [level, check_name, variant_id, mapping_id]} -> {findings: [...]}: the open ones
--- in that order, with the variant they are about.
+-- Warnings that nearly every variant of a mapping has (four of five, and five at least): they are the store's.
+create or replace function esl.shared_findings(p jsonb)
+returns table (mapping_id uuid, hipoink_store_code text, source_store_id text, check_name text, level text, reason text,
+               action text, variants bigint, of_variants bigint)
+language sql stable set search_path = '' as $$
+    select c.mapping_id, m.hipoink_store_code, m.source_store_id, c.check_name, 'warning', c.reason, c.action,
+           c.variants, n.of_variants
+    from (select f.mapping_id, f.check_name, count(*) as variants, min(f.reason) as reason, min(f.action) as action
+          from esl.findings f
+          where f.resolved_at is null and f.level = 'warning'
+            and (p ->> 'check' is null or f.check_name = p ->> 'check')
+          group by 1, 2 having count(*) >= 5) c
+    join esl.store_mappings m on m.id = c.mapping_id and (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
+    cross join lateral (select count(*) as of_variants from esl.labels l
+                        where l.mapping_id = c.mapping_id and l.state <> 'withdrawn') n
+    where c.variants * 5 >= n.of_variants * 4 and (p ->> 'level' is null or p ->> 'level' = 'warning')
+$$;
+
+-- {mapping_id?, store?, level?, check?, fold?, limit, after?: [level, check_name, variant_id, mapping_id]} ->
+-- {findings: [...], shared: [...] with fold}: the open ones in that order, with the variant they are about. fold:
+-- without the warnings that a whole store shares, of which shared has a row each.
 create or replace function public.esl_findings(p jsonb) returns jsonb
-language sql volatile security definer set search_path = '' as $$
-    select jsonb_build_object('findings', coalesce(jsonb_agg(to_jsonb(t)), '[]')) from (
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare v_shared jsonb := case when (p ->> 'fold')::boolean then (
+    select coalesce(jsonb_agg(to_jsonb(s) order by s.hipoink_store_code, s.check_name), '[]')
+    from esl.shared_findings(p) s) end;
+begin
+    return (select jsonb_build_object('findings', coalesce(jsonb_agg(to_jsonb(t)), '[]')) from (
         select f.*, o.title, o.variant_title, o.sku, m.source_store_id, m.hipoink_store_code
         from esl.findings f join esl.store_mappings m on m.id = f.mapping_id
         left join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
                                 and o.variant_id = f.variant_id
         where f.resolved_at is null and (p ->> 'mapping_id' is null or f.mapping_id = (p ->> 'mapping_id')::uuid)
           and (p ->> 'store' is null or m.hipoink_store_code = p ->> 'store')
+          and (p ->> 'level' is null or f.level = p ->> 'level')
+          and (p ->> 'check' is null or f.check_name = p ->> 'check')
           and (p -> 'after' is null or (f.level, f.check_name, f.variant_id, f.mapping_id)
                > (p #>> '{after,0}', p #>> '{after,1}', p #>> '{after,2}', (p #>> '{after,3}')::uuid))
-        order by f.level, f.check_name, f.variant_id, f.mapping_id limit (p ->> 'limit')::int) t
-$$;
+          and not (f.level = 'warning' and coalesce(v_shared @> jsonb_build_array(jsonb_build_object(
+                  'mapping_id', f.mapping_id, 'check_name', f.check_name)), false))
+        order by f.level, f.check_name, f.variant_id, f.mapping_id limit (p ->> 'limit')::int) t)
+        || case when v_shared is null then '{}' else jsonb_build_object('shared', v_shared) end;
+end $$;
 
 -- {store?, shop?, shops?, limit} -> {mappings: [{mapping_id, source_system, source_store_id, hipoink_store_code,
 --   is_active, is_dry_run, max_held_share_pct, to_evaluate, published, held, duplicates, guarded, new, changed,
---   removed, changes: [{store_code, code, variant_id, title, variant_title, operation, state, before, after}]}]}
+--   removed, grace: {places, bound, next_at}, changes: [{store_code, code, variant_id, title, variant_title, operation,
+--   state, before, after}]}]}
 -- How each mapping's labels stand, and what of them differs from the label server: what a push would change.
 create or replace function public.esl_preview(p jsonb) returns jsonb
 language sql volatile security definer set search_path = '' as $$
     with chosen as (
         select * from esl.chosen_mappings(p)
     ), differences as (
-        select q.mapping_id, q.store_code, q.code, q.variant_id, q.operation, q.state, s.label as before,
+        select q.mapping_id, q.store_code, q.code, q.variant_id, q.operation,
+               case when q.rejected_at is not null then 'rejected' else q.state end as state, s.label as before,
                q.label as after, q.priority, q.created_at
         from esl.sync_queue q left join esl.hipoink_products s using (store_code, code)
         where q.mapping_id in (select id from chosen)
@@ -162,7 +208,7 @@ language sql volatile security definer set search_path = '' as $$
                esl.policy_number(m.settings, 'max_held_share_pct') as max_held_share_pct,
                (select count(*) from esl.products o where o.due and o.source_system = m.source_system
                    and o.source_store_id = m.source_store_id) as to_evaluate,
-               l.*, d.*,
+               l.*, d.*, esl.grace_state(m.id) as grace,
                (select coalesce(jsonb_agg(to_jsonb(c)), '[]') from (
                     select x.store_code, x.code, x.variant_id, o.title, o.variant_title, x.operation, x.state, x.before,
                            x.after
@@ -184,54 +230,3 @@ language sql volatile security definer set search_path = '' as $$
                    count(*) filter (where x.state = 'guarded') as guarded
             from differences x where x.mapping_id = m.id) d) t
 $$;
-
--- {store, by} -> {removals, prices}: the drastic changes of a store that wait may go on. Kept in esl.approvals.
-create or replace function public.esl_changes_approve(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
-declare v_removals int; v_prices int;
-begin
-    perform esl.lock_stores(array[p ->> 'store']);
-    with released as (
-        update esl.sync_queue set state = 'ready', approved = true, next_attempt_at = now()
-        where store_code = p ->> 'store' and drastic is not null and state = 'guarded' returning drastic
-    )
-    select count(*) filter (where drastic = 'removal'), count(*) filter (where drastic = 'price')
-    into v_removals, v_prices from released;
-    if v_removals + v_prices > 0 then
-        insert into esl.approvals (store_code, removals, prices, by)
-        values (p ->> 'store', v_removals, v_prices, p ->> 'by');
-    end if;
-    return jsonb_build_object('removals', v_removals, 'prices', v_prices);
-end $$;
-
--- {store?, code?} -> {labels, deliveries}: refused, failed and dead pushes, and dead deliveries (without store and
--- code), are due again with a clean count of attempts; without code, stores that pause are tried at once. A delivery
--- whose body is no longer kept stays dead.
-create or replace function public.esl_redrive(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
-declare v_labels int; v_deliveries int := 0;
-begin
-    perform esl.lock_stores(array(
-        select distinct q.store_code from esl.sync_queue q
-        where q.state in ('ready', 'failed', 'dead') and (p ->> 'store' is null or q.store_code = p ->> 'store')));
-    if p ->> 'store' is null and p ->> 'code' is null then
-        update esl.label_servers set probe_at = now() where probe_at > now();
-    end if;
-    if p ->> 'code' is null then
-        update esl.store_health
-        set refusals = 0, refused_at = null, pauses = 0, until = null, reason = null, unanswered = false
-        where p ->> 'store' is null or store_code = p ->> 'store';
-    end if;
-    update esl.sync_queue
-    set state = 'ready', attempts = 0, refusals = 0, refused_at = null, next_attempt_at = now(), max_batch = 1000
-    where (state in ('failed', 'dead') or (state = 'ready' and refused_at is not null))
-      and (p ->> 'store' is null or store_code = p ->> 'store') and (p ->> 'code' is null or code = p ->> 'code');
-    get diagnostics v_labels = row_count;
-    if p ->> 'store' is null and p ->> 'code' is null then
-        update esl.webhook_inbox set state = 'ready', attempts = 0, reason = null, finished_at = null
-        where state = 'dead' and body is not null;
-        get diagnostics v_deliveries = row_count;
-        update esl.refresh_marks set lease_until = now() where lease_until is not null;
-    end if;
-    return jsonb_build_object('labels', v_labels, 'deliveries', v_deliveries);
-end $$;

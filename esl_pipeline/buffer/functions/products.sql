@@ -105,6 +105,12 @@ begin
     return v_applied;
 end $$;
 
+-- Why a variant is evaluated of which something new is known: it was in deliveries, or a read has found it.
+create or replace function esl.cause_of_news(p_events bigint[]) returns text
+language sql immutable as $$
+    select case when p_events <> '{}' then 'new version' else 'read' end
+$$;
+
 -- The variants of versions that stand, with what their products' rows tell; how many have changed. Unchanged rows are
 -- left out before the upsert: it would lock and log each of them.
 create or replace function esl.merge_variants(p_variants jsonb, p_told jsonb) returns int
@@ -113,12 +119,13 @@ declare v_changed int;
 begin
     insert into esl.products as o (source_system, source_store_id, variant_id, product_id, inventory_item_id, title,
         variant_title, barcode, sku, price, compare_at_price, image_url, status, published_at, vendor, product_type,
-        tags, handle, option1, option2, option3, source_created_at, origin, source_updated_at, unsaid, event_ids)
+        tags, handle, option1, option2, option3, source_created_at, origin, source_updated_at, unsaid, event_ids,
+        cause)
     select distinct on (d.source_system, d.source_store_id, d.variant_id)
            d.source_system, d.source_store_id, d.variant_id, d.product_id, n.inventory_item_id, n.title,
            n.variant_title, n.barcode, n.sku, n.price, n.compare_at_price, n.image_url, n.status, n.published_at,
            n.vendor, n.product_type, n.tags, n.handle, n.option1, n.option2, n.option3, n.source_created_at,
-           n.origin, d.version_at, esl.unsaid(e.said, b), n.event_ids
+           n.origin, d.version_at, esl.unsaid(e.said, b), n.event_ids, esl.cause_of_news(n.event_ids)
     from jsonb_array_elements(p_variants) as w (own)
     cross join lateral (select esl.said(w.own, p_told) as said offset 0) e  -- said once a row, not at each use
     cross join lateral jsonb_populate_record(null::esl.variant_row, e.said) d
@@ -140,7 +147,7 @@ begin
         option1 = excluded.option1, option2 = excluded.option2, option3 = excluded.option3,
         source_created_at = excluded.source_created_at, origin = excluded.origin,
         source_updated_at = excluded.source_updated_at,
-        unsaid = excluded.unsaid, event_ids = excluded.event_ids, removed = false,
+        unsaid = excluded.unsaid, event_ids = excluded.event_ids, cause = excluded.cause, removed = false,
         revision = nextval('esl.revision'), due = true, changed_at = now()
     where excluded.source_updated_at >= o.source_updated_at;
     get diagnostics v_changed = row_count;
@@ -155,8 +162,8 @@ begin
     update esl.products o
     set title = n.title, handle = n.handle, status = n.status, published_at = n.published_at, vendor = n.vendor,
         product_type = n.product_type, tags = n.tags, origin = n.origin, unsaid = esl.unsaid(e.said, b),
-        source_updated_at = a.version_at, event_ids = n.event_ids, revision = nextval('esl.revision'), due = true,
-        changed_at = now()
+        source_updated_at = a.version_at, event_ids = n.event_ids, cause = esl.cause_of_news(n.event_ids),
+        revision = nextval('esl.revision'), due = true, changed_at = now()
     from jsonb_array_elements(p_products) as e (said)
     cross join lateral jsonb_populate_record(null::esl.product_row, e.said) a
     join esl.product_versions v
@@ -177,6 +184,7 @@ declare v_removed int;
 begin
     update esl.products o
     set removed = true, source_updated_at = a.version_at, event_ids = a.event_ids,
+        cause = esl.cause_of_news(a.event_ids),
         revision = nextval('esl.revision'), due = true, changed_at = now()
     from jsonb_populate_recordset(null::esl.product_row, p_products) a
     join esl.product_versions v
@@ -234,7 +242,7 @@ end $$;
 
 -- Stock, at most one statement per level after this; how many levels it changed. Their versions are those of products.
 -- gone: the item is no longer stocked there.
-create or replace function esl.merge_levels(p_levels jsonb) returns int
+create or replace function esl.merge_levels(p_levels jsonb, p_events jsonb) returns int
 language plpgsql volatile set search_path = '' as $$
 declare v_levels int;
 begin
@@ -257,8 +265,12 @@ begin
             > (o.updated_at, o.triggered_at, o.body_sha256)
         returning source_system, source_store_id, inventory_item_id
     ), marked as (
-        update esl.products o set due = true, revision = nextval('esl.revision')
-        from stored s
+        update esl.products o
+        set due = true, revision = nextval('esl.revision'), stock_event_ids = e.ids, cause = esl.cause_of_news(e.ids)
+        from stored s cross join lateral (
+            select coalesce(array_agg(e.id order by e.id), '{}') as ids
+            from jsonb_populate_recordset(null::esl.event_row, p_events) e
+            where e.inventory_item_id = s.inventory_item_id) e
         where o.source_system = s.source_system and o.source_store_id = s.source_store_id
           and o.inventory_item_id = s.inventory_item_id and not o.removed
     )
@@ -284,7 +296,7 @@ begin
             unit_price_measurement = excluded.unit_price_measurement
         returning source_system, source_store_id, variant_id
     )
-    update esl.products o set due = true, revision = nextval('esl.revision')
+    update esl.products o set due = true, revision = nextval('esl.revision'), cause = 'read'
     from stored s
     where o.source_system = s.source_system and o.source_store_id = s.source_store_id
       and o.variant_id = s.variant_id and not o.due;
@@ -308,7 +320,7 @@ begin
             updated_at = excluded.updated_at
         returning source_system, source_store_id
     loop
-        perform esl.evaluate_again(v_shop.source_system, v_shop.source_store_id);
+        perform esl.evaluate_again(v_shop.source_system, v_shop.source_store_id, 'read');
     end loop;
 end $$;
 
@@ -360,18 +372,22 @@ end $$;
 -- what a newer one leaves out comes in an earlier step. variant_ids null: the body does not say which variants there
 -- are, so none is removed. One transaction: the inbox events are finished exactly when their effect is stored.
 create or replace function public.esl_variants_merge(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare v_merged record; v_levels int; v_superseded int; v_suspected jsonb;
 begin
+    perform esl.choose_plans();
     select a.rest, a.suspected into p, v_suspected from esl.set_aside(p) a;
     v_merged := esl.merge_products(p -> 'products', p -> 'variants');
-    v_levels := esl.merge_levels(p -> 'levels');
+    v_levels := esl.merge_levels(p -> 'levels', p -> 'events');
     if p ->> 'claim_id' is null then
         perform esl.settle_by_read(p);
     end if;
     perform esl.merge_details(p -> 'details');
     perform esl.merge_shops(p -> 'shops');
     v_superseded := esl.finish_events((p ->> 'claim_id')::uuid, p -> 'events');
+    if p ->> 'claim_id' is not null then
+        perform esl.measure_unchanged(p -> 'variants');
+    end if;
     return to_jsonb(v_merged) || jsonb_build_object(
         'levels_changed', v_levels, 'superseded', v_superseded, 'replays', coalesce(v_suspected, '[]'));
 end $$;

@@ -4,7 +4,8 @@
 -- in its batch that no run survives: each time the batch is halved, until the culprit stands alone and dies of its
 -- attempts, with growing pauses, while the others pass.
 create or replace function esl.take_back_lost(p jsonb) returns void
-language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile set search_path = '' as $$
+declare v_stores text[];
 begin
     with lost as materialized (
         select q.store_code, q.code, q.push_id from esl.sync_queue q
@@ -24,19 +25,25 @@ begin
         returning q.*
     ), landed as (
         delete from esl.flights f using lost l where f.push_id = l.push_id
+    ), noted as (
+        insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
+                                  attempt, run_id, outcome, message, cause)
+        select 'result', push_id, store_code, code, mapping_id, variant_id, operation, label_hash, attempts,
+               p ->> 'run_id', 'lost', last_error, cause
+        from released where push_id is not null
+        returning store_code
     )
-    insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
-                              attempt, run_id, outcome, message)
-    select 'result', push_id, store_code, code, mapping_id, variant_id, operation, label_hash, attempts,
-           p ->> 'run_id', 'lost', last_error
-    from released where push_id is not null;
+    select array_agg(store_code) into v_stores from noted;
+    if v_stores is not null then
+        perform esl.measure_lost(v_stores);
+    end if;
 end $$;
 
 -- Takes a batch behind this label: of the same mapping, store, operation and max_batch; none if there are too few.
 -- -> how many labels.
 create or replace function esl.lease_batch(p_push uuid, p_head esl.sync_queue, m esl.store_mappings, p_fewest int,
                                            p_limit int, p_until timestamptz)
-returns int language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+returns int language plpgsql set search_path = '' as $$
 declare v_leased int;
 begin
     -- Label after label, so that whatever the planner believes of the queue, it walks along the index; then locked.
@@ -84,7 +91,7 @@ end $$;
 -- Claims the batch of this label, of one alone where that is a try (p_probes, or of a store in doubt, which is kept
 -- from the others meanwhile), and writes its intents (p: as for esl_push_claim). -> how many labels.
 create or replace function esl.claim_batch(p jsonb, p_head esl.sync_queue, p_probes boolean, p_until timestamptz)
-returns int language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+returns int language plpgsql set search_path = '' as $$
 declare
     v_push    uuid := (p ->> 'claim_id')::uuid;
     v_server  text := esl.server_in(p);
@@ -103,10 +110,10 @@ begin
                                  else esl.fewest_labels(p, p_head.store_code, v_limit) end, v_limit, p_until);
     if v_claimed > 0 then
         insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label,
-                                  label_hash, attempt, run_id, asset, partition, event_ids)
+                                  label_hash, attempt, run_id, asset, partition, event_ids, cause, queued_at)
         select 'intent', v_push, q.store_code, q.code, q.mapping_id, q.variant_id, q.operation, q.label,
                q.label_hash, q.attempts, p ->> 'run_id', p ->> 'asset',
-               m.source_system || ':' || m.source_store_id, q.event_ids
+               m.source_system || ':' || m.source_store_id, q.event_ids, q.cause, q.queued_at
         from esl.sync_queue q where q.push_id = v_push and q.state = 'leased';
         insert into esl.flights (push_id, store_code, label_server, run_id, until, probes)
         values (v_push, p_head.store_code, v_server, p ->> 'run_id', p_until, p_probes);
@@ -121,48 +128,55 @@ end $$;
 -- Claims what is due now at a label server, if anything (p: as for esl_push_claim). -> whether something is due that
 -- has to wait for what is under way.
 create or replace function esl.claim_next(p jsonb) returns boolean
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 declare
     v_server  text := esl.server_in(p);
     v_until   timestamptz := clock_timestamp() + make_interval(secs => (p ->> 'lease_seconds')::float8);
     v_probes  boolean := esl.take_probe(v_server, v_until);
     v_claimed int := 0;
-    v_head    esl.sync_queue;
+    n         record;
 begin
-    perform esl.take_back_lost(p);
+    if exists (select from esl.sync_queue where state = 'leased' and lease_until < now()) then
+        perform esl.take_back_lost(p);
+    end if;
     if not v_probes and esl.is_down(v_server) then
         return false;
     end if;
-    v_head := esl.next_push(p, v_probes);
-    if v_head.code is not null then
-        v_claimed := esl.claim_batch(p, v_head, v_probes, v_until);
+    select * into n from esl.next_push(p, v_probes);
+    if not n.is_held then
+        v_claimed := esl.claim_batch(p, n.head, v_probes, v_until);
     end if;
     if v_probes and v_claimed = 0 then
         perform esl.give_probe_back(v_server);
     end if;
-    return v_claimed = 0 and p ->> 'concurrency' is not null
-           and (v_head.code is not null or (esl.next_push(p, v_probes, true)).code is not null);
+    return v_claimed = 0 and p ->> 'concurrency' is not null and n.is_held is not null;
 end $$;
 
 -- {claim_id, limit, lease_seconds, max_attempts, run_id, asset, partition?, shop?, label_server?, concurrency?} ->
--- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}], again_seconds}.
+-- {push_id, store_code, operation, rows: [{code, label, generation, event_ids, attempt}], has_more, again_seconds,
+-- is_paced}.
 -- rows empty: nothing is due, or (again_seconds) what is has to wait for what is under way, where concurrency says how
--- many calls there may be at a time. One batch is one call at the label server: one mapping, one store, one operation
--- (see esl.next_push). Writes an intent per label. While the label server is down, or a store in doubt, one worker at a
+-- many calls there may be at a time; is_paced: for the pace, that keeps back whatever may come meanwhile. has_more:
+-- anything else is queued. One batch is one call at the label server: one mapping, one store, one operation (see
+-- esl.next_push). Writes an intent per label. While the label server is down, or a store in doubt, one worker at a
 -- time may try one label. The same claim_id again returns the same rows.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
     v_push uuid := (p ->> 'claim_id')::uuid;
     v_held boolean := false;
+    v_pace interval;
 begin
+    perform esl.choose_plans();
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
         perform esl.lock_claims(esl.server_in(p));
         v_held := esl.claim_next(p);
+        v_pace := esl.until_next_call(esl.server_in(p));
     end if;
     return (select jsonb_build_object(
         'push_id', v_push, 'store_code', min(q.store_code), 'operation', min(q.operation),
-        'again_seconds', case when v_held then 0.25 end,
+        'again_seconds', case when v_held then least(0.25, extract(epoch from v_pace)) end,
+        'is_paced', v_pace is not null, 'has_more', exists (select from esl.sync_queue where state = 'ready'),
         'rows', coalesce(jsonb_agg(jsonb_build_object(
             'code', q.code, 'label', q.label, 'generation', q.generation, 'attempt', q.attempts,
             'source_system', m.source_system, 'source_store_id', m.source_store_id, 'variant_id', q.variant_id,
@@ -175,31 +189,30 @@ end $$;
 -- are those that this worker still holds, stale the codes of the others.
 create or replace function esl.unfinished(p_push uuid, p_store text, p_rows jsonb, out codes text[],
                                           out mine esl.pushed_row[], out stale text[])
-language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile set search_path = '' as $$
+declare v_known text[]; v_held text[];
 begin
-    with held as (  -- locked, so that nobody takes them for lost meanwhile
-        select q.code from jsonb_populate_recordset(null::esl.pushed_row, p_rows) r
+    v_known := array(select l.code from esl.sync_log l
+                     where l.push_id = p_push and l.kind = 'result' and l.outcome <> 'lost');
+    v_held := array(  -- locked, so that nobody takes them for lost meanwhile
+        select r.code from jsonb_populate_recordset(null::esl.pushed_row, p_rows) r
         join esl.sync_queue q on q.code = r.code and q.store_code = p_store
-        where q.push_id = p_push and q.state = 'leased' order by q.code for update of q
-    ), rows as (
-        select r as pushed, r.code, r.code in (select h.code from held h) as is_mine
-        from jsonb_populate_recordset(null::esl.pushed_row, p_rows) r
-        where not exists (select from esl.sync_log l where l.push_id = p_push and l.kind = 'result'
-                          and l.code = r.code and l.outcome <> 'lost')
-    )
-    select coalesce(array_agg(r.code), '{}'), coalesce(array_agg(r.pushed) filter (where r.is_mine), '{}'),
-           coalesce(array_agg(r.code) filter (where not r.is_mine), '{}')
-    into codes, mine, stale from rows r;
+        where q.push_id = p_push and q.state = 'leased' order by q.code for update of q);
+    select coalesce(array_agg(r.code), '{}'), coalesce(array_agg(r) filter (where r.code = any (v_held)), '{}'),
+           coalesce(array_agg(r.code) filter (where r.code <> all (v_held)), '{}')
+    into codes, mine, stale
+    from jsonb_populate_recordset(null::esl.pushed_row, p_rows) r where r.code <> all (v_known);
 end $$;
 
 -- The answer to these labels of a push, beside their intents (p: as for esl_push_finish).
 create or replace function esl.note_results(p jsonb, p_codes text[]) returns void
-language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile set search_path = '' as $$
 begin
     insert into esl.sync_log (kind, push_id, store_code, code, mapping_id, variant_id, operation, label_hash,
-        attempt, run_id, asset, partition, event_ids, outcome, http_status, error_code, message, answer, duration_ms)
+        attempt, run_id, asset, partition, event_ids, cause, outcome, http_status, error_code, message, answer,
+        duration_ms)
     select 'result', i.push_id, i.store_code, i.code, i.mapping_id, i.variant_id, i.operation, i.label_hash,
-           i.attempt, i.run_id, i.asset, i.partition, i.event_ids, p ->> 'outcome', (p ->> 'http_status')::int,
+           i.attempt, i.run_id, i.asset, i.partition, i.event_ids, i.cause, p ->> 'outcome', (p ->> 'http_status')::int,
            (p ->> 'error_code')::numeric, p ->> 'message', p ->> 'answer', (p ->> 'duration_ms')::int
     from esl.sync_log i
     where i.push_id = (p ->> 'push_id')::uuid and i.kind = 'intent' and i.code = any (p_codes);
@@ -207,7 +220,7 @@ end $$;
 
 -- The ledger takes what was pushed, and the price history the prices that are new on labels.
 create or replace function esl.enter_in_ledger(p_push uuid, p_store text, p_codes text[]) returns void
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 declare v_now timestamptz := clock_timestamp();
 begin
     insert into esl.hipoink_products as s (store_code, code, mapping_id, variant_id, label, label_hash, push_id,
@@ -234,22 +247,48 @@ begin
       and s.store_code = p_store and s.code = i.code;
 end $$;
 
+-- Whether prices on labels rise with this push. To be asked before the ledger takes it.
+create or replace function esl.has_rise(p_push uuid, p_store text, p_codes text[]) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return exists (
+        select from esl.sync_log i
+        join esl.hipoink_products s on s.code = i.code and s.store_code = p_store
+        where i.push_id = p_push and i.kind = 'intent' and i.operation = 'upsert' and i.code = any (p_codes)
+          and esl.price_of(i.label) > esl.price_of(s.label));
+end $$;
+
 -- The label server has accepted these labels of a push.
 create or replace function esl.take_accepted(p_push uuid, p_store text, p_mine esl.pushed_row[]) returns void
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
-declare v_codes text[] := array(select r.code from unnest(p_mine) r);
+language plpgsql set search_path = '' as $$
+declare
+    v_codes text[] := array(select r.code from unnest(p_mine) r);
+    v_rises boolean := esl.has_rise(p_push, p_store, v_codes);
 begin
     perform esl.note_drastic(p_push, p_store, v_codes);
     perform esl.enter_in_ledger(p_push, p_store, v_codes);
-    -- Done, unless the label has changed while it was on its way (generation moved on) or must go out again.
+    -- Done, unless the label has changed while it was on its way (generation moved on) or must go out again. What is
+    -- done needs no new decision: whatever would have changed it meanwhile has asked for one, and that would have
+    -- changed the queue. But where a removal waits, its time begins now, or is over.
     delete from esl.sync_queue q using unnest(p_mine) r
     where q.store_code = p_store and q.code = r.code and q.generation = r.generation and not q.redo;
-    update esl.sync_queue q
-    set state = 'ready', in_doubt = q.redo, redo = false, attempts = 0, next_attempt_at = clock_timestamp(),
-        lease_until = null, last_error = null, refused_at = null, refusals = 0
-    where q.store_code = p_store and q.code = any (v_codes);
-    perform esl.requeue(array_fill(p_store, array[cardinality(v_codes)]), v_codes);
-    perform esl.want_refresh(p_store);
+    with open as (
+        update esl.sync_queue q
+        set state = 'ready', in_doubt = q.redo, redo = false, attempts = 0, next_attempt_at = clock_timestamp(),
+            lease_until = null, last_error = null, refused_at = null, refusals = 0,
+            cause = case when q.redo and q.cause is distinct from 'moved' then 'correction' else q.cause end
+        where q.store_code = p_store and q.code = any (v_codes)
+        returning q.code
+    )
+    select coalesce(array_agg(k.code), '{}') into v_codes
+    from (select o.code from open o
+          union select g.code from esl.graces g where g.store_code = p_store and g.code = any (v_codes)) k;
+    if v_codes = '{}' then
+        perform esl.guard(p_store);  -- which counts the labels that hang
+    else
+        perform esl.requeue(array_fill(p_store, array[cardinality(v_codes)]), v_codes);
+    end if;
+    perform esl.want_refresh(p_store, v_rises);
 end $$;
 
 -- These labels of a push were not accepted (p, p_size labels: as for esl_push_finish): again later, with growing delay,
@@ -260,7 +299,7 @@ end $$;
 -- Too large a batch (p_blame 'size') is nobody's.
 create or replace function esl.put_back(p jsonb, p_size int, p_mine esl.pushed_row[], p_blame text,
                                         p_probe timestamptz)
-returns void language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+returns void language plpgsql set search_path = '' as $$
 declare
     v_now     timestamptz := clock_timestamp();
     v_large   boolean := coalesce(p_blame, '') = 'size';
@@ -308,21 +347,22 @@ end $$;
 -- What a late worker pushed may stand on these labels now (of a refused batch, a part of it): what the ledger says (or
 -- a removal) is queued in doubt, and requeue puts the wanted label in its place.
 create or replace function esl.doubt_late(p_push uuid, p_store text, p_codes text[]) returns void
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 begin
     insert into esl.sync_queue as q (store_code, code, mapping_id, variant_id, operation, label, label_hash,
-                                     priority, in_doubt, event_ids)
+                                     priority, in_doubt, event_ids, cause)
     select i.store_code, i.code, i.mapping_id, i.variant_id,
-           case when s.code is null then 'delete' else 'upsert' end, s.label, s.label_hash, 0, true, i.event_ids
+           case when s.code is null then 'delete' else 'upsert' end, s.label, s.label_hash, 0, true, i.event_ids,
+           'correction'
     from esl.sync_log i left join esl.hipoink_products s using (store_code, code)
     where i.push_id = p_push and i.kind = 'intent' and i.code = any (p_codes)
     on conflict (store_code, code) do update set in_doubt = true, redo = q.state = 'leased';
-    perform esl.requeue(array_fill(p_store, array[cardinality(p_codes)]), p_codes);
+    perform esl.requeue(array_fill(p_store, array[cardinality(p_codes)]), p_codes, 'correction');
 end $$;
 
 -- These labels of a push were not sent after all: as if they had not been claimed.
 create or replace function esl.take_unsent(p_store text, p_mine esl.pushed_row[]) returns void
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 declare v_codes text[] := array(select r.code from unnest(p_mine) r);
 begin
     update esl.sync_queue q
@@ -337,7 +377,7 @@ end $$;
 -- again that is down.
 create or replace function esl.judge(p jsonb, p_flight esl.flights, p_size int, p_mine esl.pushed_row[],
                                      out blame text, out probe timestamptz)
-language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile set search_path = '' as $$
 declare
     v_store   text := p ->> 'store_code';
     v_outcome text := p ->> 'outcome';
@@ -373,7 +413,7 @@ end $$;
 -- a refusal (see esl.blame); at the label's own fault again with long delays, at last failed. not_sent: due as before.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
     v_push    uuid := (p ->> 'push_id')::uuid;
     v_store   text := p ->> 'store_code';
@@ -382,10 +422,12 @@ declare
     t         record;
     j         record;
 begin
+    perform esl.choose_plans();
     perform esl.lock_stores(array[v_store]);
     select * into v_flight from esl.flights where push_id = v_push;
     select u.codes, u.mine, u.stale into t from esl.unfinished(v_push, v_store, p -> 'rows') u;
     perform esl.note_results(p, t.codes);
+    perform esl.measure_push(p, t.codes, t.mine);
     select * into j from esl.judge(p, v_flight, cardinality(t.codes), t.mine);
 
     if v_outcome = 'accepted' then
@@ -398,6 +440,7 @@ begin
     if cardinality(t.stale) > 0 and v_outcome in ('accepted', 'unknown', 'rejected') then
         perform esl.doubt_late(v_push, v_store, t.stale);
     end if;
+    perform esl.finish_leaving(v_store);
     delete from esl.flights where push_id = v_push;
     delete from esl.calls where recorded_as = v_push;  -- last, for whoever asks for a call waits for it
 
@@ -413,10 +456,10 @@ end $$;
 -- {shop} -> {labels}: for the nightly run; the shop's failed and dead labels are due once more. They keep their counts,
 -- so that one more refusal of the same kind puts them back at once.
 create or replace function public.esl_push_again(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare v_labels int;
 begin
-    update esl.sync_queue q set state = 'ready', next_attempt_at = now()
+    update esl.sync_queue q set state = 'ready', next_attempt_at = now(), cause = 'push again'
     from esl.store_mappings m
     where m.id = q.mapping_id and q.state in ('failed', 'dead')
       and m.source_system = p #>> '{shop,source_system}' and m.source_store_id = p #>> '{shop,source_store_id}';

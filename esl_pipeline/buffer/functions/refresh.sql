@@ -2,22 +2,45 @@
 -- Level-triggered as everything here: the mark of a store says that something was accepted since its last trigger was
 -- begun; whoever works next makes one call for all of it. Nothing here holds up or fails a label.
 
--- Something was accepted for this store: in the transaction that says so, so that no crash comes between.
-create or replace function esl.want_refresh(p_store text) returns void
+-- Something was accepted for this store, with prices that rise or without: in the transaction that says so, so that no
+-- crash comes between.
+create or replace function esl.want_refresh(p_store text, p_rises boolean default false) returns void
 language sql volatile set search_path = '' as $$
-    insert into esl.refresh_marks as r (store_code, since) values (p_store, clock_timestamp())
+    insert into esl.refresh_marks as r (store_code, since, rise_since)
+    values (p_store, clock_timestamp(), case when p_rises then clock_timestamp() end)
     on conflict (store_code) do update
-    set since = coalesce(r.since, excluded.since), next_at = r.not_before
-    where r.since is null or r.next_at > r.not_before
+    set since = coalesce(r.since, excluded.since), rise_since = coalesce(r.rise_since, excluded.rise_since),
+        next_at = r.not_before
+    where r.since is null or r.next_at > r.not_before or (r.rise_since is null and excluded.rise_since is not null)
+$$;
+
+-- How long after its begin a burst is refreshed at the latest, by the strictest policy of a store.
+create or replace function esl.refresh_seconds(p_store text) returns int
+language sql stable set search_path = '' as $$
+    select coalesce(min(esl.policy_number(m.settings, 'refresh_seconds')),
+                    esl.policy_number('{}', 'refresh_seconds'))
+    from esl.store_mappings m
+    where m.hipoink_store_code = p_store and m.is_active and not m.is_dry_run
+$$;
+
+-- Whether the trigger of a mark waits for no more labels of its burst: none can be pushed now, or it has waited long
+-- enough. Whoever asks more at the till than the label says has less time: p_rise_seconds.
+create or replace function esl.has_settled(r esl.refresh_marks, p_rise_seconds float8) returns boolean
+language sql volatile set search_path = '' as $$
+    select coalesce(r.claimed_since, r.since)
+               <= clock_timestamp() - make_interval(secs => esl.refresh_seconds(r.store_code))
+        or coalesce(coalesce(r.claimed_rise_since, r.rise_since)
+               <= clock_timestamp() - make_interval(secs => p_rise_seconds), false)
+        or not esl.has_push(r.store_code)
 $$;
 
 -- Whether one of the live mappings of a store wants its labels refreshed; or what they have left there, when none names
 -- the store any more.
 create or replace function esl.wants_refresh(p_store text) returns boolean
 language sql stable set search_path = '' as $$
-    select coalesce(bool_or(m.is_active and not m.is_dry_run
+    select coalesce(bool_or((m.is_active or m.leaving is not null) and not m.is_dry_run
                             and esl.policy_text(m.settings, 'refresh') <> 'never'), true)
-    from esl.store_mappings m where m.hipoink_store_code = p_store
+    from esl.store_mappings m where m.hipoink_store_code = p_store and m.removed_at is null
 $$;
 
 -- The marks that a trigger may be begun for now at a label server, also those whose worker was not heard of again.
@@ -28,14 +51,25 @@ language sql stable set search_path = '' as $$
                else r.lease_until < clock_timestamp() end
       and esl.server_of(r.store_code) = p_server
       and esl.wants_refresh(r.store_code)
+      and not esl.store_is_paused(r.store_code)
       and not esl.is_down(p_server)
       and not exists (select from esl.label_servers s
                       where s.server = p_server and s.refresh_again_at > clock_timestamp())
 $$;
 
--- {claim_id, run_id, lease_seconds, settle_seconds, label_server?, shop?} -> {store_code} (null: nothing is due).
--- One store at a time, whose labels have waited longest: once nothing more is or can be pushed to it now, so that a
--- burst is one trigger, or settle_seconds after the burst began. With a shop: of the stores that it feeds.
+-- Whether a store has as many pushes under way as it may have calls beside others: all but one of `concurrency`, where
+-- that is said.
+create or replace function esl.has_enough_calls(p jsonb, p_store text) returns boolean
+language sql stable set search_path = '' as $$
+    select p ->> 'concurrency' is not null and esl.has_company(p_store)
+       and (select count(*) from esl.flights f where f.store_code = p_store and f.until > now())
+           >= greatest(1, (p ->> 'concurrency')::int - 1)
+$$;
+
+-- {claim_id, run_id, lease_seconds, rise_seconds, concurrency?, label_server?, shop?} -> {store_code} (null: nothing is
+-- due).
+-- One store at a time, first those with prices that rise, then whose labels have waited longest: when its burst has
+-- settled (see esl.has_settled), so that a burst is one trigger. With a shop: of the stores that it feeds.
 -- The same claim_id again returns the same store.
 create or replace function public.esl_refresh_claim(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
@@ -54,11 +88,10 @@ begin
         where p -> 'shop' is null or exists (
             select from esl.store_mappings m where m.hipoink_store_code = c.store_code
               and (m.source_system, m.source_store_id) = (p #>> '{shop,source_system}', p #>> '{shop,source_store_id}'))
-        order by coalesce(c.claimed_since, c.since), c.store_code
+        order by coalesce(c.claimed_rise_since, c.rise_since) nulls last, coalesce(c.claimed_since, c.since),
+                 c.store_code
     loop
-        continue when coalesce(r.claimed_since, r.since)
-                > v_now - make_interval(secs => (p ->> 'settle_seconds')::float8)
-            and esl.has_push(r.store_code);
+        continue when not esl.has_settled(r, (p ->> 'rise_seconds')::float8) or esl.has_enough_calls(p, r.store_code);
         -- Chosen without a lock: somebody else may have been faster.
         select * into r from esl.refresh_marks m
         where m.store_code = r.store_code and (m.lease_until < v_now or (m.lease_until is null and m.since is not null))
@@ -70,8 +103,9 @@ begin
                     'the run ended before the answer of the label server was recorded');
         end if;
         update esl.refresh_marks
-        set claim_id = v_claim, run_id = p ->> 'run_id', claimed_at = v_now, since = null,
+        set claim_id = v_claim, run_id = p ->> 'run_id', claimed_at = v_now, since = null, rise_since = null,
             claimed_since = coalesce(r.claimed_since, r.since),
+            claimed_rise_since = coalesce(r.claimed_rise_since, r.rise_since),
             lease_until = v_now + make_interval(secs => (p ->> 'lease_seconds')::float8)
         where store_code = r.store_code;
         return jsonb_build_object('store_code', r.store_code);
@@ -134,7 +168,7 @@ begin
         if p ->> 'outcome' = 'accepted' then
             update esl.refresh_marks
             set not_before = v_gap, next_at = v_gap, attempts = 0, last_error = null,
-                claim_id = null, claimed_at = null, claimed_since = null, lease_until = null
+                claim_id = null, claimed_at = null, claimed_since = null, claimed_rise_since = null, lease_until = null
             where store_code = r.store_code;
         else
             update esl.refresh_marks
@@ -142,7 +176,8 @@ begin
                 next_at = greatest(v_gap, v_now + make_interval(secs => esl.backoff(
                     (p ->> 'initial_delay_seconds')::float8, (p ->> 'multiplier')::float8,
                     (p ->> 'max_delay_seconds')::float8, attempts))),
-                since = claimed_since, claim_id = null, claimed_at = null, claimed_since = null, lease_until = null
+                since = claimed_since, rise_since = coalesce(claimed_rise_since, rise_since), claim_id = null,
+                claimed_at = null, claimed_since = null, claimed_rise_since = null, lease_until = null
             where store_code = r.store_code;
         end if;
     end if;

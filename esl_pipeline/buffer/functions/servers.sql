@@ -27,6 +27,7 @@ language sql stable set search_path = '' as $$
     from esl.store_mappings m
     left join esl.stores s on s.store_code = m.hipoink_store_code
     cross join lateral (select coalesce(s.label_server, 'default') as name) n
+    where m.removed_at is null
     group by 1, 2
 $$;
 
@@ -44,23 +45,23 @@ $$;
 -- What the ledger holds of a store is in doubt, as is what is on its way: of none of it is known whether it hangs at
 -- the server where the store is now. What was learnt of the store at the one before is forgotten. -> how many labels.
 create or replace function esl.doubt_store(p_store text) returns int
-language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile set search_path = '' as $$
 declare v_codes text[];
 begin
     with doubted as (
         insert into esl.sync_queue as q (store_code, code, mapping_id, variant_id, operation, label, label_hash,
-                                         priority, in_doubt)
-        select s.store_code, s.code, s.mapping_id, s.variant_id, 'upsert', s.label, s.label_hash, 2, true
+                                         priority, in_doubt, cause)
+        select s.store_code, s.code, s.mapping_id, s.variant_id, 'upsert', s.label, s.label_hash, 2, true, 'moved'
         from esl.hipoink_products s where s.store_code = p_store order by s.code
         on conflict (store_code, code) do update set in_doubt = true, redo = q.state = 'leased'
         returning q.code
     ), on_its_way as (
-        update esl.sync_queue q set redo = true
+        update esl.sync_queue q set redo = true, cause = 'moved'
         where q.store_code = p_store and q.state = 'leased'
           and not exists (select from esl.hipoink_products s where s.store_code = p_store and s.code = q.code)
     )
     select array_agg(code) into v_codes from doubted;
-    perform esl.requeue(array_fill(p_store, array[coalesce(cardinality(v_codes), 0)]), v_codes);
+    perform esl.requeue(array_fill(p_store, array[coalesce(cardinality(v_codes), 0)]), v_codes, 'moved');
     delete from esl.store_health where store_code = p_store;
     delete from esl.comparisons where store_code = p_store;
     return coalesce(cardinality(v_codes), 0);
@@ -76,7 +77,8 @@ begin
         return null;
     end if;
     select string_agg(m.source_store_id, ', ' order by m.source_store_id) into v_others
-    from esl.store_mappings m where m.hipoink_store_code = p_store and m.id is distinct from p_mapping;
+    from esl.store_mappings m
+    where m.hipoink_store_code = p_store and m.id is distinct from p_mapping and m.removed_at is null;
     if v_others is not null then
         raise exception 'store % is at label server %, where % feeds it: a store is at one server, so name that one, '
             'or none', p_store, v_was, v_others using errcode = '23P01';
@@ -95,7 +97,8 @@ create or replace function esl.server_states() returns jsonb
 language sql stable set search_path = '' as $$
     with placed as (
         select esl.server_of(k.store_code) as server, array_agg(k.store_code order by k.store_code) as stores
-        from (select distinct m.hipoink_store_code as store_code from esl.store_mappings m) k group by 1
+        from (select distinct m.hipoink_store_code as store_code from esl.store_mappings m
+              where m.removed_at is null) k group by 1
     )
     select coalesce(jsonb_agg(coalesce(to_jsonb(l), '{}') || jsonb_build_object(
                'server', coalesce(l.server, k.server), 'stores', coalesce(k.stores, '{}')) order by k.server, l.server),

@@ -3,7 +3,8 @@
 -- {snapshot_id, shop, run_id} -> {snapshot_id}. Other open snapshots of the shop are of runs that died, or are
 -- overtaken now: they can conclude nothing any more, and what they had noted is thrown away.
 create or replace function public.esl_snapshot_begin(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
+language plpgsql volatile security definer set search_path = ''
+set plan_cache_mode = force_custom_plan set statement_timeout = '55s' as $$
 begin
     perform pg_advisory_xact_lock(hashtextextended('esl.snapshots', 0));
     if not exists (select from esl.snapshots where id = (p ->> 'snapshot_id')::uuid) then
@@ -199,7 +200,8 @@ begin
 
     with gone as (
         update esl.products o
-        set removed = true, event_ids = '{}', revision = nextval('esl.revision'), due = true, changed_at = now()
+        set removed = true, event_ids = '{}', cause = 'read', revision = nextval('esl.revision'), due = true,
+            changed_at = now()
         where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
           and o.product_id = any (v_products) and o.source_updated_at < p_as_of
           and not exists (select from esl.snapshot_variants n
@@ -247,7 +249,8 @@ begin
                             and n.snapshot_id = s.id offset 0)
         returning l.inventory_item_id
     ), marked as (
-        update esl.products o set due = true, revision = nextval('esl.revision')
+        update esl.products o
+        set due = true, revision = nextval('esl.revision'), stock_event_ids = '{}', cause = 'read'
         where o.source_system = s.source_system and o.source_store_id = s.source_store_id and not o.removed
           and o.inventory_item_id in (select inventory_item_id from gone)
     )
@@ -260,7 +263,8 @@ end $$;
 -- was read (stock_as_of: when that began; null: nothing is concluded about stock). Only what is older than the read: a
 -- variant that changed since may have been made since.
 create or replace function public.esl_snapshot_finish(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s'
+language plpgsql volatile security definer set search_path = ''
+set plan_cache_mode = force_custom_plan set statement_timeout = '55s'
 set plan_cache_mode = force_custom_plan as $$
 declare
     s esl.snapshots; v_as_of timestamptz := (p ->> 'as_of')::timestamptz;
@@ -285,6 +289,7 @@ begin
     perform esl.remove_unread_details(s);
     v_levels := esl.remove_unread_levels(s, v_stock_as_of);
     perform esl.settle_by_absence(s.source_system, s.source_store_id, v_as_of);
+    perform esl.end_cuts(s.source_system, s.source_store_id);
 
     delete from esl.snapshot_variants where snapshot_id = s.id;
     delete from esl.snapshot_levels where snapshot_id = s.id;
@@ -297,7 +302,8 @@ end $$;
 
 -- {snapshot_id, reason} -> {abandoned}: it was not read to its end, so nothing is concluded from it.
 create or replace function public.esl_snapshot_abandon(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set statement_timeout = '55s' as $$
+language plpgsql volatile security definer set search_path = ''
+set plan_cache_mode = force_custom_plan set statement_timeout = '55s' as $$
 declare v_id uuid := (p ->> 'snapshot_id')::uuid; v_abandoned boolean;
 begin
     update esl.snapshots set state = 'abandoned', finished_at = clock_timestamp(), reason = p ->> 'reason'

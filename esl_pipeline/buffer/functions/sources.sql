@@ -79,7 +79,8 @@ end $$;
 
 create or replace function esl.is_mapped(p_system text, p_shop text) returns boolean
 language sql stable set search_path = '' as $$
-    select exists (select from esl.store_mappings m where m.source_system = p_system and m.source_store_id = p_shop)
+    select exists (select from esl.store_mappings m
+                   where m.source_system = p_system and m.source_store_id = p_shop and m.removed_at is null)
 $$;
 
 -- Refuses that a shop feeds a store that another shop is mapped to, unless the caller says that this is meant: a code
@@ -91,7 +92,8 @@ begin
     select string_agg(m.source_store_id || case when m.is_active then '' else ' (inactive)' end, ', '
                       order by m.source_store_id)
     into v_others from esl.store_mappings m
-    where m.hipoink_store_code = p_store and (m.source_system, m.source_store_id) <> (p_system, p_shop);
+    where m.hipoink_store_code = p_store and (m.source_system, m.source_store_id) <> (p_system, p_shop)
+      and m.removed_at is null;
     if v_others is not null and p_shared is not true then
         raise exception 'store % is fed by % already: say "shared": true (stores add or set: --share) if % is to feed '
             'it as well', p_store, v_others, p_shop using errcode = '23P01';

@@ -3,10 +3,12 @@
 -- Of evaluated labels those of live mappings whose variant has not changed since, each once. The others are due again,
 -- and an older evaluation may not win over a newer one.
 create or replace function esl.fresh_labels(p_labels jsonb) returns esl.label_row[]
-language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql stable set search_path = '' as $$
 begin
     return array(
-        select distinct on (d.mapping_id, d.variant_id) d
+        select distinct on (d.mapping_id, d.variant_id)
+               row(d.mapping_id, d.variant_id, d.revision, d.store_code, d.state, d.code, d.precedence, d.label,
+                   d.label_hash, d.event_ids, o.cause)::esl.label_row
         from jsonb_populate_recordset(null::esl.label_row, p_labels) d
         join esl.store_mappings m on m.id = d.mapping_id and m.is_active
         join esl.products o on o.source_system = m.source_system and o.source_store_id = m.source_store_id
@@ -18,7 +20,7 @@ end $$;
 -- their way, and belong now.
 create or replace function esl.store_labels(p_labels esl.label_row[], out changed int, out stores text[],
                                             out codes text[])
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 begin
     with incoming as (
         select * from unnest(p_labels)
@@ -28,9 +30,9 @@ begin
         union select q.store_code, q.code from esl.sync_queue q join incoming using (mapping_id, variant_id)
     ), written as (
         insert into esl.labels as o (mapping_id, variant_id, store_code, code, precedence, label, label_hash, state,
-                                     event_ids)
+                                     event_ids, cause)
         select i.mapping_id, i.variant_id, i.store_code, i.code, i.precedence, i.label, i.label_hash, i.state,
-               coalesce(i.event_ids, '{}')
+               coalesce(i.event_ids, '{}'), i.cause
         from incoming i
         where not exists (
             select from esl.labels o where o.mapping_id = i.mapping_id and o.variant_id = i.variant_id
@@ -39,7 +41,7 @@ begin
         on conflict (mapping_id, variant_id) do update
         set store_code = excluded.store_code, code = excluded.code, precedence = excluded.precedence,
             label = excluded.label, label_hash = excluded.label_hash, state = excluded.state, collides = false,
-            event_ids = excluded.event_ids, evaluated_at = now()
+            event_ids = excluded.event_ids, cause = excluded.cause, evaluated_at = now()
         returning 1
     ), touched as (
         select store_code, code from before
@@ -53,7 +55,7 @@ end $$;
 -- Stores what was found in fresh evaluations, and resolves what was not found again in these labels' variants; of
 -- collisions esl.requeue knows more, unless no code is claimed any longer.
 create or replace function esl.store_findings(p_findings jsonb, p_labels esl.label_row[]) returns void
-language plpgsql set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql set search_path = '' as $$
 declare v_now timestamptz := clock_timestamp();
 begin
     insert into esl.findings as f (mapping_id, variant_id, check_name, level, column_name, value, reason, action,
@@ -77,7 +79,7 @@ end $$;
 
 -- The open collisions of these labels' variants.
 create or replace function esl.open_collisions(p_labels esl.label_row[]) returns jsonb
-language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql stable set search_path = '' as $$
 begin
     return (
         select coalesce(jsonb_agg(jsonb_build_object('mapping_id', f.mapping_id, 'variant_id', f.variant_id,
@@ -96,10 +98,11 @@ end $$;
 -- -> {labels_changed, stale, upserts_queued, removals_queued, collisions: [findings of the staged variants]}
 -- Only variants whose revision is still the evaluated one are staged (see esl.fresh_labels).
 create or replace function public.esl_labels_stage(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
     v_labels esl.label_row[]; v_evaluated int; v_staged record;
 begin
+    perform esl.choose_plans();
     -- Stages of a store are short and take turns: codes may collide between any two of them.
     perform esl.lock_stores(esl.stores_of_shops(p -> 'evaluated'));
 
@@ -118,12 +121,13 @@ begin
     select * into v_staged from esl.store_labels(v_labels);
     perform esl.store_findings(p -> 'findings', v_labels);
     perform esl.requeue(v_staged.stores, v_staged.codes);
+    perform esl.measure_same(v_labels);
 
     return (select jsonb_build_object(
         'labels_changed', v_staged.changed,
         'stale', jsonb_array_length(p -> 'evaluated') - v_evaluated,
-        'upserts_queued', count(*) filter (where q.operation = 'upsert'),
-        'removals_queued', count(*) filter (where q.operation = 'delete'),
+        'upserts_queued', count(*) filter (where q.operation = 'upsert' and not esl.is_blanked(q.label_hash)),
+        'removals_queued', count(*) filter (where q.operation = 'delete' or esl.is_blanked(q.label_hash)),
         'collisions', esl.open_collisions(v_labels))
         from unnest(v_staged.stores, v_staged.codes) as k (store_code, code)
         join esl.sync_queue q using (store_code, code));

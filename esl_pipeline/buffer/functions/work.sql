@@ -1,11 +1,11 @@
 -- Work shared by many runs: what is due, and the claims of runs that have ended.
 
--- {servers?, label_servers?, build?} -> {servers: {name: {due, inbox, variants, queue, refresh, is_fed, outage,
+-- {servers?, label_servers?, build?} -> {servers: {name: {due, inbox, variants, queue, refresh, graces, is_fed, outage,
 -- drain}}, shops, elsewhere}: what the sensor and the drains ask, of these label servers (default: `default`). due:
 -- a drain run would find work now. is_fed: it has a shop. outage: {since, probe_at, reason} while the server is
 -- down. elsewhere: {name: [store codes]} of active mappings at servers that are not among label_servers.
 create or replace function public.esl_due(p jsonb) returns jsonb
-language sql volatile security definer set search_path = '' as $$
+language sql volatile security definer set search_path = '' set plan_cache_mode = force_custom_plan as $$
     with shops as materialized (
         -- In order, so that whatever the planner believes, it asks the index of each shop.
         select r.*, i.id is not null as inbox, r.is_active and o.revision is not null as variants
@@ -27,14 +27,17 @@ language sql volatile security definer set search_path = '' as $$
             not esl.is_down(a.name) and (
                 exists (select from esl.sync_queue q where q.state = 'leased' and q.lease_until < now()
                           and esl.server_of(q.store_code) = a.name)
-                or (esl.next_push(jsonb_build_object('label_server', a.name), false)).code is not null) as queue,
-            exists (select from esl.refreshable(a.name)) as refresh
+                or (select (n.head).code is not null
+                    from esl.next_push(jsonb_build_object('label_server', a.name), false) n)) as queue,
+            exists (select from esl.refreshable(a.name)) as refresh,
+            exists (select from esl.graces g
+                    where g.until <= clock_timestamp() and esl.server_of(g.store_code) = a.name) as graces
         from jsonb_array_elements_text(coalesce(p -> 'servers', '["default"]')) as a (name)
     )
     select jsonb_build_object(
         'servers', (select jsonb_object_agg(f.name, jsonb_build_object(
-            'due', f.inbox or f.variants or f.queue or f.refresh, 'is_fed', f.is_fed,
-            'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh,
+            'due', f.inbox or f.variants or f.queue or f.refresh or f.graces, 'is_fed', f.is_fed,
+            'inbox', f.inbox, 'variants', f.variants, 'queue', f.queue, 'refresh', f.refresh, 'graces', f.graces,
             'outage', (select jsonb_build_object('since', down_since, 'probe_at', probe_at, 'reason', last_error)
                        from esl.label_servers where server = f.name and down_since is not null),
             'drain', (select jsonb_build_object('holder', l.holder, 'until', l.until,

@@ -80,7 +80,7 @@ class Reset(_Rule):
 
 
 class Hidden(_Rule):
-    """Answers without these labels, counts too: hidden in lists alone, as if they had slipped from page to page."""
+    """Answers without these products or devices (by their codes), counts too; in lists alone: slipped between pages."""
 
     kind: Literal["hidden"]
     hides: list[str] = Field(min_length=1)

@@ -12,17 +12,20 @@ then is blank, and the staff take it off the shelf.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from zoneinfo import ZoneInfo
+
+from esl_pipeline.sandbox.label_server import shelf
+from esl_pipeline.sandbox.label_server.devices import BY_HAND, REFRESH, Fleet
+from esl_pipeline.sandbox.label_server.floor import Floor
 
 Record = dict[str, Any]
 """A label as pushed: request codes (`pc`, `pn`, `pp`, ...) to values."""
-
-_BY_HAND = "by_hand"
-_REFRESH = "refresh"
 
 _SCHEMA = """
 create table if not exists change (
@@ -53,7 +56,8 @@ create table if not exists push (
 # A file of a version that knew no physical labels: what they were thought to show then.
 _HANG_ALL = """
 insert or ignore into physical (store, code, record, waits, search, change, changed_at)
-select store, code, record, 0, search, change, updated_at from label order by id
+select store, code, record, 0, search, change, updated_at from label
+where store not in (select store from device) order by id
 """
 
 
@@ -61,18 +65,34 @@ class LabelStore:
     """The labels of one sandbox server, keyed by (store, code); safe to share between threads.
 
     `auto_trigger`: physical labels are refreshed with every change; else only by `refresh`.
+    `floor`: how the labels of a store behave of which nothing else is said. `time_zone`: the server's.
+    `clock`: seconds since the epoch.
     """
 
-    def __init__(self, path: Path | None = None, *, auto_trigger: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        auto_trigger: bool = True,
+        floor: Floor | None = None,
+        time_zone: str = "UTC",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._auto_trigger = auto_trigger
+        self._clock = clock
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path or ":memory:", check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
+        self.zone = ZoneInfo(time_zone)
+        self.fleet = Fleet(
+            self._db, self._lock, self._log, auto_trigger=auto_trigger, floor=floor or Floor(), clock=clock
+        )
         with self._db:
             self._db.execute(_HANG_ALL)
+        self.fleet.take_over()
 
     def __enter__(self) -> Self:
         return self
@@ -99,9 +119,10 @@ class LabelStore:
 
     def put(self, store: str, records: Iterable[Record], action: str) -> None:
         """Create or replace labels; a record is the whole label, what it omits is gone."""
+        self.fleet.settle()
         with self._lock, self._db:
             for record in records:
-                now = _now()
+                now = self._now()
                 text = json.dumps(record, ensure_ascii=False)
                 change = self._log(store, record["pc"], now, action, text)
                 search = f"{record['pc']}\n{record.get('pn', '')}\n{record.get('pi', '')}\n{store}".casefold()
@@ -117,11 +138,12 @@ class LabelStore:
     def delete(self, store: str, codes: Iterable[str], action: str) -> int:
         """Delete labels; returns how many there were."""
         deleted = 0
+        self.fleet.settle()
         with self._lock, self._db:
             for code in codes:
                 found = self._db.execute("delete from label where store = ? and code = ?", [store, code])
                 if found.rowcount:
-                    now = _now()
+                    now = self._now()
                     change = self._log(store, code, now, action, None)
                     self._queue(store, code, None, search="", change=change, now=now)
                     deleted += 1
@@ -132,8 +154,8 @@ class LabelStore:
         with self._lock, self._db:
             (row,) = self._all("select count(*) as n from physical where store = ? and waits", [store])
             if row["n"]:
-                now = _now()
-                change = self._log(store, "", now, _REFRESH, None)
+                now = self._now()
+                change = self._log(store, "", now, REFRESH, None)
                 self._db.execute(
                     "update physical set waits = 0, change = ?, changed_at = ?, record ="
                     " (select l.record from label l where l.store = physical.store and l.code = physical.code)"
@@ -143,13 +165,16 @@ class LabelStore:
                 self._db.execute(
                     "delete from physical where store = ? and change = ? and record is null", [store, change]
                 )
-        return int(row["n"])
+        return int(row["n"]) + self.fleet.trigger(store)
 
     def _queue(
         self, store: str, code: str, record: str | None, *, search: str, change: int, now: str
     ) -> None:
         """Put the physical label of a changed product into the refresh queue, or refresh it at once."""
-        if not self._auto_trigger:
+        if self.fleet.covers(store):
+            tell = self.fleet.product_gone if record is None else self.fleet.product_changed
+            tell(store, code, change)
+        elif not self._auto_trigger:
             self._db.execute(
                 "insert into physical (store, code, record, waits, search, change, changed_at)"
                 " values (?, ?, null, 1, ?, ?, ?) on conflict (store, code) do update set waits = 1,"
@@ -174,18 +199,19 @@ class LabelStore:
                 "select record from label where store = ? and code = ?", [store, code]
             ).fetchone()
             record = {**(json.loads(row["record"]) if row else {}), **fields, "pc": code}
-            self.put(store, [record], _BY_HAND)
+            self.put(store, [record], BY_HAND)
         return record
 
     def take_away(self, store: str, code: str) -> int:
         """Delete a label by hand, in the same way; returns how many there were."""
-        return self.delete(store, [code], _BY_HAND)
+        return self.delete(store, [code], BY_HAND)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock, self._db:
             for table in ("change", "label", "physical", "call", "push"):
                 self._db.execute(f"delete from {table}")  # noqa: S608
+            self.fleet.clear()
 
     def page(self, store: str, offset: int, size: int) -> list[sqlite3.Row]:
         """Labels of a store in the order of their creation."""
@@ -210,6 +236,7 @@ class LabelStore:
 
     def revision(self) -> int:
         """A number that is another one whenever a label has changed."""
+        self.fleet.settle()
         (row,) = self._all("select coalesce(max(id), 0) as revision from change")
         return int(row["revision"])
 
@@ -236,7 +263,27 @@ class LabelStore:
             " coalesce(sum(waits), 0) as waiting from physical",
             [search.casefold()],
         )
-        return dict(row)
+        devices = shelf.totals(self.fleet, search.casefold())
+        added = {
+            "labels_total": sum(of["labels"] for of in devices),
+            "stores": len(devices),  # a store with devices has no other labels
+            "matching": sum(of["matching"] for of in devices),
+            "waiting": sum(of["waiting"] for of in devices),
+        }
+        return {**row, **{name: row[name] + more for name, more in added.items()}}
+
+    def changes(self, store: str) -> list[Record]:
+        """Whatever changed the products of a store, by hand too, oldest first: {code, at, action, record}."""
+        rows = self._all("select * from change where store = ? and action <> ? order by id", [store, REFRESH])
+        return [
+            {
+                "code": row["code"],
+                "at": row["at"],
+                "action": row["action"],
+                "record": json.loads(row["record"]) if row["record"] else None,
+            }
+            for row in rows
+        ]
 
     def calls(self) -> dict[str, int]:
         """The calls received, by action."""
@@ -251,13 +298,15 @@ class LabelStore:
         `at`, `action` and `record` (None after a delete); `refreshes[store]` when physical labels changed in
         answer to a trigger.
         """
+        self.fleet.settle()
         with self._lock:
             labels = self._all("select store, code, record from label order by id")
             shown = self._all("select store, code, record from physical where record is not null order by id")
+            shown += shelf.shown(self.fleet)
             changes = self._all(
-                "select * from change where action not in (?, ?) order by id", [_BY_HAND, _REFRESH]
+                "select * from change where action not in (?, ?) order by id", [BY_HAND, REFRESH]
             )
-            refreshes = self._all("select store, at from change where action = ? order by id", [_REFRESH])
+            refreshes = self._all("select store, at from change where action = ? order by id", [REFRESH])
             pushes = self._all("select store, code, times from push")
             calls = self.calls()
         history: dict[str, dict[str, list[Record]]] = {}
@@ -277,6 +326,9 @@ class LabelStore:
             },
         }
 
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
+
     def _log(self, store: str, code: str, at: str, action: str, record: str | None) -> int:
         done = self._db.execute(
             "insert into change (store, code, at, action, record) values (?, ?, ?, ?, ?)",
@@ -294,7 +346,3 @@ def _by_label(entries: Iterable[tuple[str, str, Any]]) -> dict[str, dict[str, An
     for store, code, value in entries:
         nested.setdefault(store, {})[code] = value
     return nested
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

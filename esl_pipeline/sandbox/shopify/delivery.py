@@ -13,6 +13,7 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import NAMESPACE_OID, uuid5
@@ -20,6 +21,7 @@ from uuid import NAMESPACE_OID, uuid5
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from esl_pipeline.http import trusted
 from esl_pipeline.sandbox.shopify.subscriptions import Subscriptions
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
 
@@ -80,6 +82,7 @@ class WebhookSender:
 
     `subscriptions` are the shop's; `address` is one made by hand: it gets every topic, at `{address}/{topic}`.
     With one connection deliveries leave in the order of `send`. `retry_hours` is Shopify's four; tests take less.
+    `ca_file` (PEM): the authority that signed the receiver's certificate, where it is not a public one.
     """
 
     def __init__(
@@ -93,10 +96,12 @@ class WebhookSender:
         connections: int = 1,
         switches: Switches | None = None,
         seed: int = 0,
+        ca_file: Path | None = None,
     ) -> None:
         self.switches = switches or Switches()
         self._address, self.secret = address.rstrip("/") if address else None, secret
         self._subscriptions = subscriptions or Subscriptions()
+        self._ca_file = ca_file
         self._timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds))
         self._whole_timeout = timeout_seconds
         self._gaps = retry_gaps(retry_hours)
@@ -211,7 +216,9 @@ class WebhookSender:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._slots = asyncio.Semaphore(self._connections)
-        async with httpx.AsyncClient(timeout=self._timeout, trust_env=False) as self._http:
+        async with httpx.AsyncClient(
+            timeout=self._timeout, trust_env=False, verify=trusted(self._ca_file)
+        ) as self._http:
             self._ready.set()
             await self._stop.wait()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}

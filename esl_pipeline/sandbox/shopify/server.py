@@ -32,6 +32,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
+from esl_pipeline import logs
 from esl_pipeline.sandbox.label_server.server import listen, server
 from esl_pipeline.sandbox.shopify.answers import Answer
 from esl_pipeline.sandbox.shopify.bulk import Operations, keep_lines
@@ -328,6 +329,7 @@ def main(
     ] = "",
 ) -> None:
     """Serve a sandbox Shopify until it is stopped."""
+    logs.configure_by_variables()
     # uvicorn ends by raising its signal again: as an exit, so that what is open here is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:

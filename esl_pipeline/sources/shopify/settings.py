@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints, ValidationInfo, field_validator
 
@@ -74,6 +74,8 @@ def _shop_and_token(part: str) -> tuple[str | None, str]:
 
 class ShopifySettings(SourceSettings):
     """What the environment says of Shopify."""
+
+    also_signing: ClassVar[tuple[str, ...]] = ("shopify_api_secret", "shopify_apps")
 
     shopify_webhook_secret: Annotated[SecretStr, AfterValidator(_webhook_secrets)] | None = Field(
         None,

@@ -105,6 +105,7 @@ def test_a_shop_is_connected_and_connecting_again_changes_nothing(
     assert connection(buffer)["connected_at"] == first["connected_at"]
 
 
+@pytest.mark.long
 def test_what_is_wrong_with_subscriptions_is_shown_by_status_and_mended_by_connect(
     run: Run, shop: Shop, buffer: Buffer
 ) -> None:

@@ -151,6 +151,7 @@ def test_a_receiver_that_is_down_is_tried_again(shop: Shop) -> None:
         assert {one.detail for one in sender.attempts()} == {"ConnectError"}
 
 
+@pytest.mark.long
 def test_dropped_deliveries_never_arrive(receiver: Receiver, shop: Shop) -> None:
     deliveries = updates(shop, 60)
 

@@ -20,7 +20,7 @@ from esl_pipeline.stages.catch_up import read_changes
 from esl_pipeline.stages.snapshot import Snapshot, read_snapshot
 from esl_pipeline_tests.receiver.support import served
 from esl_pipeline_tests.sources.woocommerce.support import hours
-from esl_pipeline_tests.world import RUN, World
+from esl_pipeline_tests.world import AT_ONCE, RUN, World
 
 pytestmark = pytest.mark.long
 
@@ -118,7 +118,7 @@ def markets(world: World, *shops: Shop) -> Iterator[list[Market]]:
         settings = settings_of(*running)
         made = [Market(world, settings, one, f"S{n}") for n, one in enumerate(running)]
         for one in made:
-            wish = {"hipoink_store_code": one.store, "settings": {"guard_labels": 2048}}
+            wish = {"hipoink_store_code": one.store, "settings": AT_ONCE | {"guard_labels": 2048}}
             world.buffer.mapping_create(one.key | wish)
         yield made
 

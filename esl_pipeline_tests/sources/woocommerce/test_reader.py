@@ -299,6 +299,7 @@ def test_webhook_and_reader_say_the_same_of_a_product() -> None:
 # --- failures
 
 
+@pytest.mark.long
 def test_a_passing_failure_is_tried_again() -> None:
     with served(small(2)) as (running, reader):
         for fault in (

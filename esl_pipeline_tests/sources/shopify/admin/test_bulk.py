@@ -17,6 +17,7 @@ BUSY = [
 LINES = jsonl({"id": "1"}, {"id": "2"})
 
 
+@pytest.mark.long
 def test_an_operation_is_asked_for_until_it_has_ended() -> None:
     slept: list[float] = []
     polled: list[str] = []

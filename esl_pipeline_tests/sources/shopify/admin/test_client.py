@@ -258,7 +258,8 @@ def test_the_pinned_version_is_no_warning(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_the_token_is_nowhere_but_in_its_header(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in (None, "httpx", "httpcore"):
+        caplog.set_level(logging.DEBUG, logger=name)
     echo = json.dumps({"errors": f"token {TOKEN} is wrong"}).encode()
     replies = [
         Reply(echo, status=401),

@@ -241,7 +241,8 @@ def test_an_operation_that_expired_meanwhile() -> None:
 
 
 def test_the_signature_is_in_no_text(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in (None, "httpx", "httpcore"):
+        caplog.set_level(logging.DEBUG, logger=name)
     _, error, admin = fetched(lambda request: Reply(status=403))
     assert all("s3cret" in request.path for request in downloads(admin))
     logged = [record.getMessage() for record in caplog.records]
@@ -252,6 +253,7 @@ def test_the_signature_is_in_no_text(caplog: pytest.LogCaptureFixture) -> None:
 # --- memory
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file() -> None:
     """100,000 lines, 13 MB: what is held at the peak is a chunk and the client, not the file."""
     file = b"".join(

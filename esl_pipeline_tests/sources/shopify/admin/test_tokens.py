@@ -105,6 +105,7 @@ def test_a_refused_token_is_renewed_within_the_call(shopify: RunningShopify) -> 
     assert shopify.sandbox.app.requests() == 2
 
 
+@pytest.mark.long
 def test_in_the_middle_of_a_bulk_read_too() -> None:
     with running_shopify(small_shop(), app=App()) as shopify:
         ended = []
@@ -177,6 +178,7 @@ def test_changed_secrets_begin_a_new_grant(shopify: RunningShopify) -> None:
 # --- what goes wrong
 
 
+@pytest.mark.long
 def test_a_failing_renewal_leaves_a_living_token_in_use(
     shopify: RunningShopify, caplog: pytest.LogCaptureFixture
 ) -> None:

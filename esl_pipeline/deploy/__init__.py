@@ -1,0 +1,1 @@
+"""How it is installed: the list of processes, and what is made from it."""
