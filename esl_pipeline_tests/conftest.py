@@ -18,6 +18,7 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.gateway import create_supabase_roles
+from esl_pipeline_tests.logging_state import logging_as_before
 from esl_pipeline_tests.scratch import scratch
 from esl_pipeline_tests.shared_data import SHARED
 from esl_pipeline_tests.stock import Pooling, pgbouncer, stock_postgres
@@ -49,6 +50,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in every_field():
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    with logging_as_before():
+        yield
 
 
 @pytest.fixture

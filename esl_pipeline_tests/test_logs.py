@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,15 +16,8 @@ import structlog
 
 import esl_pipeline
 from esl_pipeline import logs
-from esl_pipeline_tests.logging_state import logging_as_before
 
 LOG = logging.getLogger("esl_pipeline.somewhere")
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    with logging_as_before():
-        yield
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

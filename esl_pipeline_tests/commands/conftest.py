@@ -11,7 +11,6 @@ import pytest
 from esl_pipeline.commands import cli, shared
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
-from esl_pipeline_tests.logging_state import logging_as_before
 
 
 @dataclass
@@ -28,12 +27,6 @@ class Done:
 
 
 Run = Callable[..., Done]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    with logging_as_before():
-        yield
 
 
 @pytest.fixture
