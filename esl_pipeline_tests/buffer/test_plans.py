@@ -1,24 +1,80 @@
-"""Plans are kept only while they are of tables about as large as those that are there."""
+"""Plans of the doors that each price goes through are kept, and made anew when a table has grown."""
 
 import psycopg
+import pytest
 
-MODE = "select set_config('plan_cache_mode', 'auto', true), esl.choose_plans(), current_setting('plan_cache_mode')"
+# More pages than are looked at.
 GROW = """
 insert into esl.sync_log (kind, push_id, mapping_id, variant_id, store_code, code, operation, attempt)
-select 'intent', gen_random_uuid(), gen_random_uuid(), 'v' || n, '001', 'C-' || n, 'delete', 1
-from generate_series(1, %s) n"""
+select 'intent', gen_random_uuid(), gen_random_uuid(), 'v' || n, %(store)s, 'C-' || n, 'delete', 1
+from generate_series(1, %(rows)s) n"""
+KNOWN = (
+    "select relname::text from pg_stat_user_tables where schemaname = 'esl' and analyze_count > 0 order by 1"
+)
+STORES = """
+select coalesce((select most_common_vals::text from pg_stats
+                 where schemaname = 'esl' and tablename = 'sync_log' and attname = 'store_code'), '')"""
 
 
-def test_plans_are_kept_until_a_table_has_grown_and_again_once_it_is_analysed(buffer_dsn: str) -> None:
-    def mode() -> str:
-        found = connection.execute(MODE).fetchone()
-        assert found is not None
-        return str(found[2])
+def call(connection: psycopg.Connection) -> None:
+    connection.execute("select esl.know_what_grew()")
 
+
+def known(connection: psycopg.Connection) -> list[str]:
+    connection.execute("select pg_stat_force_next_flush()")
+    return [name for (name,) in connection.execute(KNOWN)]
+
+
+def test_a_table_is_analysed_once_it_has_more_than_doubled(buffer_dsn: str) -> None:
     with psycopg.connect(buffer_dsn, autocommit=True) as connection:
-        connection.execute("analyze")
-        assert mode() == "force_generic_plan"
-        connection.execute(GROW, [3_000])
-        assert mode() == "force_custom_plan"
-        connection.execute("analyze")
-        assert mode() == "force_generic_plan"
+        call(connection)
+        assert known(connection) == []
+        connection.execute(GROW, {"store": "001", "rows": 3_000})
+        call(connection)
+        assert known(connection) == ["sync_log"]
+        assert connection.execute(STORES).fetchone() == ("{001}",)
+
+        connection.execute(GROW, {"store": "002", "rows": 2_000})
+        call(connection)
+        assert connection.execute(STORES).fetchone() == ("{001}",)
+
+        connection.execute(GROW, {"store": "002", "rows": 3_000})
+        call(connection)
+        assert connection.execute(STORES).fetchone() == ("{002,001}",)
+
+
+def test_one_table_a_call_the_largest_first(buffer_dsn: str) -> None:
+    with psycopg.connect(buffer_dsn, autocommit=True) as connection:
+        connection.execute(GROW, {"store": "001", "rows": 3_000})
+        connection.execute(
+            "insert into esl.turns (queue, party, taken_at)"
+            " select 'push', n::text, now() from generate_series(1, 2000) n"
+        )
+        call(connection)
+        assert known(connection) == ["sync_log"]
+        call(connection)
+        assert known(connection) == ["sync_log", "turns"]
+
+
+def test_nobody_waits_for_whoever_is_at_it(buffer_dsn: str) -> None:
+    with psycopg.connect(buffer_dsn, autocommit=True) as connection, psycopg.connect(buffer_dsn) as other:
+        connection.execute(GROW, {"store": "001", "rows": 3_000})
+        other.execute("lock table esl.sync_log in share update exclusive mode")
+        connection.execute("set statement_timeout = '5s'")
+        call(connection)
+        assert known(connection) == []
+        other.rollback()
+        call(connection)
+        assert known(connection) == ["sync_log"]
+
+
+@pytest.mark.parametrize(
+    "door", ["esl_inbox_claim", "esl_variants_merge", "esl_labels_stage", "esl_push_claim", "esl_push_finish"]
+)
+def test_each_door_keeps_its_plans_and_looks(buffer_dsn: str, door: str) -> None:
+    with psycopg.connect(buffer_dsn, autocommit=True) as connection:
+        (config, body) = connection.execute(
+            "select proconfig::text, prosrc from pg_proc where proname = %s", [door]
+        ).fetchone() or ("", "")
+    assert "plan_cache_mode=force_generic_plan" in config
+    assert "perform esl.know_what_grew();" in body

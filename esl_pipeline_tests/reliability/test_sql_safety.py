@@ -98,7 +98,9 @@ def test_s19_every_function_runs_with_an_empty_search_path_and_no_text_becomes_s
         assert not is_definer, name
         assert name in WITHOUT_SEARCH_PATH or 'search_path=""' in (settings or []), name
         for statement in re.findall(r"\bexecute\b(.*?);", source, re.IGNORECASE | re.DOTALL):
-            assert name in ("restrict_functions", "forget_shop", "drop_older_overloads"), name
+            assert name in ("restrict_functions", "forget_shop", "drop_older_overloads", "know_what_grew"), (
+                name
+            )
             template, values = re.fullmatch(
                 r" format\('([^']*)',\s+([^)]*)\)(?: using [\w, ]+)?", statement.strip("\n") or ""
             ).groups()  # type: ignore[union-attr]

@@ -33,15 +33,25 @@ $$;
 -- How a door is planned is said by the door, and holds for all that it calls: where tables may grow from nothing within
 -- a session, for each call, by what is there. (A plan that was made for an empty queue reads all of a long one.)
 
--- At the beginning of a door that is called for each change of a price: to plan it anew takes longer than all else. Its
--- plans are kept while no table is more than twice as large as when it was last analysed: that makes them anew.
-create or replace function esl.choose_plans() returns void language plpgsql set search_path = '' as $$
+-- At the beginning of a door that is called for each change of a price, whose plans are kept: to plan it anew takes
+-- longer than all else. A table that is more than twice as large as when it was last analysed is analysed, one a call:
+-- that makes the plans anew. Autovacuum would, a minute later; in that a new store is filled, and a plan by what was
+-- known before it came reads the whole ledger for each of its labels.
+create or replace function esl.know_what_grew() returns void language plpgsql set search_path = '' as $$
+declare t regclass;
 begin
-    perform set_config('plan_cache_mode', case when exists (
-        select from pg_catalog.pg_class c
-        where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r'
-          and pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint)
-        then 'force_custom_plan' else 'force_generic_plan' end, true);
+    select c.oid into t from pg_catalog.pg_class c
+    where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r'
+      and pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint
+    order by pg_catalog.pg_relation_size(c.oid) desc limit 1;
+    if t is not null then
+        begin
+            execute format('lock table %s in share update exclusive mode nowait', t);
+            execute format('analyze %s', t);
+        exception when lock_not_available then
+            null;  -- somebody is at it
+        end;
+    end if;
 end $$;
 
 -- Once the functions have been replaced: a function of an older build goes when this build has one of its name with

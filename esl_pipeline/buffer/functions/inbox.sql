@@ -257,12 +257,12 @@ end $$;
 -- (the others' events wait), one or those of a server (see esl.shops_to_read).
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_claim uuid := (p ->> 'claim_id')::uuid; v_now timestamptz := clock_timestamp();
     v_next record; v_ids bigint[]; v_shops text[];
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     if not exists (select from esl.webhook_inbox where claim_id = v_claim and state = 'leased') then
         v_next := esl.next_deliveries(p, v_now);
         v_ids := esl.lock_open(v_next.dead, v_now);

@@ -372,10 +372,10 @@ end $$;
 -- what a newer one leaves out comes in an earlier step. variant_ids null: the body does not say which variants there
 -- are, so none is removed. One transaction: the inbox events are finished exactly when their effect is stored.
 create or replace function public.esl_variants_merge(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare v_merged record; v_levels int; v_superseded int; v_suspected jsonb;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     select a.rest, a.suspected into p, v_suspected from esl.set_aside(p) a;
     v_merged := esl.merge_products(p -> 'products', p -> 'variants');
     v_levels := esl.merge_levels(p -> 'levels', p -> 'events');

@@ -161,13 +161,13 @@ end $$;
 -- esl.next_push). Writes an intent per label. While the label server is down, or a store in doubt, one worker at a
 -- time may try one label. The same claim_id again returns the same rows.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_push uuid := (p ->> 'claim_id')::uuid;
     v_held boolean := false;
     v_pace interval;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
         perform esl.lock_claims(esl.server_in(p));
         v_held := esl.claim_next(p);
@@ -413,7 +413,7 @@ end $$;
 -- a refusal (see esl.blame); at the label's own fault again with long delays, at last failed. not_sent: due as before.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_push    uuid := (p ->> 'push_id')::uuid;
     v_store   text := p ->> 'store_code';
@@ -422,7 +422,7 @@ declare
     t         record;
     j         record;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     perform esl.lock_stores(array[v_store]);
     select * into v_flight from esl.flights where push_id = v_push;
     select u.codes, u.mine, u.stale into t from esl.unfinished(v_push, v_store, p -> 'rows') u;

@@ -98,11 +98,11 @@ end $$;
 -- -> {labels_changed, stale, upserts_queued, removals_queued, collisions: [findings of the staged variants]}
 -- Only variants whose revision is still the evaluated one are staged (see esl.fresh_labels).
 create or replace function public.esl_labels_stage(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_labels esl.label_row[]; v_evaluated int; v_staged record;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     -- Stages of a store are short and take turns: codes may collide between any two of them.
     perform esl.lock_stores(esl.stores_of_shops(p -> 'evaluated'));
 

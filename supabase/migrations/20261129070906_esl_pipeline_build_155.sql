@@ -1,4 +1,4 @@
--- esl_pipeline: the whole buffer, build 153. Safe to run again.
+-- esl_pipeline: the whole buffer, build 155. Safe to run again.
 do $esl_pipeline$
 declare v_applied int[] := '{}'; v_build int := 0;
 begin
@@ -8,8 +8,8 @@ select coalesce(array_agg(version order by version desc), '{}') into v_applied
 from esl.schema_migrations;
 v_build := coalesce(substring(pg_catalog.obj_description('esl'::regnamespace, 'pg_namespace') from '^([0-9]{1,9}) ')::int, 0);
 end if;
-if (v_applied[1], v_build) > (116, 153) then
-raise exception 'the buffer (version %) is newer than this file, which is of version 116, build 153: take the file of the newest esl_pipeline', v_applied[1];
+if (v_applied[1], v_build) > (116, 155) then
+raise exception 'the buffer (version %) is newer than this file, which is of version 116, build 155: take the file of the newest esl_pipeline', v_applied[1];
 end if;
 if v_applied[cardinality(v_applied)] < 100 then
 raise exception 'the buffer is at version %, from before the first release, and cannot be brought to this one: begin with an empty one (of `esl-pipeline up`: delete the directory postgres in ESL_HOME; else make a new database, or drop schema esl cascade in this one, and run `esl-pipeline migrate`) and map the stores again; the nightly run then reads their shops', v_applied[1];
@@ -1606,15 +1606,25 @@ $$;
 -- How a door is planned is said by the door, and holds for all that it calls: where tables may grow from nothing within
 -- a session, for each call, by what is there. (A plan that was made for an empty queue reads all of a long one.)
 
--- At the beginning of a door that is called for each change of a price: to plan it anew takes longer than all else. Its
--- plans are kept while no table is more than twice as large as when it was last analysed: that makes them anew.
-create or replace function esl.choose_plans() returns void language plpgsql set search_path = '' as $$
+-- At the beginning of a door that is called for each change of a price, whose plans are kept: to plan it anew takes
+-- longer than all else. A table that is more than twice as large as when it was last analysed is analysed, one a call:
+-- that makes the plans anew. Autovacuum would, a minute later; in that a new store is filled, and a plan by what was
+-- known before it came reads the whole ledger for each of its labels.
+create or replace function esl.know_what_grew() returns void language plpgsql set search_path = '' as $$
+declare t regclass;
 begin
-    perform set_config('plan_cache_mode', case when exists (
-        select from pg_catalog.pg_class c
-        where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r'
-          and pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint)
-        then 'force_custom_plan' else 'force_generic_plan' end, true);
+    select c.oid into t from pg_catalog.pg_class c
+    where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r'
+      and pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint
+    order by pg_catalog.pg_relation_size(c.oid) desc limit 1;
+    if t is not null then
+        begin
+            execute format('lock table %s in share update exclusive mode nowait', t);
+            execute format('analyze %s', t);
+        exception when lock_not_available then
+            null;  -- somebody is at it
+        end;
+    end if;
 end $$;
 
 -- Once the functions have been replaced: a function of an older build goes when this build has one of its name with
@@ -4709,12 +4719,12 @@ end $$;
 -- (the others' events wait), one or those of a server (see esl.shops_to_read).
 -- The same claim_id again returns the same rows, so that a lost answer parks nothing.
 create or replace function public.esl_inbox_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_claim uuid := (p ->> 'claim_id')::uuid; v_now timestamptz := clock_timestamp();
     v_next record; v_ids bigint[]; v_shops text[];
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     if not exists (select from esl.webhook_inbox where claim_id = v_claim and state = 'leased') then
         v_next := esl.next_deliveries(p, v_now);
         v_ids := esl.lock_open(v_next.dead, v_now);
@@ -7964,10 +7974,10 @@ end $$;
 -- what a newer one leaves out comes in an earlier step. variant_ids null: the body does not say which variants there
 -- are, so none is removed. One transaction: the inbox events are finished exactly when their effect is stored.
 create or replace function public.esl_variants_merge(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare v_merged record; v_levels int; v_superseded int; v_suspected jsonb;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     select a.rest, a.suspected into p, v_suspected from esl.set_aside(p) a;
     v_merged := esl.merge_products(p -> 'products', p -> 'variants');
     v_levels := esl.merge_levels(p -> 'levels', p -> 'events');
@@ -8148,13 +8158,13 @@ end $$;
 -- esl.next_push). Writes an intent per label. While the label server is down, or a store in doubt, one worker at a
 -- time may try one label. The same claim_id again returns the same rows.
 create or replace function public.esl_push_claim(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_push uuid := (p ->> 'claim_id')::uuid;
     v_held boolean := false;
     v_pace interval;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     if not exists (select from esl.sync_queue where push_id = v_push and state = 'leased') then
         perform esl.lock_claims(esl.server_in(p));
         v_held := esl.claim_next(p);
@@ -8400,7 +8410,7 @@ end $$;
 -- a refusal (see esl.blame); at the label's own fault again with long delays, at last failed. not_sent: due as before.
 -- A worker whose lease is gone changes nothing but what its push may have done: those labels are pushed again.
 create or replace function public.esl_push_finish(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_push    uuid := (p ->> 'push_id')::uuid;
     v_store   text := p ->> 'store_code';
@@ -8409,7 +8419,7 @@ declare
     t         record;
     j         record;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     perform esl.lock_stores(array[v_store]);
     select * into v_flight from esl.flights where push_id = v_push;
     select u.codes, u.mine, u.stale into t from esl.unfinished(v_push, v_store, p -> 'rows') u;
@@ -9461,11 +9471,11 @@ end $$;
 -- -> {labels_changed, stale, upserts_queued, removals_queued, collisions: [findings of the staged variants]}
 -- Only variants whose revision is still the evaluated one are staged (see esl.fresh_labels).
 create or replace function public.esl_labels_stage(p jsonb) returns jsonb
-language plpgsql volatile security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     v_labels esl.label_row[]; v_evaluated int; v_staged record;
 begin
-    perform esl.choose_plans();
+    perform esl.know_what_grew();
     -- Stages of a store are short and take turns: codes may collide between any two of them.
     perform esl.lock_stores(esl.stores_of_shops(p -> 'evaluated'));
 
@@ -10457,6 +10467,6 @@ end $$;
 
 select esl.drop_older_overloads();
 select esl.restrict_functions();
-comment on schema esl is '153 3e6a5e3dca92ec72bc89e4725fc1e1e083f3e0020622d438d279faf5c42500c6';
+comment on schema esl is '155 037d8cabfca1f84c3fde374d8e0a20c7c318f047dd5f7367fa969f820ae3016d';
 $esl_functions$;
 end $esl_pipeline$;
