@@ -10,7 +10,7 @@ its own answer. Deliveries that have an effect beyond the inbox (a shop has left
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ class Groups:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="inbox")
         self._waiting: deque[_Delivery] = deque()
         self._busy: set[str] = set()
-        self._under_way: dict[asyncio.Task[list[list[_Delivery]]], float] = {}
+        self._under_way: dict[asyncio.Future[list[Row]], float] = {}
         self._is_due = self._is_watched = False
 
     def __len__(self) -> int:
@@ -111,42 +111,42 @@ class Groups:
         self._waiting.extendleft(reversed(later))
         return group
 
-    def _start(self, loop: asyncio.AbstractEventLoop, group: list[_Delivery]) -> None:
+    def _start(
+        self, loop: asyncio.AbstractEventLoop, group: list[_Delivery], behind: Sequence[list[_Delivery]] = ()
+    ) -> None:
+        """behind: of the same shop, to be kept after it."""
         shops = {one.shop for one in group}
         self._busy |= shops
-        task = loop.create_task(self._kept(loop, group))
-        self._under_way[task] = loop.time()
+        call = loop.run_in_executor(self._threads, self._buffer.inbox_add_each, [one.row for one in group])
+        self._under_way[call] = loop.time()
 
-        def ended(task: asyncio.Task[list[list[_Delivery]]]) -> None:
-            del self._under_way[task]
+        def ended(call: asyncio.Future[list[Row]]) -> None:
+            del self._under_way[call]
             self._busy -= shops
-            error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            if error is not None:
-                _fail(group, error)
-            else:
-                for part in task.result():
+            error = asyncio.CancelledError() if call.cancelled() else call.exception()
+            parts = _to_try_again(group, error)
+            if len({part[0].shop for part in parts}) > 1:
+                for part in parts:
                     self._start(loop, part)
-            self._begin(loop)
-
-        task.add_done_callback(ended)
-
-    async def _kept(self, loop: asyncio.AbstractEventLoop, group: list[_Delivery]) -> list[list[_Delivery]]:
-        """Keep them and tell; gives those that are to be tried again, each part apart."""
-        rows = [one.row for one in group]
-        try:
-            answers = await loop.run_in_executor(self._threads, self._buffer.inbox_add_each, rows)
-        except BufferError as error:
-            log.error("the buffer kept none of %d: %a", len(group), str(error))
-            if len(group) == 1 or not error.may_be_of_one_row:
+            elif after := [*parts, *behind]:
+                self._start(loop, after[0], after[1:])
+            self._begin(loop)  # before those are answered who were in this call
+            if error is None:
+                _tell(group, call.result())
+            elif not parts:
                 _fail(group, error)
-                return []
-            if len(parts := _by_shop(group)) > 1:
-                return parts
-            return [part for half in _halves(group) for part in await self._kept(loop, half)]
-        for one, answer in zip(group, answers, strict=True):
-            if not one.told.done():  # else who asked has gone
-                one.told.set_result(answer)
-        return []
+
+        call.add_done_callback(ended)
+
+
+def _to_try_again(group: list[_Delivery], error: BaseException | None) -> Sequence[list[_Delivery]]:
+    """The parts of a group that failed, none where that is each one's answer."""
+    if not isinstance(error, BufferError):
+        return ()
+    log.error("the buffer kept none of %d: %a", len(group), str(error))
+    if len(group) == 1 or not error.may_be_of_one_row:
+        return ()
+    return parts if len(parts := _by_shop(group)) > 1 else _halves(group)
 
 
 def _by_shop(group: list[_Delivery]) -> list[list[_Delivery]]:
@@ -158,6 +158,12 @@ def _by_shop(group: list[_Delivery]) -> list[list[_Delivery]]:
 
 def _halves(group: list[_Delivery]) -> tuple[list[_Delivery], list[_Delivery]]:
     return group[: len(group) // 2], group[len(group) // 2 :]
+
+
+def _tell(group: Iterable[_Delivery], answers: Iterable[Row]) -> None:
+    for one, answer in zip(group, answers, strict=True):
+        if not one.told.done():  # else who asked has gone
+            one.told.set_result(answer)
 
 
 def _fail(group: Iterable[_Delivery], error: BaseException) -> None:
