@@ -6,7 +6,6 @@ sensor starts it. `Memory` and `Busy` tell what the processes took.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import httpx
 import psycopg
 
 from esl_pipeline.label_servers import sign_variable
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 
 SECRET, SIGN, TOKEN = "benchmark-webhook-secret", "benchmark-sign", "shpat_benchmark"
@@ -70,13 +70,6 @@ def address_of(child: subprocess.Popen[str]) -> str:
     """Where a sandbox that has just been started listens."""
     assert child.stdout is not None
     return child.stdout.readline().split()[-1]
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(what: str, ready: Callable[[], bool], seconds: float) -> None:

@@ -27,11 +27,11 @@ from benchmarks.parts import (
     answers,
     deployment,
     eventually,
-    free_port,
     process,
     told,
 )
 from benchmarks.webhooks import PATH, body, shop_name
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.sandbox.shopify.webhooks import sign
 
 RATIO, SHOPS, TURNS = 0.4, 20, 3

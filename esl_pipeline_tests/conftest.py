@@ -145,6 +145,13 @@ def buffer_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
         yield dsn
 
 
+@pytest.fixture(scope="module")
+def module_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The same for a module's own parts. (A worker may begin one twice.)"""
+    with _database(postgres, template="migrated") as dsn:
+        yield dsn
+
+
 @pytest.fixture
 def buffer(buffer_dsn: str) -> Iterator[Buffer]:
     """A fresh buffer over psycopg."""

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +18,6 @@ PARTS = {
     "Dagster webserver": "orchestration.dagster_ui",
     "Postgres": "/postgres -D",
 }
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def processes_of(home: Path) -> dict[int, str]:

@@ -16,8 +16,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.scratch import scratch
 from esl_pipeline_tests.waiting import eventually
 

@@ -41,6 +41,7 @@ from esl_pipeline.local.leash import Leashed
 from esl_pipeline.local.log_files import keep_small
 from esl_pipeline.local.one_up import OneUp, unusable_home
 from esl_pipeline.local.parts import Part, StackError
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.schedules import refused_crons
 from esl_pipeline.local.variables import (
@@ -423,6 +424,8 @@ class Stack:
 
 
 def _port(name: str, wanted: int) -> int:
+    if not wanted:
+        return free_port(_ADDRESS)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -432,7 +435,7 @@ def _port(name: str, wanted: int) -> int:
                 f"port {wanted} for {name} cannot be used ({error.strerror}): choose another with --{name}-port, 0 for "
                 "a free one"
             ) from None
-        return int(probe.getsockname()[1])
+    return wanted
 
 
 def _accepts(port: int) -> bool:

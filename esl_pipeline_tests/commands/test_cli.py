@@ -17,6 +17,7 @@ from esl_pipeline.buffer.migrate import migrate as migrate_database
 from esl_pipeline.commands import cli
 from esl_pipeline.connections import open_label_server, push_rules
 from esl_pipeline.labels.policy import Policy
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.receiver.tokens import digest
 from esl_pipeline.sandbox.label_server.server import SIGN
 from esl_pipeline.settings import load_settings
@@ -25,7 +26,6 @@ from esl_pipeline_tests.commands.conftest import Done, Run
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.s3 import BUCKET, running_bucket
 from esl_pipeline_tests.orchestration.world import SHOP, STORE, arrive, map_shop, product
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.world import drain_round
 
 UNREACHABLE = "postgresql://somebody:a-secret-word@127.0.0.1:9/esl"

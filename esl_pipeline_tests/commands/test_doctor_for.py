@@ -10,11 +10,11 @@ import pytest
 from esl_pipeline.buffer.migrate import functions_build
 from esl_pipeline.local import variables
 from esl_pipeline.local.databases import dagster_url, prepare_database
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.needed import PROCESSES, table
 from esl_pipeline.settings import secret_names
 from esl_pipeline_tests.commands.conftest import Run
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.receiver.support import SECRET, TOKEN
 from esl_pipeline_tests.reliability.test_roles import login
 

@@ -32,12 +32,12 @@ from esl_pipeline.buffer.migrate import functions_build
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.commands.health import SENSORS
 from esl_pipeline.local.databases import dagster_url, prepare_database
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.stages.drain import lease_of
 from esl_pipeline_tests.commands.conftest import Run
 from esl_pipeline_tests.orchestration.world import arrive, map_shop, product
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.receiver.support import call, make_settings, served
 from esl_pipeline_tests.reliability.test_roles import login
 

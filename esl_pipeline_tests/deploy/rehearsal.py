@@ -33,6 +33,7 @@ from psycopg import sql
 
 from esl_pipeline.commands.health import Unhealthy, code_server
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.server_user import own, run, server_user
 from esl_pipeline.local.webserver import Webserver, WebserverError
 from esl_pipeline.sandbox.shopify.catalogue import Product
@@ -41,7 +42,6 @@ from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
 from esl_pipeline_tests.deploy.tls import Certificates
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,
     LabelServer,

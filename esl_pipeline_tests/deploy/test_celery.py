@@ -27,6 +27,7 @@ from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
 from esl_pipeline.local.databases import DATABASE, dagster_url, prepare_database
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.orchestration.near_real_time import HOLDER_TAG
@@ -37,7 +38,7 @@ from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.stages.drain import lease_of
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import OTHER_STORE, arrive, map_shop, product
-from esl_pipeline_tests.processes import descendants_of, free_port, is_alive
+from esl_pipeline_tests.processes import descendants_of, is_alive
 from esl_pipeline_tests.sandbox.shopify.support import small_shop
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import STORE

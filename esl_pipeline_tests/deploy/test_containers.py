@@ -18,10 +18,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.deploy.instances import instance_text
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.deploy.checkers import ROOT, checker
 from esl_pipeline_tests.deploy.test_images import HOME, OURS, SERVICES
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.waiting import eventually
 
 STATE = "/var/lib/esl-pipeline"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.reliability.outside import scratch_home
 from esl_pipeline_tests.waiting import eventually
 

@@ -14,9 +14,9 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.client import DagsterGrpcClient
 
 from esl_pipeline.local.databases import dagster_url, prepare_database
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.orchestration.code_server_runs import RunsOfCodeServer
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.waiting import eventually
 
 SHIPPED = Path(__file__).parents[2] / "dagster.yaml"

@@ -1,6 +1,5 @@
 """Ways to the database and the label server that can be disturbed, and the crash matrix's table."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from esl_pipeline.buffer.buffer import Buffer
+from esl_pipeline.local.ports import free_port
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of
 from esl_pipeline_tests.reliability.chaos import ChaosProxy
 from esl_pipeline_tests.reliability.crash_matrix import Ground
@@ -26,12 +26,6 @@ def dsn_through(proxy: ChaosProxy, dsn: str) -> str:
     """The same database, through a proxy."""
     database = conninfo_to_dict(dsn)["dbname"]
     return f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable&gssencmode=disable"
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from psycopg.types.json import Jsonb
 
 from esl_pipeline.demo.day import Difference, Shelf, compare
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.stack import Ports
 from esl_pipeline.sandbox.shopify.catalogue import Product
 from esl_pipeline.sandbox.shopify.sandbox import TOKEN, ProductEdit, ShopifySandbox, VariantEdit
 from esl_pipeline.sandbox.shopify.shop import CURRENCY, DOMAIN, Shop, real_time
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.waiting import eventually
 
 STORE = "001"

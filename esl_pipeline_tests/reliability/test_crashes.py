@@ -13,10 +13,10 @@ from pydantic import SecretStr
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import PsycopgTransport
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.hipoink.servers import Sandbox, client_of
 from esl_pipeline_tests.reliability.chaos import Timeout
-from esl_pipeline_tests.reliability.conftest import free_port
 from esl_pipeline_tests.reliability.crash_matrix import ARROWS, NEWEST, Ground, change, run_case
 from esl_pipeline_tests.reliability.forked import Victim
 from esl_pipeline_tests.reliability.sender import Delivery

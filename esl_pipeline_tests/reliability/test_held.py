@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.receiver.support import PRODUCT, signed
 from esl_pipeline_tests.reliability import strangers
 from esl_pipeline_tests.reliability.test_receiver import UPDATE, Receiver, body, running
@@ -25,9 +24,8 @@ OTHER = "other-shop.myshopify.com"
 
 
 @pytest.fixture(scope="module")
-def receiver(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
-    postgres.create_database("held", template="migrated")
-    with running(postgres.dsn("held"), tmp_path_factory.mktemp("held")) as found:
+def receiver(module_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    with running(module_dsn, tmp_path_factory.mktemp("held")) as found:
         yield found
 
 

@@ -26,6 +26,7 @@ from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.migrate import migrate
 from esl_pipeline.buffer.transports import SupabaseTransport
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.receiver.app import create_app
 from esl_pipeline.receiver.held import Holding
@@ -86,9 +87,7 @@ def body(number: int) -> dict[str, Any]:
 
 @contextmanager
 def running(dsn: str, folder: Path, secrets: str = SECRET) -> Iterator[Receiver]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / f"receiver-{port}.log"
     environment = os.environ | {
         "ESL_DATABASE_URL": dsn,
@@ -115,9 +114,8 @@ def running(dsn: str, folder: Path, secrets: str = SECRET) -> Iterator[Receiver]
 
 
 @pytest.fixture(scope="module")
-def receiver(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
-    postgres.create_database("receiver", template="migrated")
-    with running(postgres.dsn("receiver"), tmp_path_factory.mktemp("receiver")) as found:
+def receiver(module_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    with running(module_dsn, tmp_path_factory.mktemp("receiver")) as found:
         yield found
 
 

@@ -23,10 +23,10 @@ import pytest
 
 from esl_pipeline.buffer.migrate import code_version
 from esl_pipeline.local.leash import Leashed
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline.sandbox.shopify.delivery import WebhookSender
 from esl_pipeline.sandbox.shopify.server import running_shopify
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,
     LabelServer,

@@ -14,10 +14,10 @@ import esl_pipeline.buffer.migrate as code
 from esl_pipeline.buffer import supabase_files
 from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.buffer.migrate import functions_build, functions_digest, migrate, migrations
+from esl_pipeline.local.ports import free_port
 from esl_pipeline.local.postgres import EmbeddedPostgres
 from esl_pipeline_tests.buffer.test_migrate import describe, is_usable
 from esl_pipeline_tests.gateway import create_supabase_roles
-from esl_pipeline_tests.processes import free_port
 from esl_pipeline_tests.supabase_push import PushError, push, statements
 
 FOLDER = Path(__file__).parents[2] / "supabase" / "migrations"
