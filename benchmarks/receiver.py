@@ -34,7 +34,7 @@ from benchmarks.webhooks import PATH, body, shop_name
 from esl_pipeline.local.ports import free_port
 from esl_pipeline.sandbox.shopify.webhooks import sign
 
-RATIO, SHOPS, TURNS = 0.4, 20, 3
+RATIO, SHOPS, TURNS = 0.4, 60, 3
 CASES = ((1, 1), (50, 1), (1, 100), (50, 100))
 """Connections, variants."""
 

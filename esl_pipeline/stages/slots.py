@@ -13,7 +13,7 @@ from esl_pipeline.hipoink.errors import NotSentError
 from esl_pipeline.hipoink.limiter import Call
 
 # Between two looks whether a call of another run has ended, growing; what hinders a call is noticed as soon.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 0.05
 # So long does the end of a call wait for the next one, to be told with it.
 _TELL_SECONDS = 0.1
 # Of the rate, for all calls of the background; so long does one of them let others go first, and so rarely it asks.
