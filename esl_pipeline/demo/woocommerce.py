@@ -120,8 +120,6 @@ class WooCommerceDemo(ShopUnderDemo):
         if refused:
             raise DemoError(f"the receiver answered {refused[0]} to a webhook of the shop")
         self.fate = Fate(len(sent), forged, len(sender.lost) - lost)
-        while real_time() < self._market.now + _READ_AFTER:
-            time.sleep(0.2)
         self._settle()
 
     @property
@@ -151,8 +149,6 @@ class WooCommerceDemo(ShopUnderDemo):
             if item.sale_from and item.sale_from > real_time():
                 shop.sneak(*thing, sale_from=real_time() - _DAY)
         shop.listener = listener
-        while real_time() < shop.now + _READ_AFTER:
-            time.sleep(0.2)
         self._settle()
 
     def example(self) -> str:
@@ -161,6 +157,9 @@ class WooCommerceDemo(ShopUnderDemo):
         return next((product.gtin for product in self._repriced if product.id in told), "")
 
     def _settle(self) -> None:
+        """Wait until what is read counts for all changes; what must hang by then."""
+        while real_time() < max(self._market.now, self._market.latest_change()) + _READ_AFTER:
+            time.sleep(0.2)
         now = self._market.time()
         wanted: dict[int, Label | None] = {}
         for product, variation in _things(self._market):

@@ -182,6 +182,11 @@ class Shop:
         """The time in the shop, to the second."""
         return self.now if self.clock is None else max(self.now, self._real())
 
+    def latest_change(self) -> datetime:
+        """When anything that is there was changed last. A product of many changes a second is ahead of `time`."""
+        things = [thing for product in self.products.values() for thing in (product, *product.variations)]
+        return max((thing.modified_at for thing in things), default=self.now)
+
     def _new_variation(self, product: Product, values: tuple[str, ...], price: str) -> Variation:
         now = self._tick(product)
         variation = Variation(next(self._ids), price, now, now, options=values)
