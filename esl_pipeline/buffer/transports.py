@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _FUNCTION_NAME = re.compile(r"esl_[a-z_]+")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_BOUND = "select pg_catalog.set_config('statement_timeout', %s, true)"
+_BOUND = b"select pg_catalog.set_config('statement_timeout', $1, true)"
 _CONNECT_SECONDS = 5
 # How much longer than the server's own statement timeout we wait, so that the server's words come first.
 _NETWORK_SECONDS = 2
@@ -229,19 +229,18 @@ class PsycopgTransport(_RetryingTransport):
 
     def _execute(self, connection: "psycopg.Connection", function: str, body: bytes) -> Any:
         import psycopg
-        from psycopg import errors, sql
+        from psycopg import errors
         from psycopg.pq import TransactionStatus
 
+        from esl_pipeline.buffer.round_trip import in_one_transaction
+
         self._count()
-        query = sql.SQL("select public.{}(%s::jsonb)::text").format(sql.Identifier(function))
+        # The bound holds for this call alone. A start parameter is refused by poolers, a plain SET leaks through them
+        # to other clients, and what a function sets for itself comes too late for the statement that calls it.
+        bound = _BOUND, b"%d" % int(self._timeout_seconds * 1000)
+        query = b"select public.%s($1::jsonb)::text" % function.encode(), body
         try:
-            # One round trip and, for the server, one transaction: the bound holds for this call alone. A start
-            # parameter is refused by poolers, a plain SET leaks through them to other clients, and what a function sets
-            # for itself comes too late for the statement that calls it.
-            with connection.pipeline():
-                connection.execute(_BOUND, [str(int(self._timeout_seconds * 1000))])
-                answer = connection.execute(query, [body.decode()])
-            row = answer.fetchone()
+            _, answer = in_one_transaction(connection, bound, query)
         except errors.ReadOnlySqlTransaction:
             connection.close()  # perhaps a demoted primary: the next call looks up the host again
             raise
@@ -253,7 +252,7 @@ class PsycopgTransport(_RetryingTransport):
             raise psycopg.OperationalError(f"no answer within {waited:g} s") from None
         finally:
             self._put_back(connection)
-        return None if row is None or row[0] is None else orjson.loads(row[0])
+        return None if answer is None else orjson.loads(answer)
 
     def _connect(self) -> "psycopg.Connection":
         import psycopg

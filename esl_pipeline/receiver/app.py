@@ -20,7 +20,7 @@ from esl_pipeline.receiver.mappings import buffer_failure, mapping_router
 from esl_pipeline.receiver.metrics import metrics_router
 from esl_pipeline.receiver.refusals import Refusals
 from esl_pipeline.receiver.tokens import Gate
-from esl_pipeline.receiver.webhooks import Ways, webhook_routers, webhook_ways
+from esl_pipeline.receiver.webhooks import Receiver, Way, webhook_routers, webhook_ways
 from esl_pipeline.settings import Settings
 
 Part = Literal["webhooks", "admin", "console"]
@@ -38,7 +38,9 @@ def create_app(
     only: nothing but that part, and health. So the store-mapping API can be kept off the port that shops reach. With it
     goes the console.
     """
-    shown, refusals = settings.app_environment != "production", Refusals()
+    shown, refusals, ways = settings.app_environment != "production", Refusals(), dict[str, Way]()
+    if only in (None, "webhooks"):
+        ways = webhook_ways(settings, Intake(settings, buffer, limits or Limits(), refusals))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +49,8 @@ def create_app(
         if telling:
             telling.cancel()
 
-    app = FastAPI(
+    app = Receiver(
+        ways,
         title="Shelf label webhooks",
         openapi_url="/openapi.json" if shown else None,
         docs_url=None,
@@ -69,8 +72,6 @@ def create_app(
             log.warning(
                 "No webhook secret is set, nor an app's: every webhook is refused with 401 until one is."
             )
-        ways = webhook_ways(settings, Intake(settings, buffer, limits or Limits(), refusals))
-        app.add_middleware(Ways, ways=ways)
         for router in webhook_routers(settings, ways):
             app.include_router(router)
     if only != "webhooks":

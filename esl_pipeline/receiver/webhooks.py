@@ -1,14 +1,14 @@
 """The webhook routes of every source: one address for all topics, one for each, and a line in the log per delivery."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import APIKeyHeader
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
 from esl_pipeline.receiver.intake import Intake
@@ -23,19 +23,23 @@ Way = Callable[[Request], Awaitable[Response]]
 _KEPT = {outcome: JSONResponse({"status": outcome}) for outcome in ("accepted", "duplicate", "greeted")}
 
 
-class Ways:
-    """All addresses of webhooks, each by its path: past the application's routing, which takes longer than all that is
-    done here. What is no webhook goes on to the application, which knows the same addresses.
+class Receiver(FastAPI):
+    """The application, which answers webhooks before all else: past guard, middleware and routing, which take longer
+    than all that is done here. None of them is needed: who sent one is proven by its signature, in a header that no
+    page can make a browser send. What is no webhook they answer, and they know the same addresses.
+
+    ways: each by its path.
     """
 
-    def __init__(self, app: ASGIApp, ways: dict[str, Way]) -> None:
-        self._app, self._ways = app, ways
+    def __init__(self, ways: Mapping[str, Way], **of_fastapi: Any) -> None:
+        super().__init__(**of_fastapi)
+        self._ways = ways
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as the application would."""
         way = self._ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if way is None:
-            await self._app(scope, receive, send)
+            await super().__call__(scope, receive, send)
             return
         try:
             answer = await way(_Request(scope, receive))
@@ -80,7 +84,7 @@ def webhook_ways(settings: Settings, intake: Intake) -> dict[str, Way]:
     }
 
 
-def webhook_routers(settings: Settings, ways: dict[str, Way]) -> Iterator[APIRouter]:
+def webhook_routers(settings: Settings, ways: Mapping[str, Way]) -> Iterator[APIRouter]:
     """The same for the application: its page says what they are, and other methods are refused."""
     for source in settings.sources.values():
         if hooks := source.webhooks():
@@ -116,7 +120,7 @@ def _way(source: Source[Any], hooks: Webhooks, topic: str | None, intake: Intake
     return receive
 
 
-def _router(source: Source[Any], hooks: Webhooks, ways: dict[str, Way]) -> APIRouter:
+def _router(source: Source[Any], hooks: Webhooks, ways: Mapping[str, Way]) -> APIRouter:
     # For the OpenAPI page only: who signed is decided in `Intake`, from the raw body.
     signed = APIKeyHeader(
         name=hooks.signature_header, scheme_name=f"{source.system} signature", auto_error=False
