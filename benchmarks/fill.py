@@ -59,7 +59,7 @@ def by_webhook(
     """A new shop tells of all its products, 100 variants a body. From the first acknowledgement on."""
     deployed.take(milliseconds)
     deployed.map_shops({shop_name(number): f"S{number}"}, STORE_SETTINGS, server=server)
-    _alone(deployed, server)
+    _alone(deployed)
     bodies = [Change(0, number, product, 1_000, variants=VARIANTS) for product in range(labels // VARIANTS)]
     began = min(one.acked for one in sent(deployed, bodies, connections=SENDERS))
     return _filled(deployed, f"S{number}", labels, milliseconds, began)
@@ -70,7 +70,7 @@ def by_night(deployed: Deployment, number: int, shopify: str, milliseconds: floa
     server's matter."""
     deployed.take(milliseconds)
     deployed.map_shops({shop_name(number): f"S{number}"}, UNGUARDED)
-    _alone(deployed, DEFAULT)
+    _alone(deployed)
     night = nights(deployed, [shop_name(number)], shopify)
     return _filled(deployed, f"S{number}", 0, milliseconds, None), night
 
@@ -95,14 +95,10 @@ def change_some(shopify: str, share: float, *, cents: int) -> int:
     return len(chosen)
 
 
-def _alone(deployed: Deployment, server: str) -> None:
-    """Wait until no store of the label server has had a turn lately: one call is kept free for those that had."""
-    last = (
-        "select coalesce(max(t.taken_at) < now() - interval '30 seconds', true) from esl.turns t"
-        " join esl.store_mappings m on m.id::text = t.party"
-        " where t.queue = 'push' and esl.server_of(m.hipoink_store_code) = %(server)s"
-    )
-    eventually("silence", lambda: deployed.rows(last, server=server) == [(True,)], 40)
+def _alone(deployed: Deployment) -> None:
+    """As after half a minute of silence: one call is kept free for stores that have had a turn lately."""
+    eventually("silence", deployed.is_idle, 60)
+    deployed.execute("delete from esl.turns where queue = 'push'")
 
 
 def _filled(deployed: Deployment, store: str, labels: int, milliseconds: float, began: float | None) -> Fill:

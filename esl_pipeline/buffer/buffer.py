@@ -285,13 +285,14 @@ class Buffer(
         recorded_as: str | None = None,
         background: Mapping[str, Any] | None = None,
         ended: Sequence[str] = (),
-    ) -> float | None:
-        """Have a call of a label server begin -> in how many seconds; None: not yet, ask again.
+    ) -> tuple[float | None, bool]:
+        """Have a call of a label server begin -> in how many seconds; None: not yet, ask again; and whether no other
+        call is to begin before it.
 
         It counts as in flight for so many seconds, or until it is told among the ended ones, or the push or refresh
         that it is recorded as is finished. background: {share, patient} of a call that lets others go first.
         """
-        wait: float | None = self._call(
+        answer = self._call(
             "esl_rate_take",
             server=server,
             rate_per_second=rate_per_second,
@@ -301,8 +302,8 @@ class Buffer(
             background=background,
             seconds=seconds,
             ended=list(ended),
-        )["wait_seconds"]
-        return wait
+        )
+        return answer["wait_seconds"], answer["is_next"]
 
     def rate_give(self, *, ended: Sequence[str]) -> None:
         """These calls of a label server are over."""

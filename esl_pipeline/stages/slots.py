@@ -12,8 +12,9 @@ from esl_pipeline.buffer.errors import BufferError
 from esl_pipeline.hipoink.errors import NotSentError
 from esl_pipeline.hipoink.limiter import Call
 
-# Between two looks whether a call of another run has ended, growing; what hinders a call is noticed as soon.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 0.05
+# Between two looks whether a call of another run has ended: of who is next, and of all others; what hinders a call is
+# noticed as soon.
+_NEXT_PAUSE, _PAUSE = 0.015, 0.05
 # So long does the end of a call wait for the next one, to be told with it.
 _TELL_SECONDS = 0.1
 # Of the rate, for all calls of the background; so long does one of them let others go first, and so rarely it asks.
@@ -50,10 +51,10 @@ class SharedLimiter:
             self._enter(call)
         call_id, asked = str(uuid4()), time.monotonic()
         try:
-            pause, longest = _FIRST_PAUSE, _BACKGROUND_PAUSE if call.is_background else _LONGEST_PAUSE
-            while (seconds := self._take(call_id, call, asked)) is None:
-                _wait(pause, call)
-                pause = min(2 * pause, longest)
+            seconds, is_next = self._take(call_id, call, asked)
+            while seconds is None:
+                _wait(_NEXT_PAUSE if is_next else _BACKGROUND_PAUSE if call.is_background else _PAUSE, call)
+                seconds, is_next = self._take(call_id, call, asked)
             _wait(seconds, call)
             yield
         finally:
@@ -83,7 +84,7 @@ class SharedLimiter:
             with suppress(BufferError):  # then they are over when their time is
                 self._buffer.rate_give(ended=ended)
 
-    def _take(self, call_id: str, call: Call, asked: float) -> float | None:
+    def _take(self, call_id: str, call: Call, asked: float) -> tuple[float | None, bool]:
         ended = self._told()
         is_patient = time.monotonic() - asked < _PATIENT_SECONDS
         try:
@@ -116,7 +117,7 @@ class SharedLimiter:
                 return
             self._line.append(turn)
         try:
-            while not turn.wait(_LONGEST_PAUSE):
+            while not turn.wait(_PAUSE):
                 _check(call)
         except BaseException:
             with self._lock:
@@ -138,7 +139,7 @@ def _wait(seconds: float, call: Call) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         _check(call)
-        time.sleep(min(left, _LONGEST_PAUSE))
+        time.sleep(min(left, _PAUSE))
 
 
 def _check(call: Call) -> None:

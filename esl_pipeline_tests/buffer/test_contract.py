@@ -544,16 +544,22 @@ def esl_refresh_finish(api: Api) -> None:
 
 @contract
 def esl_rate_take(api: Api) -> None:
-    first, second, third = (str(uuid.uuid4()) for _ in range(3))
-
-    def take(call: str, **fields: Any) -> float | None:
+    def take(call: str, **fields: Any) -> tuple[float | None, bool]:
         limits = {"rate_per_second": 0.5, "concurrency": 2, "seconds": 20}
-        wait = api("esl_rate_take", server=api.store, call_id=call, **limits | fields)["wait_seconds"]
-        return wait if wait is None else round(wait)
+        answer = api("esl_rate_take", server=api.store, call_id=call, **limits | fields)
+        wait = answer["wait_seconds"]
+        return wait if wait is None else round(wait), answer["is_next"]
 
-    assert [take(first), take(second), take(third)] == [0, 2, None]
-    assert take(third) is None, "asked again"
-    assert take(third, ended=[first]) == 4
+    first, second, third, fourth = (str(uuid.uuid4()) for _ in range(4))
+    assert [take(first), take(second), take(third), take(fourth)] == [
+        (0, True),
+        (2, True),
+        (None, True),
+        (None, False),
+    ]
+    assert take(third) == (None, True), "asked again"
+    assert take(third, ended=[first]) == (4, True)
+    assert take(fourth) == (None, True)
     api.answers.clear()  # their fractions are the clock's
 
 

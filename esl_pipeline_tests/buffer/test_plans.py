@@ -1,13 +1,22 @@
 """Plans of the doors that each price goes through are kept, and made anew when a table has grown."""
 
+import time
+
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 # More pages than are looked at.
 GROW = """
 insert into esl.sync_log (kind, push_id, mapping_id, variant_id, store_code, code, operation, attempt)
 select 'intent', gen_random_uuid(), gen_random_uuid(), 'v' || n, %(store)s, 'C-' || n, 'delete', 1
 from generate_series(1, %(rows)s) n"""
+LABELS = """
+with mapping as (
+    insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code)
+    values ('shopify', 'a.myshopify.com', %s) returning id, hipoink_store_code as store)
+insert into esl.hipoink_products (store_code, code, mapping_id, variant_id, label, label_hash, push_id)
+select store, 'C-' || n, id, 'v' || n, '{}', 'h', gen_random_uuid() from mapping, generate_series(1, 5000) n"""
 KNOWN = (
     "select relname::text from pg_stat_user_tables where schemaname = 'esl' and analyze_count > 0 order by 1"
 )
@@ -78,3 +87,21 @@ def test_each_door_keeps_its_plans_and_looks(buffer_dsn: str, door: str) -> None
         ).fetchone() or ("", "")
     assert "plan_cache_mode=force_generic_plan" in config
     assert "perform esl.know_what_grew();" in body
+
+
+def test_the_comparison_of_a_store_that_no_statistics_know_takes_no_longer(buffer_dsn: str) -> None:
+    """They said that it has no labels, and all of them were read for each."""
+    codes = [f"C-{n}" for n in range(1, 2_001)]
+    with psycopg.connect(buffer_dsn, autocommit=True) as connection:
+
+        def took(store: str) -> float:
+            p, began = Jsonb({"store": store, "since": "2026-01-01T00:00Z", "codes": codes}), time.monotonic()
+            ((answer,),) = connection.execute("select public.esl_drift_compare(%s)", [p])
+            assert len(answer["labels"]) == len(codes)
+            return time.monotonic() - began
+
+        connection.execute(LABELS, ["S1"])
+        connection.execute("analyze")
+        known = min(took("S1") for _ in range(3))
+        connection.execute(LABELS, ["S2"])
+        assert min(took("S2") for _ in range(3)) < 5 * known

@@ -135,7 +135,7 @@ class _Slots:
         """Nothing is kept."""
 
     def _begins(self, call_id: str, call: Call) -> bool:
-        wait = self._buffer.rate_take(
+        wait, _ = self._buffer.rate_take(
             server=self._worker.server,
             rate_per_second=1_000_000,
             concurrency=self._worker.concurrency,

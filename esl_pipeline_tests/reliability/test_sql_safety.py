@@ -40,6 +40,7 @@ WITHOUT_SEARCH_PATH = {
     "has_passed",
     "hindrance",
     "history_of",
+    "in_ledger",
     "is_at_work",
     "is_blanked",
     "is_large_change",

@@ -176,9 +176,10 @@ def test_a_call_that_is_not_to_be_made_after_all_leaves_the_line_at_once(world: 
 
 def test_who_waits_and_dies_or_dies_in_a_call_keeps_its_place_for_its_time_only(world: World) -> None:
     def take(call: str, seconds: float = 20) -> float | None:
-        return world.buffer.rate_take(
+        wait, _ = world.buffer.rate_take(
             server="default", rate_per_second=1000, concurrency=1, call_id=call, seconds=seconds
         )
+        return wait
 
     first, second, third = (str(uuid.uuid4()) for _ in range(3))
     assert take(first, seconds=0.2) is not None

@@ -15,9 +15,10 @@ language sql stable set search_path = '' as $$
     from esl.label_servers s where s.server = p ->> 'server'
 $$;
 
--- {server, rate_per_second, concurrency, call_id, recorded_as?, background?, ended?, seconds} -> {wait_seconds}: a call
--- of a label server may begin in so many seconds, for at most `seconds`; null: as many as may be are in flight or asked
--- earlier, ask again. Whoever does not ask again for some seconds loses its place. ended: calls that are over.
+-- {server, rate_per_second, concurrency, call_id, recorded_as?, background?, ended?, seconds} -> {wait_seconds,
+-- is_next}: a call of a label server may begin in so many seconds, for at most `seconds`; null: as many as may be are
+-- in flight or asked earlier, ask again, soon if it is the next one. Whoever does not ask again for some seconds loses
+-- its place. ended: calls that are over.
 create or replace function public.esl_rate_take(p jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 declare
@@ -25,6 +26,7 @@ declare
     v_call   uuid := (p ->> 'call_id')::uuid;
     v_step   interval := make_interval(secs => 1 / (p ->> 'rate_per_second')::float8);
     v_asked  timestamptz;
+    v_before bigint;
     v_slot   timestamptz;
 begin
     insert into esl.label_servers (server) values (v_server) on conflict do nothing;
@@ -33,17 +35,17 @@ begin
     perform public.esl_rate_give(p);
     delete from esl.calls where server = v_server and until < clock_timestamp();
     if p -> 'background' is not null and esl.must_yield(p) then
-        return '{"wait_seconds": null}';
+        return '{"wait_seconds": null, "is_next": false}';
     end if;
     insert into esl.calls as c (call_id, recorded_as, server, asked_at, until, is_background)
     values (v_call, (p ->> 'recorded_as')::uuid, v_server, clock_timestamp(), clock_timestamp() + interval '5 seconds',
             p -> 'background' is not null)
     on conflict (call_id) do update set until = excluded.until
     returning c.asked_at into v_asked;
-    if (p ->> 'concurrency')::int <= (
-            select count(*) from esl.calls c
-            where c.server = v_server and (c.asked_at, c.call_id) < (v_asked, v_call)) then
-        return '{"wait_seconds": null}';
+    select count(*) into v_before from esl.calls c
+    where c.server = v_server and (c.asked_at, c.call_id) < (v_asked, v_call);
+    if v_before >= (p ->> 'concurrency')::int then
+        return jsonb_build_object('wait_seconds', null, 'is_next', v_before = (p ->> 'concurrency')::int);
     end if;
 
     update esl.label_servers
@@ -53,7 +55,8 @@ begin
     where server = v_server returning next_slot - v_step into v_slot;
     update esl.calls set until = v_slot + make_interval(secs => (p ->> 'seconds')::float8) where call_id = v_call;
     update esl.flights set begun_at = v_slot where push_id = (p ->> 'recorded_as')::uuid and begun_at is null;
-    return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8));
+    return jsonb_build_object('wait_seconds', greatest(0, extract(epoch from v_slot - clock_timestamp())::float8),
+                              'is_next', true);
 end $$;
 
 -- {ended?} -> {}: these calls are over.

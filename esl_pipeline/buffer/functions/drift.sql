@@ -19,6 +19,13 @@ language sql stable as $$  -- inlined as well
                      order by l.id desc limit 1) >= p_since, false)
 $$;
 
+-- A label in the ledger. One look at it, whatever the statistics say (offset 0): of a store that is newer than they are
+-- they say that it has no labels, and then all of them are read for each.
+create or replace function esl.in_ledger(p_store text, p_code text) returns setof esl.hipoink_products
+language sql stable as $$  -- inlined as well
+    select s.* from esl.hipoink_products s where s.code = p_code and s.store_code = p_store offset 0
+$$;
+
 -- {store} -> {at, ledger, owned}: when the comparison begins, how many labels the store should have, and whether a
 -- policy says that nobody else keeps labels there.
 create or replace function public.esl_drift_begin(p jsonb) returns jsonb
@@ -61,7 +68,7 @@ begin
             select c.code, s.push_id, s.label
             from jsonb_array_elements_text(p -> 'codes') as c (code)
             cross join lateral esl.moves(p ->> 'store', c.code, (p ->> 'since')::timestamptz) m
-            left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
+            left join lateral esl.in_ledger(p ->> 'store', c.code) s on true
             where not m.moves and not esl.is_reserved(c.code)
         ), unknown as materialized (
             select l.code, w.mapping_id is not null as is_ours, w.label
@@ -110,7 +117,7 @@ begin
             select c.code, s.push_id, m.moves
             from jsonb_array_elements_text(p -> 'codes') as c (code)
             cross join lateral esl.moves(p ->> 'store', c.code, (p ->> 'since')::timestamptz) m
-            left join esl.hipoink_products s on s.code = c.code and s.store_code = p ->> 'store'
+            left join lateral esl.in_ledger(p ->> 'store', c.code) s on true
         )
         select jsonb_build_object(
             'labels', coalesce(jsonb_agg(jsonb_build_object('code', j.code, 'push_id', j.push_id) order by j.code)
@@ -137,7 +144,7 @@ begin
                   and x.at > now() - interval '14 days')
         from jsonb_populate_recordset(null::esl.drift_row, p -> 'labels') d
         cross join lateral esl.moves(p ->> 'store', d.code, (p ->> 'since')::timestamptz) m
-        left join esl.hipoink_products s on s.code = d.code and s.store_code = p ->> 'store'
+        left join lateral esl.in_ledger(p ->> 'store', d.code) s on true
         left join lateral esl.written(p ->> 'store', case when d.kind = 'ours' then d.code end) w on true
         where d.push_id is not distinct from s.push_id
           and not m.moves and not esl.is_reserved(d.code)
@@ -182,7 +189,7 @@ begin
                                     in_doubt, cause)
         select v_store, t.code, t.mapping_id, t.variant_id, 'upsert', coalesce(s.label, t.label),
                coalesce(s.label_hash, t.label_hash), case when t.kind = 'missing' then 2 else 0 end, true, 'drift'
-        from taken t left join esl.hipoink_products s on s.code = t.code and s.store_code = v_store
+        from taken t left join lateral esl.in_ledger(v_store, t.code) s on true
         where t.kind in ('missing', 'different', 'ours')
         on conflict (store_code, code) do update set in_doubt = true
     ), adopted as (

@@ -260,7 +260,7 @@ begin
                        'price', esl.price_of(s.label)::text) order by f.place, f.esl, f.product) as first
             from first f
             join unnest(p_rows) r on coalesce(r.esl_code, '') = f.esl and coalesce(r.product_code, '') = f.product
-            left join esl.hipoink_products s on s.code = f.product and s.store_code = p_store
+            left join lateral esl.in_ledger(p_store, f.product) s on true
             group by f.kind
         )
         select coalesce(jsonb_object_agg(c.kind, jsonb_build_object('count', c.n, 'first', coalesce(t.first, '[]'))),
@@ -416,7 +416,7 @@ begin
             'next', (select jsonb_build_array(l.by_product, l.by_esl) from page l
                      order by l.by_product desc, l.by_esl desc limit 1))
         from page g
-        left join esl.hipoink_products s on s.code = g.product_code and s.store_code = p ->> 'store'
+        left join lateral esl.in_ledger(p ->> 'store', g.product_code) s on true
         left join esl.store_mappings m on m.id = g.mapping_id);
 end $$;
 
