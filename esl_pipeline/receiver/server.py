@@ -54,7 +54,8 @@ class HeldProtocol(HttpToolsProtocol):
         self._peer: tuple[str, int] | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Parting(transport, self._part))  # type: ignore[arg-type]
+        self._out = _Parting(transport, self._part, self._answers)
+        super().connection_made(self._out)  # type: ignore[arg-type]
         # The system would keep megabytes of answers for whoever does not read them, where we do not see them.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         self._table.moved(self)
@@ -138,6 +139,7 @@ class HeldProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._out.ended()
         self.verified = False
         super().on_response_complete()
         if self._received and not self.transport.is_closing():
@@ -171,6 +173,9 @@ class HeldProtocol(HttpToolsProtocol):
         if phase is not self.phase and self in self.connections:
             self.phase, self.since = phase, self.loop.time()
             self._table.moved(self)
+
+    def _answers(self) -> bool:
+        return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
 
     def cut(self) -> None:
         """End the connection at once, whatever is on its way."""
@@ -263,16 +268,42 @@ class HeldProtocol(HttpToolsProtocol):
 
 
 class _Parting:
-    """A transport whose `close` is another; all else is the transport's own."""
+    """A transport whose `close` is another, and that sends the head of an answer with what comes first of its body:
+    each by itself takes the system as long. All else is the transport's own.
 
-    def __init__(self, transport: Transport, close: Callable[[Transport], None]) -> None:
+    answers: whether what is written now is of an answer.
+    """
+
+    def __init__(
+        self, transport: Transport, close: Callable[[Transport], None], answers: Callable[[], bool]
+    ) -> None:
         self._transport, self._close, self._closing = transport, close, False
-        self.write, self.get_write_buffer_size = transport.write, transport.get_write_buffer_size
+        self._answers = answers
+        self._head: bytes | None = (
+            None  # of the answer, not sent yet; empty: it is sent; None: no answer has begun
+        )
+        self.get_write_buffer_size = transport.get_write_buffer_size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._answers():
+            self._head = data
+        elif self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def ended(self) -> None:
+        """The answer has."""
+        if self._head:
+            self._transport.write(self._head)
+        self._head = None
+
     def close(self) -> None:
+        self.ended()
         self._closing = True
         self._close(self._transport)
 

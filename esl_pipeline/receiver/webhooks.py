@@ -53,16 +53,16 @@ class _Headers(Headers):
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
         super().__init__(raw=list(raw))
-        self._values: dict[bytes, list[bytes]] = {}
+        self._values: dict[str, list[str]] = {}
         for name, value in raw:
-            self._values.setdefault(name, []).append(value)
+            self._values.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
 
     def getlist(self, key: str) -> list[str]:
         """All values of the header."""
-        return [value.decode("latin-1") for value in self._values.get(key.lower().encode("latin-1"), ())]
+        return self._values.get(key.lower(), [])
 
     def __getitem__(self, key: str) -> str:
-        return self._values[key.lower().encode("latin-1")][0].decode("latin-1")
+        return self._values[key.lower()][0]
 
 
 class _Request(Request):

@@ -4,12 +4,14 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
 import pytest
+from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
 
 from esl_pipeline.receiver.held import CUTS, Holding, Phase, Table
 from esl_pipeline.receiver.turns import Turns
@@ -294,3 +296,44 @@ def test_s29_one_begins_in_each_round_of_the_loop_and_every_fourth_is_who_waits_
         return begun
 
     assert asyncio.run(go()) == [7, 6, 5, 0, 4, 3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def answering() -> Iterator[str]:
+    """A server whose answers come in parts, break off, or have no body."""
+    app = FastAPI()
+
+    async def parts(path: str) -> AsyncIterator[str]:
+        await asyncio.sleep(0.3)
+        if path == "broken":
+            raise ValueError
+        yield "first"
+        await asyncio.sleep(0.3)
+        yield "second"
+
+    @app.get("/{path}")
+    def answer(path: str) -> Response:
+        return Response(status_code=204) if path == "none" else StreamingResponse(parts(path))
+
+    with served(app) as url:
+        yield url
+
+
+def test_the_head_of_an_answer_goes_with_what_comes_first_of_its_body(answering: str) -> None:
+    with connected(answering) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            connection.settimeout(5)
+            answer = connection.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\r\n\r\n5\r\nfirst\r\n")
+            while not answer.endswith(b"second\r\n0\r\n\r\n"):
+                answer += connection.recv(65_536) or pytest.fail("it ended before")
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"broken", 200), (b"none", 204)])
+def test_the_head_of_an_answer_goes_without_a_body_too(answering: str, path: bytes, status: int) -> None:
+    asked = b"GET /%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path
+    assert raw_exchange(answering, asked).startswith(b"HTTP/1.1 %d " % status)
