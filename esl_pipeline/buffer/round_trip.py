@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
 
-_FAILED = ExecStatus.FATAL_ERROR
-
 
 def in_one_transaction(connection: "Connection", *statements: tuple[bytes, bytes]) -> list[bytes | None]:
     """The first field of each statement's first row, as text; a statement is SQL with $1, and that.
@@ -31,23 +29,25 @@ def in_one_transaction(connection: "Connection", *statements: tuple[bytes, bytes
         pgconn.send_query_params(query, [parameter])
     pgconn.pipeline_sync()
     results = connection.wait(_results(pgconn, len(statements) + 1))
-    if failed := next((result for result in results if result.status == _FAILED), None):
-        error = error_from_result(failed, encoding=connection.info.encoding)
     if len(results) > len(statements):
         pgconn.exit_pipeline_mode()
-    if failed:
-        raise error
+    for result in results[: len(statements)]:
+        if result.status != ExecStatus.TUPLES_OK:
+            raise error_from_result(result)
+    if len(results) <= len(statements):
+        raise OperationalError("the connection ended before the answer")
     return [result.get_value(0, 0) for result in results[:-1]]
 
 
 def _results(pgconn: "PGconn", number: int) -> "PQGen[list[PGresult]]":
-    """One of each statement and one of the end; fewer where the connection did not outlive the one that failed."""
+    """One of each statement and one of the end; none after one that failed, where the connection did not outlive it."""
     results = list["PGresult"]()
     yield from send(pgconn)
-    try:
-        while len(results) < number:
+    for _ in range(number):
+        try:
             results += yield from fetch_many(pgconn)
-    except OperationalError:
-        if not any(result.status == _FAILED for result in results):
-            raise
+        except OperationalError:
+            if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
+                raise
+            break
     return results
