@@ -279,9 +279,8 @@ class _Parting:
     ) -> None:
         self._transport, self._close, self._closing = transport, close, False
         self._answers = answers
-        self._head: bytes | None = (
-            None  # of the answer, not sent yet; empty: it is sent; None: no answer has begun
-        )
+        # Of the answer, not sent yet; empty: it is sent; None: no answer has begun.
+        self._head: bytes | None = None
         self.get_write_buffer_size = transport.get_write_buffer_size
 
     def __getattr__(self, name: str) -> Any:
