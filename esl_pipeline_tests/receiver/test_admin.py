@@ -275,7 +275,10 @@ def test_s14_s28_the_command_serves_webhooks_only_and_says_nothing_of_itself(
         health = httpx.get(f"{url}/health")
         bodies = [health, httpx.get(f"{url}/nothing"), httpx.post(f"{url}/webhooks/shopify/products/update")]
     assert health.json() == {"status": "ok"}
-    assert set(health.headers) == {"date", "content-length", "content-type"}
+    guarded = {"x-frame-options", "x-content-type-options", "cross-origin-resource-policy"}
+    assert (
+        set(health.headers) == {"date", "content-length", "content-type", "content-security-policy"} | guarded
+    )
     for answer in bodies:
         assert "server" not in answer.headers and "x-powered-by" not in answer.headers
         assert not re.search(r"uvicorn|fastapi|python|postgres|\d+\.\d+", answer.text.lower())

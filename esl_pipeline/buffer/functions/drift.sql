@@ -1,6 +1,12 @@
 -- Drift: the label server's own list against the ledger, and how accurate the labels are.
 
+-- Of earlier builds; esl.written had other columns.
 drop function if exists esl.is_moving(text, text, timestamptz);
+do $$ begin
+    if pg_get_function_result(to_regprocedure('esl.written(text, text)')) not like '%label_hash%' then
+        drop function esl.written(text, text);
+    end if;
+end $$;
 
 -- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only
 -- waits (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang. Of a

@@ -2916,7 +2916,13 @@ $$;
 -- functions: drift.sql
 -- Drift: the label server's own list against the ledger, and how accurate the labels are.
 
+-- Of earlier builds; esl.written had other columns.
 drop function if exists esl.is_moving(text, text, timestamptz);
+do $$ begin
+    if pg_get_function_result(to_regprocedure('esl.written(text, text)')) not like '%label_hash%' then
+        drop function esl.written(text, text);
+    end if;
+end $$;
 
 -- Whether a label is, or has been since, on its way: the ledger may know more of it than a listing, or less. What only
 -- waits (for a window, an approval, a repair) is not on its way: until then what the ledger says must hang. Of a
@@ -10477,6 +10483,6 @@ end $$;
 
 select esl.drop_older_overloads();
 select esl.restrict_functions();
-comment on schema esl is '156 75c9e9efcdde7c87e02574fdf1d2de9ac9f47a6a2f857091fb65c17d9491a51d';
+comment on schema esl is '156 0b27b4ddd4e278df86fdd57c7946407f073f6e93542de0d76ee08c67aee40215';
 $esl_functions$;
 end $esl_pipeline$;
