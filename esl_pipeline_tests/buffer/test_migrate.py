@@ -3,10 +3,8 @@
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import psycopg
@@ -26,9 +24,7 @@ from esl_pipeline.buffer.migrate import (
     migrations,
 )
 from esl_pipeline.buffer.transports import PsycopgTransport
-
-ROOT = Path(__file__).parents[2]
-FIRST_RELEASE = "5e57979"
+from esl_pipeline_tests.releases import FIRST, unpacked
 
 
 def paste(dsn: str) -> None:
@@ -64,11 +60,7 @@ def test_versions_are_numbered_without_gaps() -> None:
 
 def test_a_buffer_of_the_first_release_is_migrated(database: str, tmp_path: Path) -> None:
     """Functions that have other columns now are made anew. With work under way: reliability/test_versions.py."""
-    archive = subprocess.run(["git", "archive", FIRST_RELEASE], cwd=ROOT, capture_output=True, check=False)
-    if archive.returncode:
-        pytest.skip(f"commit {FIRST_RELEASE} is not in this clone: {archive.stderr.decode().strip()}")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-        tar.extractall(tmp_path, filter="data")
+    unpacked(FIRST, tmp_path)
     subprocess.run(
         [sys.executable, "-m", "esl_pipeline.commands.cli", "migrate"],
         env=os.environ | {"PYTHONPATH": str(tmp_path), "ESL_DATABASE_URL": database},
