@@ -25,6 +25,7 @@ _SET = {
 }
 # A policy of its own: beside another one both count, and nothing of that one is lost.
 _NO_FRAMES = (b"content-security-policy", b"frame-ancestors 'none'")
+_OF_PAGES = frozenset((b"origin", b"sec-fetch-site"))
 _LOG_EVERY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,11 @@ class Guard:
             *(headers.get("origin", headers.get("sec-fetch-site", ""))[:200], self._unsaid, sentence),
         )
         self._said_at, self._unsaid = now, 0
+
+
+def is_of_a_page(scope: Scope) -> bool:
+    """Whether a browser says for which page it asks; the names of headers are in lower case, as servers give them."""
+    return any(name in _OF_PAGES for name, _ in scope["headers"])
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -10,6 +10,7 @@ from fastapi.security import APIKeyHeader
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from esl_pipeline.guard import is_of_a_page
 from esl_pipeline.receiver.answers import Answers, Kept, refusals
 from esl_pipeline.receiver.intake import Intake
 from esl_pipeline.settings import Settings
@@ -25,8 +26,8 @@ _KEPT = {outcome: JSONResponse({"status": outcome}) for outcome in ("accepted", 
 
 class Receiver(FastAPI):
     """The application, which answers webhooks before all else: past guard, middleware and routing, which take longer
-    than all that is done here. None of them is needed: who sent one is proven by its signature, in a header that no
-    page can make a browser send. What is no webhook they answer, and they know the same addresses.
+    than all that is done here. None of them is needed: they would let through what no browser sends, and who sent it is
+    proven by its signature. All else they answer, and they know the same addresses.
 
     ways: each by its path.
     """
@@ -38,7 +39,7 @@ class Receiver(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as the application would."""
         way = self._ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if way is None:
+        if way is None or is_of_a_page(scope):
             await super().__call__(scope, receive, send)
             return
         try:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from esl_pipeline.guard import Guard
 from esl_pipeline.receiver.intake import Limits
 from esl_pipeline.receiver.pace import Pace
 from esl_pipeline.sources.secrets import keys_for, read_secrets
@@ -280,3 +281,22 @@ def test_f26_nothing_makes_an_error(
     assert answer.status_code in ANSWERS
     assert is_signed or answer.status_code in {401, 404, 405}
     assert len(buffer.calls) == (answer.status_code == 200)
+
+
+# S32: foreign pages
+
+
+@pytest.mark.parametrize(
+    "page", [{"Origin": "http://foreign.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+)
+def test_s32_what_a_page_sends_is_no_webhook_whoever_signed_it(
+    buffer: WatchedBuffer, page: dict[str, str]
+) -> None:
+    app = make_app(buffer)
+    app.add_middleware(Guard, only_json=False, any_host=("/webhooks/",))
+    headers = signed("products/update", RAW)
+
+    refused = call(app, "POST", UPDATE, content=RAW, headers=headers | page)
+    assert (refused.status_code, refused.headers["x-frame-options"]) == (403, "DENY")
+    assert buffer.calls == []
+    assert call(app, "POST", UPDATE, content=RAW, headers=headers).status_code == 200
