@@ -238,6 +238,19 @@ def test_one_label_at_fault_in_a_quiet_store_holds_up_no_other(ready: World) -> 
     assert ready.prices() == {"C-1": "1.00", "C-2": "1.20"}
 
 
+def test_a_store_in_doubt_is_not_tried_with_the_same_label_again_and_again(ready: World) -> None:
+    """The most urgent one may be the one at fault."""
+    ready.settle(product(1), product(2, variants=labels(5, 2)))
+    ready.sandbox.faults(BUSY)
+    ready.update(product(1, 2, labels(1, 1, "1.20")), product(2, 2, labels(5, 2, "0.80")))
+    quiet(ready, **PATIENT)
+    ready.sandbox.faults(refuses(["C-1"]))
+    for _ in range(2):
+        time_passes(ready)
+        quiet(ready, **PATIENT)
+    assert ready.prices() == {"C-1": "1.00"} | {f"C-{n}": "0.80" for n in range(2, 7)}
+
+
 # --- row 5
 
 

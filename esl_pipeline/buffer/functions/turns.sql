@@ -52,8 +52,8 @@ end $$;
 -- most urgent. Rises and corrections go before all turns, of each mapping once between two turns (see esl.has_jump): so
 -- a rise waits for one call of each other mapping with rises at most, and what is no rise for as many, however many one
 -- of them has. Where one label alone is tried (a store in doubt, or p_alone: the whole server), one that has not failed
--- yet is. Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a
--- whole queue.
+-- yet is, and then whichever has waited longest: the most urgent may be the one at fault, and would be tried for ever.
+-- Every (mapping, store, priority) is a walk along the index of its own, so that nothing judges or sorts a whole queue.
 create or replace function esl.turns_to_push(p jsonb, p_alone boolean)
 returns table (mapping esl.store_mappings, store_code text, priority smallint, is_new boolean, is_held boolean)
 language plpgsql stable set search_path = '' as $$
@@ -94,7 +94,7 @@ begin
         select w.mapping, w.store_code, w.priority, n.is_new, w.crowded = 2
         from live w join (values (true), (false)) as n (is_new) on w.alone or not n.is_new
         order by w.crowded = 2, w.alone, w.slow, w.crowded, n.is_new desc, w.jumps desc, w.taken_at nulls first,
-                 case when n.is_new then 0 else w.priority end, w.next_attempt_at, w.created_at, w.code collate "C";
+                 case when w.alone then 0 else w.priority end, w.next_attempt_at, w.created_at, w.code collate "C";
 end $$;
 
 -- The label whose turn it is, if any; its batch is of the same mapping, store, operation and max_batch. is_held:
