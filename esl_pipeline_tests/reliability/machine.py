@@ -419,6 +419,9 @@ class Machine(RuleBasedStateMachine):
         self.sent: set[tuple[str, str, str]] = set()
         self.acknowledged: set[tuple[str, str, str]] = set()
         self.to_compare: set[str] = set()  # stores of whose labels somebody else has changed one
+        self.given_up: dict[
+            str, set[str]
+        ] = {}  # codes of a store that a comparison says it puts right no more
         self.was_late = False
         # Faults of the label servers that stay until they are lifted.
         self.standing: dict[str, list[dict[str, Any]]] = {name: [] for name in SERVERS}
@@ -1461,11 +1464,14 @@ class Machine(RuleBasedStateMachine):
             for store in sorted(edited):
                 world = self.parts.sites[self.placed[store]].world
                 for _ in range(2):  # a doubt may need a second look
-                    drift_stage.compare_store(world.buffer, world.client, store=store, run_id="quiet")
+                    drift = drift_stage.compare_store(world.buffer, world.client, store=store, run_id="quiet")
                     self._settle(approve=approve)
-            # What a mapping does not write, nobody puts right.
+                self.given_up[store] = set(drift.given_up)
+            # What a mapping does not write, nobody puts right, nor what came back after three repairs.
             writing = [mapping for mapping in self.mappings if not mapping.is_frozen and not mapping.unsure]
-            self.to_compare -= {store for mapping in writing for store in mapping.stores}
+            self.to_compare -= {
+                store for mapping in writing for store in mapping.stores if not self.given_up.get(store)
+            }
         self._check(before, verdicts, approve=approve)
 
     def _settle(self, *, approve: bool = True) -> None:
@@ -1583,8 +1589,12 @@ class Machine(RuleBasedStateMachine):
             self._check_accuracy(verdicts, after, excused)
 
     def _excused(self, before: dict[tuple[str, str], Place], *, approve: bool) -> set[tuple[str, str]]:
-        """Places whose change cannot go out: the label server refuses it, or nobody has approved it."""
+        """Places whose change cannot go out: the label server refuses it, nobody has approved it, or it came back after
+        three repairs, as people are told."""
         blocked = {key for key in before if self._is_refused(*key)}
+        given_up = {(store, code) for store, codes in self.given_up.items() for code in codes}
+        assert given_up <= {(row["store_code"], row["code"]) for row in self.parts.sql(_REPAIRED_THRICE)}
+        blocked |= given_up
         if not approve:
             guarded = self.parts.sql("select store_code, code from esl.sync_queue where state = 'guarded'")
             blocked |= {(row["store_code"], row["code"]) for row in guarded}
@@ -1695,6 +1705,12 @@ class Machine(RuleBasedStateMachine):
                     code,
                 )
             ],
+            "drift": self.parts.sql(
+                "select at, kind, run_id from esl.drift where store_code = %s and code = %s order by id",
+                store,
+                code,
+            ),
+            "compared": self.parts.sql("select * from esl.comparisons where store_code = %s", store),
         }
 
     # --- what must hold after every rule
@@ -1844,6 +1860,8 @@ class Machine(RuleBasedStateMachine):
         return True
 
 
+_REPAIRED_THRICE = """
+select store_code, code from esl.drift group by store_code, code, kind having count(*) >= 3"""
 _AFTER_EACH_STEP = """
 select (select coalesce(jsonb_agg(jsonb_build_array(source_store_id, topic, body_sha256, triggered_at)), '[]')
         from esl.webhook_inbox) as inbox,
