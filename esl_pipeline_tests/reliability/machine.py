@@ -1485,7 +1485,7 @@ class Machine(RuleBasedStateMachine):
                 for shop in self.shops.values():
                     did |= self._approve(shop)
             if not did:
-                did = bool(self._night()) and not self._is_anything_standing
+                did = bool(self._night())
             if not did:
                 return
             now = self.parts.sql("select count(*) as n from esl.sync_log where outcome = 'accepted'")[0]["n"]

@@ -287,6 +287,8 @@ def _leave(
                 allowed.add(place.pending)
         elif state == "blank" and owner:
             allowed |= {BLANK}
+            if place.in_doubt and not place.ledger and not place.pending:
+                allowed.add(None)  # it had gone before a late push, under another policy: that is done again
         else:
             allowed |= _goes(mapping, place) if owner else {None}
     return allowed
