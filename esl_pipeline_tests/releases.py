@@ -5,19 +5,27 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-FIRST, FIRST_VERSION = "5e57979", 100
-"""The first release's commit, and the version of its buffer's tables."""
+FIRST = "5e57979"
+"""The first release's commit."""
+BEFORE, BEFORE_VERSION = "86749de", 116
+"""The release before this one, and the version of its buffer's tables."""
+
+
+class MissingReleaseError(Exception):
+    """This clone does not have it; the message says why."""
 
 
 def unpacked(commit: str, folder: Path) -> None:
-    """Put the files of a commit there; skips the test where this clone has no such commit."""
-    archive = subprocess.run(
-        ["git", "archive", commit], cwd=ROOT, capture_output=True, timeout=60, check=False
-    )
+    """Put the files of a commit there. Raises MissingReleaseError."""
+    try:
+        archive = subprocess.run(
+            ["git", "archive", commit], cwd=ROOT, capture_output=True, timeout=60, check=False
+        )
+    except OSError as error:
+        raise MissingReleaseError(f"no git, which has the older release {commit}: {error}") from None
     if archive.returncode:
-        pytest.skip(f"commit {commit} is not in this clone: {archive.stderr.decode().strip()}")
+        reason = archive.stderr.decode(errors="replace").strip()
+        raise MissingReleaseError(f"git does not have the older release {commit}: {reason}")
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")

@@ -24,7 +24,7 @@ from esl_pipeline.buffer.migrate import (
     migrations,
 )
 from esl_pipeline.buffer.transports import PsycopgTransport
-from esl_pipeline_tests.releases import FIRST, unpacked
+from esl_pipeline_tests.releases import FIRST, MissingReleaseError, unpacked
 
 
 def paste(dsn: str) -> None:
@@ -60,7 +60,10 @@ def test_versions_are_numbered_without_gaps() -> None:
 
 def test_a_buffer_of_the_first_release_is_migrated(database: str, tmp_path: Path) -> None:
     """Functions that have other columns now are made anew. With work under way: reliability/test_versions.py."""
-    unpacked(FIRST, tmp_path)
+    try:
+        unpacked(FIRST, tmp_path)
+    except MissingReleaseError as missing:
+        pytest.skip(str(missing))
     subprocess.run(
         [sys.executable, "-m", "esl_pipeline.commands.cli", "migrate"],
         env=os.environ | {"PYTHONPATH": str(tmp_path), "ESL_DATABASE_URL": database},

@@ -15,14 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +40,7 @@ from esl_pipeline.sandbox.shopify.server import running_shopify
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
 from esl_pipeline_tests.deploy.tls import Certificates
+from esl_pipeline_tests.releases import BEFORE, ROOT, MissingReleaseError, unpacked
 from esl_pipeline_tests.reliability.outside import (
     WEBHOOK_SECRET,
     LabelServer,
@@ -55,8 +54,6 @@ from esl_pipeline_tests.reliability.outside import (
 )
 from esl_pipeline_tests.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
-PREVIOUS = "584e2bb"
 RATE = 5.0
 PASSWORD = "rehearsal-password"
 LOGINS = {"receiver": ("esl_receiver", "esl_admin"), "pipeline": ("esl_pipeline",)}
@@ -438,14 +435,9 @@ def _answers(url: str, ca: Path | None = None) -> bool:
 def trees(home: Path, commit: str) -> dict[str, Path]:
     """The older release as git has it, and this code, where an ordinary user can read them."""
     try:
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
-    except OSError as error:
-        raise MissingError(f"no git, which has the older release {commit}: {error}") from None
-    if archive.returncode:
-        reason = archive.stderr.decode(errors="replace").strip()
-        raise MissingError(f"git does not have the older release {commit}: {reason}")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-        tar.extractall(home / "old", filter="data")
+        unpacked(commit, home / "old")
+    except MissingReleaseError as missing:
+        raise MissingError(str(missing)) from None
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "esl_pipeline", home / "new" / "esl_pipeline", ignore=ignored)
     shutil.copy(ROOT / "dagster.yaml", home / "new")
@@ -641,7 +633,7 @@ def rehearse(commit: str, home: Path, rate: float = RATE) -> Verdict:
 
 
 def main(
-    commit: Annotated[str, typer.Option("--from", help="The release that is upgraded.")] = PREVIOUS,
+    commit: Annotated[str, typer.Option("--from", help="The release that is upgraded.")] = BEFORE,
 ) -> None:
     """Hold the rehearsal and print what happens."""
     with scratch_home("esl-rehearsal-") as home:

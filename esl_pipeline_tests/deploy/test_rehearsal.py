@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from esl_pipeline.sandbox.shopify.webhooks import Delivery
-from esl_pipeline_tests.deploy.rehearsal import PREVIOUS, MissingError, lost, main, rehearse, unread
+from esl_pipeline_tests.deploy.rehearsal import MissingError, lost, main, rehearse, unread
+from esl_pipeline_tests.releases import BEFORE
 from esl_pipeline_tests.reliability.outside import body_hash, scratch_home
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
@@ -21,7 +22,7 @@ FIRST = Delivery(
 def test_a_rolling_upgrade_and_the_end_of_each_part_lose_nothing() -> None:
     with scratch_home("esl-rehearsal-") as home:
         try:
-            verdict = rehearse(PREVIOUS, home)
+            verdict = rehearse(BEFORE, home)
         except MissingError as missing:
             pytest.skip(str(missing))
         assert verdict.problems == []
