@@ -18,6 +18,14 @@ _TOO_BIG = re.compile(r"57014|413")
 _OF_THE_DATA = re.compile(r"22...|23...|54...|413")
 # What one row may bring upon the call: the data, a lock or a deadlock, or a fault that the server had not foreseen.
 _OF_ONE_ROW = re.compile(r"22...|23...|54...|413|40001|40P01|55P03|P0...|XX...")
+# What a call meets whose functions or types a migration replaces while it is planned: by itself SQL that has passed its
+# tests names nothing that there is not.
+_OF_THE_PROGRAM = re.compile(r"42703|42704|42804|42883|42P01|42P13|0A000")
+_REPLACED = (
+    "cache lookup failed for",
+    "could not open relation with OID",
+    "function in FROM has unsupported",
+)
 _FEW = 10
 
 
@@ -162,13 +170,13 @@ def classify(failure: Failure, *, function: str, size: Size, credential: str) ->
         return code is not None and pattern.fullmatch(code) is not None
 
     kind: type[BufferError] = BufferError
-    # A migration has replaced a type or a function under the call.
-    was_replaced = code == "XX000" and message.startswith("cache lookup failed for")
-    retryable = is_one_of(_PASSING) or was_replaced
+    is_missing = code == "PGRST202" or (code == "42883" and f"{function}(" in message)
+    was_replaced = is_one_of(_OF_THE_PROGRAM) or (code == "XX000" and message.startswith(_REPLACED))
+    retryable = is_one_of(_PASSING) or (was_replaced and not is_missing)
     if is_one_of(_UNREACHABLE):
         kind, retryable = BufferUnavailable, True
         sentence = f"the buffer is not available ({code}): {message}"
-    elif code == "PGRST202" or (code == "42883" and f"{function}(" in message):
+    elif is_missing:
         sentence = (
             f"the buffer has no function {function}: run `esl-pipeline migrate` (or reload the schema cache)"
         )

@@ -288,6 +288,11 @@ def test_a_call_under_which_a_migration_has_replaced_something_is_tried_again() 
         return classify(failure, function="esl_due", size=Size.FIXED, credential="ESL_DATABASE_URL").retryable
 
     assert retried("XX000", "cache lookup failed for type 17026")
+    assert retried("XX000", "function in FROM has unsupported return type")
+    assert retried("42703", 'could not identify column "code" in record data type')
+    assert retried("42883", "function esl.places(text[], text[]) does not exist")
+    assert not retried("42883", "function public.esl_due(jsonb) does not exist")
+    assert not retried("42501", "permission denied for function esl_due")
     assert not retried("XX000", "unexpected end of data")
 
 

@@ -1603,10 +1603,19 @@ class Machine(RuleBasedStateMachine):
         for mapping in self.mappings:
             told = self.shops[mapping.shop].told
             waiting = {code for store, code in blocked if store == mapping.store}
+            rises = self._rises_that_wait(mapping)
             for (store, code), place in before.items():
-                if store in mapping.stores and model.owners_waiting(told, mapping, waiting, place.owners):
+                late = waiting if store == mapping.store and code in rises else waiting | rises
+                if store in mapping.stores and model.owners_waiting(told, mapping, late, place.owners):
                     blocked.add((store, code))
         return blocked
+
+    def _rises_that_wait(self, mapping: MappingModel) -> set[str]:
+        """Codes whose new label waits for its window; what it takes the place of elsewhere waits with it."""
+        if mapping.window is None:
+            return set()
+        rising = "select code from esl.sync_queue where store_code = %s and state = 'ready' and is_rise"
+        return {row["code"] for row in self.parts.sql(rising, mapping.store)}
 
     def _is_refused(self, store: str, code: str) -> bool:
         """Whether the label server of a store will have none of this label for now."""
@@ -1693,9 +1702,7 @@ class Machine(RuleBasedStateMachine):
             "because": verdict.why,
             "before": place,
             "mapping": next(m for m in self.mappings if store in m.stores),
-            "queue": self.parts.sql(
-                "select * from esl.sync_queue where store_code = %s and code = %s", store, code
-            ),
+            "queue": self.parts.sql("select * from esl.sync_queue where code = %s", code),
             "log": [
                 tuple(row.values())
                 for row in self.parts.sql(
