@@ -11,6 +11,8 @@ GROW = """
 insert into esl.sync_log (kind, push_id, mapping_id, variant_id, store_code, code, operation, attempt)
 select 'intent', gen_random_uuid(), gen_random_uuid(), 'v' || n, %(store)s, 'C-' || n, 'delete', 1
 from generate_series(1, %(rows)s) n"""
+TURNS = """
+insert into esl.turns (queue, party, taken_at) select 'push', n::text, now() from generate_series(1, 2000) n"""
 LABELS = """
 with mapping as (
     insert into esl.store_mappings (source_system, source_store_id, hipoink_store_code)
@@ -52,13 +54,29 @@ def test_a_table_is_analysed_once_it_has_more_than_doubled(buffer_dsn: str) -> N
         assert connection.execute(STORES).fetchone() == ("{002,001}",)
 
 
+def test_a_table_that_was_known_to_be_empty_is_analysed_once_it_is_full_again(buffer_dsn: str) -> None:
+    """It has not grown: it is as large as when it was full before."""
+    with psycopg.connect(buffer_dsn, autocommit=True) as connection:
+
+        def rows_known() -> float:
+            connection.execute("select pg_stat_force_next_flush()")
+            call(connection)
+            known = connection.execute("select reltuples from pg_class where oid = 'esl.turns'::regclass")
+            ((rows,),) = known.fetchall()
+            return float(rows)
+
+        connection.execute(TURNS)
+        connection.execute("delete from esl.turns")
+        connection.execute("analyze esl.turns")
+        assert rows_known() == 0
+        connection.execute(TURNS)
+        assert rows_known() == 2_000
+
+
 def test_one_table_a_call_the_largest_first(buffer_dsn: str) -> None:
     with psycopg.connect(buffer_dsn, autocommit=True) as connection:
         connection.execute(GROW, {"store": "001", "rows": 3_000})
-        connection.execute(
-            "insert into esl.turns (queue, party, taken_at)"
-            " select 'push', n::text, now() from generate_series(1, 2000) n"
-        )
+        connection.execute(TURNS)
         call(connection)
         assert known(connection) == ["sync_log"]
         call(connection)

@@ -1608,15 +1608,18 @@ $$;
 -- a session, for each call, by what is there. (A plan that was made for an empty queue reads all of a long one.)
 
 -- At the beginning of a door that is called for each change of a price, whose plans are kept: to plan it anew takes
--- longer than all else. A table that is more than twice as large as when it was last analysed is analysed, one a call:
--- that makes the plans anew. Autovacuum would, a minute later; in that a new store is filled, and a plan by what was
--- known before it came reads the whole ledger for each of its labels.
+-- longer than all else. A table is analysed, one a call, that is more than twice as large as when it was last, or in
+-- which more than twice as many rows have been written since as it had then (a queue that was known to be empty is as
+-- large as when it was full): that makes the plans anew. Autovacuum would, a minute later; in that a new store is
+-- filled, and a plan by what was known before it came reads the whole ledger, or queue, for each of its labels.
 create or replace function esl.know_what_grew() returns void language plpgsql set search_path = '' as $$
 declare t regclass;
 begin
     select c.oid into t from pg_catalog.pg_class c
     where c.relnamespace = 'esl'::regnamespace and c.relkind = 'r'
-      and pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint
+      and pg_catalog.pg_relation_size(c.oid) > 65536
+      and (pg_catalog.pg_relation_size(c.oid) > 65536 + 2 * 8192 * c.relpages::bigint
+           or pg_catalog.pg_stat_get_mod_since_analyze(c.oid) > 1000 + 2 * c.reltuples)
     order by pg_catalog.pg_relation_size(c.oid) desc limit 1;
     if t is not null then
         begin
@@ -10484,6 +10487,6 @@ end $$;
 
 select esl.drop_older_overloads();
 select esl.restrict_functions();
-comment on schema esl is '156 6aa294f71474bfaad64b0db74b4fb477b3270eb5f6a6b9f3524e087e4388e370';
+comment on schema esl is '156 374439edd66392e7d9c9bf0a1b04b39247febf367e4973af2ca2ad3027d3cb83';
 $esl_functions$;
 end $esl_pipeline$;
