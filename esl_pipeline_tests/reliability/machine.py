@@ -419,9 +419,8 @@ class Machine(RuleBasedStateMachine):
         self.sent: set[tuple[str, str, str]] = set()
         self.acknowledged: set[tuple[str, str, str]] = set()
         self.to_compare: set[str] = set()  # stores of whose labels somebody else has changed one
-        self.given_up: dict[
-            str, set[str]
-        ] = {}  # codes of a store that a comparison says it puts right no more
+        # Codes of a store that a comparison says it puts right no more.
+        self.given_up: dict[str, set[str]] = {}
         self.was_late = False
         # Faults of the label servers that stay until they are lifted.
         self.standing: dict[str, list[dict[str, Any]]] = {name: [] for name in SERVERS}

@@ -233,12 +233,9 @@ def test_f37_old_code_works_while_new_code_migrates_and_nothing_is_lost(
             stack.enter_context(_receiver(new, ports[1]))
             sent.to(senders[1])
             os.kill(old_worker.pid, signal.SIGSTOP)
+            lease = "select 1 from esl.leases where name = 'event_sync:default' and until > now()"
             eventually(
-                lambda: (
-                    not _sql(
-                        dsn, "select 1 from esl.leases where name = 'event_sync:default' and until > now()"
-                    )
-                ),
+                lambda: not _sql(dsn, lease),
                 40,
                 "the end of the old worker's lease",
             )
