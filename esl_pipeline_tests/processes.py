@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def descendants_of(pid: int) -> set[int]:
 def is_alive(pid: int) -> bool:
     stat = _stat(pid)
     return bool(stat) and stat[0] != "Z"
+
+
+def send(number: signal.Signals, pid: int) -> bool:
+    """Signal a process; False when it is gone: it may have ended since it was looked for."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_at_once(pids: Collection[int]) -> None:
+    """Kill processes that watch each other (a leash, a supervisor): none has the time to act on another's end."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            send(number, pid)
+    eventually(lambda: not any(map(is_alive, pids)), 10, f"the end of {pids}")
 
 
 def _stat(pid: int) -> list[str]:

@@ -38,7 +38,7 @@ from esl_pipeline.sandbox.shopify.shop import DOMAIN
 from esl_pipeline.stages.drain import lease_of
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
 from esl_pipeline_tests.orchestration.world import OTHER_STORE, arrive, map_shop, product
-from esl_pipeline_tests.processes import descendants_of, is_alive
+from esl_pipeline_tests.processes import descendants_of, is_alive, kill_at_once
 from esl_pipeline_tests.sandbox.shopify.support import small_shop
 from esl_pipeline_tests.waiting import eventually
 from esl_pipeline_tests.world import STORE
@@ -278,9 +278,7 @@ def test_a_worker_that_is_killed_in_mid_push_leaves_nothing_undone(deployment: D
     if dies == "the process of the run":
         os.kill(deployment.process_of_run(run_id), signal.SIGKILL)
     else:
-        for pid in (worker, *descendants_of(worker)):
-            os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not is_alive(worker), 10, "the worker's end")
+        kill_at_once({worker, *descendants_of(worker)})
     deployment.arrive(product(2, price=later))  # nobody is there to read it
     deployment.labels.faults()
     if not is_alive(worker):

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from esl_pipeline.local.variables import running_environment
 from esl_pipeline.local.webserver import Webserver
 from esl_pipeline.orchestration.near_real_time import HOLD_SECONDS, HOLDER_TAG
 from esl_pipeline.sandbox.shopify.shop import DOMAIN
-from esl_pipeline_tests.processes import Up, descendants_of, is_alive, part_of
+from esl_pipeline_tests.processes import Up, descendants_of, is_alive, kill_at_once, part_of
 from esl_pipeline_tests.waiting import eventually
 
 pytestmark = [
@@ -176,10 +176,7 @@ class Stack:
         """Every process is gone at once: none has the time to report anything."""
         self._opened.close()
         family = self.up.family()
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in family:
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
+        kill_at_once(family)
         self.up.process.wait(60)
         self.up.leaves_nothing(family)
 
@@ -246,12 +243,7 @@ class Stack:
     def kill_code_server(self) -> None:
         """With all its runs, in no time: none of them can report anything. `up` starts another."""
         code_server = part_of(self.home, "code server")
-        dying = {code_server, *descendants_of(code_server)}
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in dying:
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
-        eventually(lambda: not any(map(is_alive, dying)), 10, "the end of the code server")
+        kill_at_once({code_server, *descendants_of(code_server)})
 
     def retried(self, run_id: str, before: set[str], *, within: float = 30) -> DagsterRun:
         """The run that Dagster starts by itself for one that was just killed, when it has succeeded."""

@@ -1,6 +1,5 @@
 """Kills drains in the middle of a handover: when the next one waits, before the old one has let go of the lease."""
 
-import os
 import random
 import re
 import signal
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from esl_pipeline.local.variables import running_environment
-from esl_pipeline_tests.processes import runs_of
+from esl_pipeline_tests.processes import runs_of, send
 from esl_pipeline_tests.waiting import eventually
 
 # The old run looks whether the next one waits every two seconds: so long does a handover last.
@@ -88,8 +87,7 @@ class Handovers:
 
     def _kill(self, lease: _Lease, which: str) -> None:
         pid = self._process_of(lease.holder if which == "old" or lease.next is None else lease.next)
-        if pid in runs_of(self._home):
-            os.kill(pid, signal.SIGKILL)
+        if pid in runs_of(self._home) and send(signal.SIGKILL, pid):
             self.kills[which] += 1
 
     def _process_of(self, holder: str) -> int:

@@ -1,6 +1,5 @@
 """One `esl-pipeline up` whose parts are killed, and what goes wrong at its label servers meanwhile."""
 
-import os
 import random
 import signal
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from esl_pipeline.local.webserver import Webserver
-from esl_pipeline_tests.processes import Up, part_of, runs_of
+from esl_pipeline_tests.processes import Up, part_of, runs_of, send
 from esl_pipeline_tests.reliability.outside import LabelServer, Row, fixed_ports
 from esl_pipeline_tests.waiting import eventually
 
@@ -98,9 +97,8 @@ class Victim:
             self.wait()
         else:
             pid = self._pid(kind)
-            if not pid:
+            if not pid or not send(signal.SIGINT if kind == "Postgres restart" else signal.SIGKILL, pid):
                 return False
-            os.kill(pid, signal.SIGINT if kind == "Postgres restart" else signal.SIGKILL)
         self.kills[kind] += 1
         return True
 
