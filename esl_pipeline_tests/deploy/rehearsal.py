@@ -13,6 +13,7 @@ import pwd
 import random
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -427,7 +428,8 @@ def _python(user: pwd.struct_passwd | None, tree: Path) -> str:
 
 def _answers(url: str, ca: Path | None = None) -> bool:
     try:
-        return httpx.get(url, timeout=5, verify=str(ca) if ca else True).status_code == httpx.codes.OK
+        answer = httpx.get(url, timeout=5, verify=ssl.create_default_context(cafile=ca))
+        return answer.status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 

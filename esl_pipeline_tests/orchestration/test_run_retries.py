@@ -317,6 +317,8 @@ def stack() -> Iterator[Stack]:
                 " create function held.until_released() returns trigger language plpgsql as"
                 f" $$begin perform pg_advisory_xact_lock_shared({LOCK}); return new; end$$"
             )
+            # What has to go goes at once, or no removal would ever be out.
+            stack.sql("""update esl.store_mappings set settings = settings || '{"unbind_grace_hours": 0}'""")
             stack.instance.add_dynamic_partitions("shops", [SHOP])
             stack.webserver.wait(stack.webserver.launch_night(SHOP), 60)
             assert stack.labels.prices() == stack.shopify.prices()

@@ -22,6 +22,7 @@ import psycopg
 import pytest
 import stamina
 from psycopg import sql
+from psycopg.types.string import TextLoader
 
 from esl_pipeline.buffer.buffer import Buffer
 from esl_pipeline.buffer.transports import PsycopgTransport
@@ -154,6 +155,7 @@ def meddling(target: str) -> Iterator[Meddler]:
 def rows(dsn: str) -> Iterator[tuple[str, bytes]]:
     """Every row of every table of a database as bytes, packed columns unpacked too."""
     with psycopg.connect(dsn) as connection:
+        connection.adapters.register_loader("timestamptz", TextLoader)  # -infinity is no datetime
         tables = connection.execute(
             "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
             " where c.relkind = 'r' and n.nspname not in ('pg_catalog', 'information_schema')"
