@@ -30,8 +30,12 @@ _SECONDS_AFTER_AGE = math.ceil(RELIEF_SECONDS) + 300
 # 5 s loop, so that the next tick follows at once.
 HOLD_SECONDS = 24.0
 _POLL_SECONDS = 0.5
-# Until the launched run has taken the lease over; one that nobody hears of frees it by that time. Longer than Dagster
-# waits for a run to start (start_timeout_seconds of dagster.yaml): else each run would find the next one's lease.
+# A tick keeps a free lease for the run that it asks for, and each later one keeps it again while that run is on its
+# way. Longer than a tick and the pause after it. A tick that is killed (all of this stops or is restarted) may have
+# asked for a run that nobody hears of: the lease is free by that time.
+_KEPT_SECONDS = 45.0
+# A successor is awaited for longer than Dagster waits for a run to start (start_timeout_seconds of dagster.yaml): else
+# each would find the next one there.
 _LAUNCH_SECONDS = 130.0
 
 # Of each drain run; the run coordinator bounds how many of each label server are under way.
@@ -40,6 +44,7 @@ SERVER_TAG = "esl/label_server"
 HOLDER_TAG = "esl/holder"
 # Dagster's, of a run that failed: whether it will be tried again.
 WILL_RETRY_TAG = "dagster/will_retry"
+_NOT_STARTED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING]
 
 
 class DrainConfig(Form):
@@ -161,10 +166,17 @@ def _why_none(due: Due, name: str, servers: Mapping[str, Due]) -> str:
 
 def _announced(buffer: Buffer, name: str, holder: str, *, relieves: bool) -> bool:
     """Whether the lease is kept for this drain run until it has started, or it is the one to take it over."""
-    lease, seconds = lease_of(name), _LAUNCH_SECONDS
+    lease = lease_of(name)
     if relieves:
-        return buffer.lease_await(name=lease, holder=holder, seconds=seconds, ready=False) != "refused"
-    return buffer.lease_keep(name=lease, holder=holder, seconds=seconds)
+        state = buffer.lease_await(name=lease, holder=holder, seconds=_LAUNCH_SECONDS, ready=False)
+        return state != "refused"
+    return buffer.lease_keep(name=lease, holder=holder, seconds=_KEPT_SECONDS)
+
+
+def _on_its_way(instance: dg.DagsterInstance, name: str) -> str | None:
+    """The holder of the drain run of a label server that was asked for and has not started, if there is one."""
+    runs = instance.get_runs(dg.RunsFilter(tags={SERVER_TAG: name}, statuses=_NOT_STARTED), limit=1)
+    return runs[0].tags.get(HOLDER_TAG) if runs else None
 
 
 def _is_over(instance: dg.DagsterInstance, holder: str) -> bool:
@@ -218,6 +230,8 @@ def inbox_sensor(
             # A run that was killed before it began (its code server is restarted) gives no lease back.
             if of_server.drain and _is_over(context.instance, of_server.drain):
                 buffer.lease_release(name=lease_of(name), holder=of_server.drain, seconds=_LAUNCH_SECONDS)
+            if holder := _on_its_way(context.instance, name):
+                buffer.lease_keep(name=lease_of(name), holder=holder, seconds=_KEPT_SECONDS)
         while True:
             if added := new_shops(due, known):
                 # At once, not with the tick's result: the tick would have to end, and the shop's first label wait.
@@ -225,11 +239,11 @@ def inbox_sensor(
                 known.update(added)
             runs = []
             for name, of_server in due.servers.items():
-                holder = str(uuid4())
+                new = str(uuid4())
                 if wants_run(of_server, keep_warm=keep_warm) and _announced(
-                    buffer, name, holder, relieves=of_server.drain is not None
+                    buffer, name, new, relieves=of_server.drain is not None
                 ):
-                    runs.append(drain_request(name, holder, keep_warm=keep_warm))
+                    runs.append(drain_request(name, new, keep_warm=keep_warm))
             if runs:
                 return dg.SensorResult(run_requests=runs, cursor=cursor)
             if time.monotonic() > give_up:

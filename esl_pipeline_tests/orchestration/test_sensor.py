@@ -1,10 +1,12 @@
 """inbox_sensor: one run when something is due, none beside a living drain, new shops as partitions."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepositoryOrigin
 
 from esl_pipeline.model.due import Due
 from esl_pipeline.orchestration import near_real_time
@@ -108,6 +110,41 @@ def test_a_run_that_ended_before_it_began_gives_its_lease_back(
         assert pipeline.buffer.due().drain == successor.tags[near_real_time.HOLDER_TAG]
     else:
         assert skipped(again) == "the drain run is at work"
+
+
+def test_a_run_that_nobody_hears_of_keeps_the_lease_no_longer_than_its_tick_would(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when all stops, or the daemon is killed, between the tick and the run that it asks for."""
+    monkeypatch.setattr(near_real_time, "_KEPT_SECONDS", 0.5)
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    (lost,) = tick(pipeline).run_requests or []
+    (request,) = tick(pipeline).run_requests or []
+    assert request.run_key != lost.run_key
+
+
+@pytest.mark.parametrize("status", ["NOT_STARTED", "QUEUED", "STARTING"])
+def test_the_lease_is_kept_while_its_run_is_on_its_way(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr(near_real_time, "_KEPT_SECONDS", 1.0)
+    map_shop(pipeline.buffer)
+    arrive(pipeline.buffer, product(1))
+    (request,) = tick(pipeline).run_requests or []
+    origin = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", 1), "repository")
+    run = dg.DagsterRun(
+        "event_sync",
+        status=dg.DagsterRunStatus(status),
+        tags=dict(request.tags),
+        remote_job_origin=origin.get_job_origin("event_sync"),
+    )
+    pipeline.instance.add_run(run)
+    for _ in range(3):
+        assert skipped(tick(pipeline)) == "the drain run is at work"
+    time.sleep(1.1)
+    assert skipped(tick(pipeline)) == "the drain run is at work", "not even when a tick came too late"
+    assert pipeline.buffer.due().drain == request.tags[near_real_time.HOLDER_TAG]
 
 
 def test_it_waits_a_while_for_work(pipeline: Pipeline) -> None:
