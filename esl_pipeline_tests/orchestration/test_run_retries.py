@@ -154,7 +154,8 @@ class Stack:
         self._opened = ExitStack()
 
     def start(self) -> None:
-        self.up = Up(self.home, ESL_DRAIN_KEEP_WARM="false")  # a warm drain would push what a night has queued
+        # A warm drain would push what a night has queued.
+        self.up = Up(self.home, ESL_DRAIN_KEEP_WARM="false")
         urls = self.up.wait_until_ready()
         told = running_environment(self.home)
         self.dsn = told["ESL_DATABASE_URL"]

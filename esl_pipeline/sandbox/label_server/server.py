@@ -87,12 +87,15 @@ def create_app(
         store_code, codes = str(fields.get("store_code") or ""), codes_of(name, fields)
         fields = {**fields, "store_code": store_code}
         store.count_call(name, store_code, codes)
+        times_cleared = store.times_cleared
         seconds, fault = faults.fire(name, store_code, codes)
         await asyncio.sleep(seconds)
 
         def perform(done: Fields = fields, action: Action = known) -> Any:
             try:
                 _check_caller(client, done, client_id, sign)
+                if store.times_cleared != times_cleared:
+                    raise LogicalError("is forgotten with all else")
                 return action(store, done)
             except LogicalError as refusal:
                 return {"error_code": 1, "error_msg": f"{client} {refusal}"}

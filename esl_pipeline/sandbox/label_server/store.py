@@ -80,6 +80,7 @@ class LabelStore:
     ) -> None:
         self._auto_trigger = auto_trigger
         self._clock = clock
+        self.times_cleared = 0
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path or ":memory:", check_same_thread=False)
         self._db.row_factory = sqlite3.Row
@@ -209,6 +210,7 @@ class LabelStore:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock, self._db:
+            self.times_cleared += 1
             for table in ("change", "label", "physical", "call", "push"):
                 self._db.execute(f"delete from {table}")  # noqa: S608
             self.fleet.clear()

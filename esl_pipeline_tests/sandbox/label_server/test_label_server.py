@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from esl_pipeline.sandbox.label_server.store import LabelStore
 from esl_pipeline_tests.hipoink.servers import Sandbox, running_sandbox
+from esl_pipeline_tests.waiting import eventually
 
 COMMON = {"store_code": "001", "is_base64": "0", "sign": "sandbox-sign"}
 SUCCESS = {"error_code": 0, "error_msg": ""}
@@ -229,6 +231,16 @@ def test_state_can_be_cleared(sandbox: Sandbox):
     post(sandbox, "create", **product())
     empty = {"labels": {}, "shown": {}, "calls": {}, "pushes": {}, "history": {}, "refreshes": {}}
     assert sandbox.http.delete("/sandbox/state").json() == empty == sandbox.state()
+
+
+def test_a_call_that_is_on_its_way_when_all_is_forgotten_leaves_nothing(sandbox: Sandbox):
+    sandbox.faults({"kind": "latency", "ms": 500})
+    with ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(create, sandbox)
+        eventually(lambda: sandbox.state()["calls"])
+        sandbox.http.delete("/sandbox/state").raise_for_status()
+        assert answer.result().json()["error_code"] == 1
+    assert codes(sandbox) == []
 
 
 def test_an_edit_by_hand_is_no_push(sandbox: Sandbox):
