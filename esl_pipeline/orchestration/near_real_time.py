@@ -30,9 +30,10 @@ _SECONDS_AFTER_AGE = math.ceil(RELIEF_SECONDS) + 300
 # 5 s loop, so that the next tick follows at once.
 HOLD_SECONDS = 24.0
 _POLL_SECONDS = 0.5
-# A tick keeps a free lease for the run that it asks for, and each later one keeps it again while that run is on its
-# way. Longer than a tick and the pause after it. A tick that is killed (all of this stops or is restarted) may have
-# asked for a run that nobody hears of: the lease is free by that time.
+# A tick keeps a free lease for the run that it asks for, until the next tick. One that is killed (all of this stops or
+# is restarted) may have asked for a run that nobody hears of: the lease is free by that time.
+_ASKED_SECONDS = 20.0
+# Each later tick keeps it again while that run is on its way: for longer than a tick and the pause after it.
 _KEPT_SECONDS = 45.0
 # A successor is awaited for longer than Dagster waits for a run to start (start_timeout_seconds of dagster.yaml): else
 # each would find the next one there.
@@ -170,7 +171,7 @@ def _announced(buffer: Buffer, name: str, holder: str, *, relieves: bool) -> boo
     if relieves:
         state = buffer.lease_await(name=lease, holder=holder, seconds=_LAUNCH_SECONDS, ready=False)
         return state != "refused"
-    return buffer.lease_keep(name=lease, holder=holder, seconds=_KEPT_SECONDS)
+    return buffer.lease_keep(name=lease, holder=holder, seconds=_ASKED_SECONDS)
 
 
 def _on_its_way(instance: dg.DagsterInstance, name: str) -> str | None:

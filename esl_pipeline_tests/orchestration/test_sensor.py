@@ -112,11 +112,11 @@ def test_a_run_that_ended_before_it_began_gives_its_lease_back(
         assert skipped(again) == "the drain run is at work"
 
 
-def test_a_run_that_nobody_hears_of_keeps_the_lease_no_longer_than_its_tick_would(
+def test_a_run_that_nobody_hears_of_keeps_the_lease_for_a_few_seconds(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when all stops, or the daemon is killed, between the tick and the run that it asks for."""
-    monkeypatch.setattr(near_real_time, "_KEPT_SECONDS", 0.5)
+    monkeypatch.setattr(near_real_time, "_ASKED_SECONDS", 0.5)
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
     (lost,) = tick(pipeline).run_requests or []
@@ -128,7 +128,8 @@ def test_a_run_that_nobody_hears_of_keeps_the_lease_no_longer_than_its_tick_woul
 def test_the_lease_is_kept_while_its_run_is_on_its_way(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    monkeypatch.setattr(near_real_time, "_KEPT_SECONDS", 1.0)
+    for name in ("_ASKED_SECONDS", "_KEPT_SECONDS"):
+        monkeypatch.setattr(near_real_time, name, 1.0)
     map_shop(pipeline.buffer)
     arrive(pipeline.buffer, product(1))
     (request,) = tick(pipeline).run_requests or []
