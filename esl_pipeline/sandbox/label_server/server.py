@@ -95,7 +95,7 @@ def create_app(
             try:
                 _check_caller(client, done, client_id, sign)
                 if store.times_cleared != times_cleared:
-                    raise LogicalError("is forgotten with all else")
+                    raise LogicalError("all was forgotten meanwhile")
                 return action(store, done)
             except LogicalError as refusal:
                 return {"error_code": 1, "error_msg": f"{client} {refusal}"}
