@@ -45,7 +45,9 @@ SERVER_TAG = "esl/label_server"
 HOLDER_TAG = "esl/holder"
 # Dagster's, of a run that failed: whether it will be tried again.
 WILL_RETRY_TAG = "dagster/will_retry"
-_NOT_STARTED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING]
+# Of these Dagster makes something: it starts them, or says that they failed. One that is made and not queued yet stays
+# so for ever when the daemon is killed just then.
+_ON_THEIR_WAY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING]
 
 
 class DrainConfig(Form):
@@ -176,7 +178,7 @@ def _announced(buffer: Buffer, name: str, holder: str, *, relieves: bool) -> boo
 
 def _on_its_way(instance: dg.DagsterInstance, name: str) -> str | None:
     """The holder of the drain run of a label server that was asked for and has not started, if there is one."""
-    runs = instance.get_runs(dg.RunsFilter(tags={SERVER_TAG: name}, statuses=_NOT_STARTED), limit=1)
+    runs = instance.get_runs(dg.RunsFilter(tags={SERVER_TAG: name}, statuses=_ON_THEIR_WAY), limit=1)
     return runs[0].tags.get(HOLDER_TAG) if runs else None
 
 
