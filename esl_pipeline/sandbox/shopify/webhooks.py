@@ -8,7 +8,7 @@ import hmac
 import json
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -91,13 +91,16 @@ class Webhooks:
 
     def _delivery(self, topic: str, body: Json, at: datetime) -> Delivery:
         nanoseconds = self._shop.rng.randrange(10**9)
+        triggered = at + timedelta(microseconds=nanoseconds // 1000)
+        if self._shop.clock is not None:  # a webhook is not of the future, and a read after it is newer
+            triggered = max(at, min(triggered, self._shop.clock()))
         return Delivery(
             topic=topic,
             body=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
             shop=self.domain,
             webhook_id=self.new_id(),
             event_id=self.new_id(),
-            triggered_at=f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z",
+            triggered_at=f"{triggered.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}{nanoseconds % 1000:03d}Z",
         )
 
 

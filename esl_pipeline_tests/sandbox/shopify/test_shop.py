@@ -285,6 +285,15 @@ def test_a_shop_of_the_real_time_changes_now() -> None:
     assert before <= first < product.updated_at <= before + timedelta(seconds=5)
 
 
+def test_no_webhook_of_the_real_time_is_of_the_future() -> None:
+    """What is read after it must be newer: both have the second of the last change, and when they were made."""
+    shop, now = stocked_shop(3, variants=3), START + timedelta(milliseconds=20)
+    (product,) = shop.products.values()
+    shop.clock, shop.now, product.updated_at = (lambda: now), START, START
+    for _ in range(5):
+        assert START <= datetime.fromisoformat(Webhooks(shop).updated(product).triggered_at[:26] + "Z") <= now
+
+
 def test_a_kept_shop_is_the_same_shop_and_goes_on_in_the_real_time(tmp_path: Path) -> None:
     file = tmp_path / "shop.json"
     shop = small_shop()
