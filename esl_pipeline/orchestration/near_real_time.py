@@ -233,8 +233,8 @@ def inbox_sensor(
             # A run that was killed before it began (its code server is restarted) gives no lease back.
             if of_server.drain and _is_over(context.instance, of_server.drain):
                 buffer.lease_release(name=lease_of(name), holder=of_server.drain, seconds=_LAUNCH_SECONDS)
-            if holder := _on_its_way(context.instance, name):
-                buffer.lease_keep(name=lease_of(name), holder=holder, seconds=_KEPT_SECONDS)
+            if coming := _on_its_way(context.instance, name):
+                buffer.lease_keep(name=lease_of(name), holder=coming, seconds=_KEPT_SECONDS)
         while True:
             if added := new_shops(due, known):
                 # At once, not with the tick's result: the tick would have to end, and the shop's first label wait.
@@ -242,11 +242,11 @@ def inbox_sensor(
                 known.update(added)
             runs = []
             for name, of_server in due.servers.items():
-                new = str(uuid4())
+                holder = str(uuid4())
                 if wants_run(of_server, keep_warm=keep_warm) and _announced(
-                    buffer, name, new, relieves=of_server.drain is not None
+                    buffer, name, holder, relieves=of_server.drain is not None
                 ):
-                    runs.append(drain_request(name, new, keep_warm=keep_warm))
+                    runs.append(drain_request(name, holder, keep_warm=keep_warm))
             if runs:
                 return dg.SensorResult(run_requests=runs, cursor=cursor)
             if time.monotonic() > give_up:

@@ -29,7 +29,7 @@ def test_five_webhooks_with_a_wrong_secret_are_told_within_a_minute(place: Path)
             urls = up.wait_until_ready()
             ready = time.monotonic()
             eventually(lambda: heart.calls, 120, "a heartbeat: the daemon ticks")
-            # The receiver was there before the mapping, and asks for the mapped shops as often.
+            # The receiver was there before the mapping; it asks every so many seconds which shops are mapped.
             time.sleep(max(0, ready + TELL_SECONDS + 2 - time.monotonic()))
             raw = json.dumps(product(1)).encode()
             began = time.monotonic()
